@@ -1,0 +1,3 @@
+//! ACTS and cannot decide. One file for each interface of the kernel.
+
+pub mod error;
