@@ -103,7 +103,7 @@ impl fmt::Display for Bytes {
         for (unit, factor) in [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1u64 << 10)] {
             if self.0 >= factor {
                 let (whole, tenths) = (self.0 / factor, self.0 % factor * 10 / factor);
-                return if self.0 % factor == 0 {
+                return if self.0.is_multiple_of(factor) {
                     f.pad(&format!("{whole}{unit}"))
                 } else {
                     f.pad(&format!("{whole}.{tenths}{unit}"))
