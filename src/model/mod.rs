@@ -2,8 +2,14 @@
 //!
 //! Nothing here has a clock, touches the kernel, or decides anything.
 
+pub mod config;
 pub mod error;
+pub mod event;
 pub mod id;
 pub mod limits;
+pub mod request;
+pub mod spec;
+pub mod stage;
+pub mod status;
 pub mod time;
 pub mod units;

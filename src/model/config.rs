@@ -1,0 +1,161 @@
+//! What the herd is held to: bounds on the tree, limits by level, times.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::error::{Code, Error};
+use super::id::Level;
+use super::limits::{LevelLimits, Limits};
+use super::time::text as duration_text;
+
+/// The deepest tree that can be asked for.
+pub const LEVELS_MOST: u16 = 256;
+
+/// The most agents that can be asked for.
+pub const AGENTS_MOST: u32 = 100_000;
+
+/// How many ended agents are retained at most; beyond it the oldest go early.
+pub const RETAINED_MOST: usize = 20_000;
+
+/// Bounds on the tree's shape. A spawn beyond one is refused with the bound's name, or queued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Bounds {
+    /// How many levels there may be: 1 to 256, 10 by default.
+    pub max_levels: u16,
+    /// How many agents a level may have over all branches: 20 by default.
+    pub max_agents_per_level: u32,
+    /// How many children an agent may have: as many as a level by default.
+    pub max_children: u32,
+    /// How many agents the herd may have: 10,000 by default.
+    pub max_agents: u32,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { max_levels: 10, max_agents_per_level: 20, max_children: AGENTS_MOST, max_agents: 10_000 }
+    }
+}
+
+impl Bounds {
+    /// Checks the bounds' own ranges.
+    ///
+    /// # Errors
+    /// [`Code::BadValue`], naming the bound.
+    pub fn check(&self) -> Result<(), Error> {
+        let range = |name: &str, value: u32, most: u32| {
+            if (1..=most).contains(&value) {
+                Ok(())
+            } else {
+                Err(Error::new(Code::BadValue, format!("{name} = {value} is out of range"))
+                    .remedy(format!("use 1 to {most}")))
+            }
+        };
+        range("max_levels", self.max_levels.into(), LEVELS_MOST.into())?;
+        range("max_agents_per_level", self.max_agents_per_level, AGENTS_MOST)?;
+        range("max_children", self.max_children, AGENTS_MOST)?;
+        range("max_agents", self.max_agents, AGENTS_MOST)
+    }
+}
+
+/// The herd's own configuration, apart from where it lives.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HerdConfig {
+    /// Bounds on the tree.
+    pub bounds: Bounds,
+    /// Limits over all agents together.
+    pub limits: Limits,
+    /// What each level gives to its agents, by level.
+    pub levels: BTreeMap<Level, LevelLimits>,
+    /// Whether ended agents go by themselves after `cleanup_retention`: true by default.
+    pub auto_cleanup: bool,
+    /// How long an ended agent, its record and its output stay: 60 s by default.
+    #[serde(with = "duration_text")]
+    pub cleanup_retention: Duration,
+    /// How often statistics are sampled while somebody looks: 500 ms by default.
+    #[serde(with = "duration_text")]
+    pub monitoring_interval: Duration,
+    /// The bound on telling a failure, beyond which `detection:late` is told: 500 ms by default.
+    #[serde(with = "duration_text")]
+    pub failure_detection_timeout: Duration,
+    /// How long a process may take from its making to its program's start: 5 s by default.
+    #[serde(with = "duration_text")]
+    pub spawn_timeout: Duration,
+    /// How long a pause may take until all is seen frozen: 2 s by default.
+    #[serde(with = "duration_text")]
+    pub freeze_timeout: Duration,
+}
+
+impl Default for HerdConfig {
+    fn default() -> Self {
+        Self {
+            bounds: Bounds::default(),
+            limits: Limits::default(),
+            levels: BTreeMap::new(),
+            auto_cleanup: true,
+            cleanup_retention: Duration::from_secs(60),
+            monitoring_interval: Duration::from_millis(500),
+            failure_detection_timeout: Duration::from_millis(500),
+            spawn_timeout: Duration::from_secs(5),
+            freeze_timeout: Duration::from_secs(2),
+        }
+    }
+}
+
+impl HerdConfig {
+    /// Checks everything that can be checked without a host.
+    ///
+    /// # Errors
+    /// [`Code::BadValue`] or [`Code::LimitTooWide`] for the first fault, naming the field.
+    pub fn check(&self) -> Result<(), Error> {
+        self.bounds.check()?;
+        for (level, limits) in &self.levels {
+            if level.0 >= self.bounds.max_levels {
+                let message = format!(
+                    "limits for level {level}: the tree has {} levels, 0 to {}",
+                    self.bounds.max_levels,
+                    self.bounds.max_levels - 1
+                );
+                return Err(Error::new(Code::BadValue, message).remedy("raise max_levels or drop the level"));
+            }
+            for (part, inner) in [("each", &limits.each), ("siblings", &limits.siblings)] {
+                if let Some((knob, mine, theirs)) = inner.first_wider_than(&self.limits) {
+                    let message = format!("level {level} {part}: {knob} = {mine} is wider than the herd's {theirs}");
+                    return Err(Error::new(Code::LimitTooWide, message).remedy("lower it, or raise the herd's"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns what a level gives to its agents.
+    #[must_use]
+    pub fn level(&self, level: Level) -> LevelLimits {
+        self.levels.get(&level).cloned().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_the_documented_ones() {
+        let config = HerdConfig::default();
+        assert_eq!((config.bounds.max_levels, config.bounds.max_agents_per_level), (10, 20));
+        assert_eq!(config.cleanup_retention, Duration::from_secs(60));
+        assert_eq!(config.failure_detection_timeout, Duration::from_millis(500));
+        assert!(config.auto_cleanup && config.check().is_ok());
+    }
+
+    #[test]
+    fn a_level_wider_than_the_herd_is_refused() {
+        let mut config = HerdConfig::default();
+        config.limits.set_text("memory_max=1GiB").unwrap();
+        config.levels.entry(Level(1)).or_default().siblings.set_text("memory_max=2GiB").unwrap();
+        assert_eq!(config.check().unwrap_err().code, Code::LimitTooWide);
+    }
+}

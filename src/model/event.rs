@@ -1,0 +1,133 @@
+//! What happened: one event for each thing that a user or a program may want to know, numbered without gaps.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::id::{AgentId, Level, Run, SessionId};
+use super::limits::Limits;
+use super::status::{ExitRecord, Oom};
+use super::time::Wall;
+
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
+        /// What kind of thing happened. The text is stable; further kinds may join.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        pub enum Kind {
+            $($(#[$doc])* #[serde(rename = $text)] $name,)*
+        }
+
+        impl Kind {
+            /// Every kind.
+            pub const ALL: &[Self] = &[$(Self::$name),*];
+
+            /// Returns the kind's text.
+            #[must_use]
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$name => $text),* }
+            }
+        }
+    };
+}
+
+kinds! {
+    /// A daemon began (again) to supervise the herd.
+    HerdStarted = "herd:started",
+    /// The herd is being ended; nothing is admitted any more.
+    HerdStopping = "herd:stopping",
+    /// A group has its cgroup.
+    Registered = "process:registered",
+    /// A spawn waits for admission.
+    Queued = "process:queued",
+    /// An agent is admitted and has its cgroup.
+    Spawned = "process:spawned",
+    /// A run's program is executing.
+    Started = "process:started",
+    /// A run's main process exited and left descendants; the run's own end follows.
+    Exited = "process:exited",
+    /// A run ended badly on its own.
+    Failed = "process:failed",
+    /// A run ended well on its own.
+    Completed = "process:completed",
+    /// A run ended because that was asked for.
+    Terminated = "process:terminated",
+    /// An agent is being ended, on request.
+    Stopping = "process:stopping",
+    /// An agent's subtree is seen frozen.
+    Paused = "process:paused",
+    /// An agent's subtree goes on.
+    Resumed = "process:resumed",
+    /// A next run is due.
+    Restarting = "process:restarting",
+    /// An agent is not started again, though its policy would: the reason is in the message.
+    GaveUp = "process:gave-up",
+    /// The OOM killer killed a process.
+    Oom = "process:oom",
+    /// A limit was hit.
+    Limit = "process:limit",
+    /// Limits were changed.
+    LimitsChanged = "process:limits-changed",
+    /// Processes do not die or do not freeze; which ones, and where they hang, is in the message.
+    Lagging = "process:lagging",
+    /// An ended agent, its record and its output are gone; its id is free again.
+    Removed = "process:removed",
+    /// An agent asked for something that it may not.
+    Forbidden = "request:forbidden",
+    /// A death was told later than the bound.
+    Late = "detection:late",
+}
+
+impl Kind {
+    /// Says whether a run ends with this event.
+    #[must_use]
+    pub fn is_terminal(self) -> bool {
+        matches!(self, Self::Failed | Self::Completed | Self::Terminated)
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// An event: `seq`, `time`, `kind`, `agent`, `level` and `run` are always there, the rest where it applies.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    /// The number: 1 for the herd's first event, one more for each.
+    pub seq: u64,
+    /// When it was told.
+    pub time: Wall,
+    /// What happened.
+    pub kind: Kind,
+    /// To whom; none for the herd itself.
+    pub agent: Option<AgentId>,
+    /// The agent's level.
+    pub level: Option<Level>,
+    /// The agent's run.
+    pub run: Option<Run>,
+    /// The agent above it: whoever supervises its children filters by this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<AgentId>,
+    /// The agent's session.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<SessionId>,
+    /// The main process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<i32>,
+    /// How the run ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit: Option<ExitRecord>,
+    /// Whose limit was reached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oom: Option<Oom>,
+    /// How long until the next run, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delay_ms: Option<u64>,
+    /// The limits that are in force now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Limits>,
+    /// What happened and why, in a sentence.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+}

@@ -1,0 +1,519 @@
+//! What is asked for: the specification of an agent, complete and checked for what can be checked without a tree.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::error::{Code, Error};
+use super::id::{AgentId, Level, Priority, SessionId};
+use super::limits::Limits;
+use super::time::text as duration_text;
+use super::units::{Bytes, Max};
+
+/// The longest command, environment and metadata of one agent together, in bytes as JSON.
+pub const SPEC_MAX: usize = 256 * 1024;
+
+/// The longest grace, back-off or other duration that an agent may ask for: a year.
+pub const DURATION_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
+
+/// An agent as it is asked for. Without a command it is a group: a node that has children but no process.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentSpec {
+    /// The name, unique in the herd.
+    pub id: AgentId,
+    /// The agent above it; none for a root agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<AgentId>,
+    /// The level that the caller believes it to have. Checked, never used: the level follows from the parent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub level: Option<Level>,
+    /// A word of the user's for what kind of agent this is.
+    #[serde(default = "default_kind", rename = "type")]
+    pub kind: String,
+    /// How urgent it is, 0 to 10: the order of the queue for admission.
+    #[serde(default)]
+    pub priority: Priority,
+    /// The session it belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<SessionId>,
+    /// What it can do, in the user's words; kept and shown, never interpreted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub capabilities: Vec<String>,
+    /// Anything else that the user wants to keep with it; kept and shown, never interpreted.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: BTreeMap<String, serde_json::Value>,
+    /// The program and its arguments, looked up in the environment's PATH. Empty for a group.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub command: Vec<String>,
+    /// The working directory, absolute; `/` by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cwd: Option<PathBuf>,
+    /// Environment variables, on top of PATH, HOME, USER and LANG.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// Names of variables that are taken over from the daemon's own environment, if they are set there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inherit_env: Vec<String>,
+    /// The user to run as, by name or number; the daemon's own by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// The group to run as, by name or number; the user's own by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// A file to read standard input from; `/dev/null` by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stdin: Option<PathBuf>,
+    /// Limits over the agent's subtree.
+    #[serde(default, skip_serializing_if = "Limits::is_empty")]
+    pub limits: Limits,
+    /// Resource limits of the main process (`setrlimit`), inherited by what it starts.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub rlimits: BTreeMap<Rlimit, RlimitPair>,
+    /// The main process's `oom_score_adj`, -1000 to 1000; 0 by default, whatever the daemon's own is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oom_score_adj: Option<i16>,
+    /// The main process's nice value, -20 to 19.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nice: Option<i8>,
+    /// The main process's I/O priority.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ionice: Option<IoNice>,
+    /// When and how it is started again.
+    #[serde(default)]
+    pub restart: Restart,
+    /// What happens to what the main process leaves behind when it ends.
+    #[serde(default)]
+    pub on_main_exit: OnMainExit,
+    /// The polite signal.
+    #[serde(default)]
+    pub stop_signal: StopSignal,
+    /// How long a polite stop may take before the kill.
+    #[serde(default = "default_grace", with = "duration_text")]
+    pub grace: Duration,
+    /// How much of each of its two streams is kept, in bytes: 64 KiB at least, 16 MiB by default.
+    #[serde(default = "default_output_max")]
+    pub output_max: Bytes,
+    /// What happens when a bound on the tree is reached.
+    #[serde(default)]
+    pub admission: Admission,
+}
+
+fn default_kind() -> String {
+    "agent".to_owned()
+}
+
+fn default_grace() -> Duration {
+    Duration::from_secs(10)
+}
+
+fn default_output_max() -> Bytes {
+    Bytes(16 << 20)
+}
+
+impl AgentSpec {
+    /// Makes the specification of an agent with a command, everything else at its default.
+    #[must_use]
+    pub fn new<S: Into<String>>(id: AgentId, command: impl IntoIterator<Item = S>) -> Self {
+        Self {
+            id,
+            parent: None,
+            level: None,
+            kind: default_kind(),
+            priority: Priority::default(),
+            session: None,
+            capabilities: Vec::new(),
+            metadata: BTreeMap::new(),
+            command: command.into_iter().map(Into::into).collect(),
+            cwd: None,
+            env: BTreeMap::new(),
+            inherit_env: Vec::new(),
+            user: None,
+            group: None,
+            stdin: None,
+            limits: Limits::default(),
+            rlimits: BTreeMap::new(),
+            oom_score_adj: None,
+            nice: None,
+            ionice: None,
+            restart: Restart::default(),
+            on_main_exit: OnMainExit::default(),
+            stop_signal: StopSignal::default(),
+            grace: default_grace(),
+            output_max: default_output_max(),
+            admission: Admission::default(),
+        }
+    }
+
+    /// Makes the specification of a group.
+    #[must_use]
+    pub fn group(id: AgentId) -> Self {
+        Self::new::<String>(id, [])
+    }
+
+    /// Says whether this is a group: an agent without a command.
+    #[must_use]
+    pub fn is_group(&self) -> bool {
+        self.command.is_empty()
+    }
+
+    /// Checks everything that can be checked without a tree and a host.
+    ///
+    /// # Errors
+    /// [`Code::BadValue`] or [`Code::TooLarge`] for the first fault, naming the field.
+    pub fn check(&self) -> Result<(), Error> {
+        let bad =
+            |field: &str, why: String| Err(Error::new(Code::BadValue, format!("agent {}: {field}: {why}", self.id)));
+        let has_nul = |text: &str| text.contains('\0');
+        if self.command.first().is_some_and(String::is_empty) {
+            return bad("command", "the program's name is empty".to_owned());
+        }
+        if self.command.iter().any(|word| has_nul(word)) {
+            return bad("command", "a word contains a NUL byte".to_owned());
+        }
+        for (name, value) in &self.env {
+            if name.is_empty() || name.contains('=') || has_nul(name) || has_nul(value) {
+                return bad(
+                    "env",
+                    format!("{name:?} is not a variable: a name is not empty and has no `=`, neither has a NUL byte"),
+                );
+            }
+        }
+        for (field, path) in [("cwd", &self.cwd), ("stdin", &self.stdin)] {
+            if path.as_ref().is_some_and(|path| !path.is_absolute()) {
+                return bad(field, "the path is not absolute".to_owned());
+            }
+            if path.as_ref().is_some_and(|path| path.as_os_str().as_encoded_bytes().contains(&0)) {
+                return bad(field, "the path contains a NUL byte".to_owned());
+            }
+        }
+        if self.oom_score_adj.is_some_and(|adj| !(-1000..=1000).contains(&adj)) {
+            return bad("oom_score_adj", "it is -1000 to 1000".to_owned());
+        }
+        if self.nice.is_some_and(|nice| !(-20..=19).contains(&nice)) {
+            return bad("nice", "it is -20 to 19".to_owned());
+        }
+        if self.ionice.is_some_and(|ionice| ionice.level > 7) {
+            return bad("ionice", "the level is 0 to 7".to_owned());
+        }
+        if self.output_max < Bytes(64 * 1024) {
+            return bad("output_max", "it is 64KiB at least".to_owned());
+        }
+        if self.kind.is_empty() || self.kind.len() > 63 || self.kind.chars().any(char::is_control) {
+            return bad("type", "it is 1 to 63 printable characters".to_owned());
+        }
+        for (name, pair) in &self.rlimits {
+            if pair.soft.is_wider_than(&pair.hard) {
+                return bad("rlimits", format!("{name}: the soft limit is above the hard one"));
+            }
+        }
+        if self.grace > DURATION_MAX {
+            return bad("grace", "it is a year at most".to_owned());
+        }
+        self.restart.check().or_else(|why| bad("restart", why))?;
+        let size = serde_json::to_vec(self).map_or(usize::MAX, |json| json.len());
+        if size > SPEC_MAX {
+            let message =
+                format!("agent {}: the specification has {size} bytes as JSON, {SPEC_MAX} are allowed", self.id);
+            return Err(Error::new(Code::TooLarge, message).remedy("put large values into a file and give its path"));
+        }
+        Ok(())
+    }
+}
+
+/// What becomes of the descendants that the main process leaves behind, and of the agents below, when it has ended for good.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnMainExit {
+    /// They are terminated: stop signal, grace, kill.
+    #[default]
+    Terminate,
+    /// They are waited for; the run ends when the last of them has ended.
+    Wait,
+}
+
+/// What a spawn does at a bound on the tree.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Admission {
+    /// It is refused, with the bound's name.
+    #[default]
+    Refuse,
+    /// It waits, the most urgent first, until there is room.
+    Queue,
+}
+
+/// When an agent is started again (OTP's transient, permanent, temporary).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RestartPolicy {
+    /// Not at all.
+    #[default]
+    Never,
+    /// When it has failed.
+    OnFailure,
+    /// Whenever it has ended on its own.
+    Always,
+}
+
+/// The restart policy with its numbers. The n-th restart in a row waits `delay * factor^(n-1)`, `max_delay` at most, with
+/// up to `jitter` of that taken off or put on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Restart {
+    /// When.
+    pub policy: RestartPolicy,
+    /// The first delay: 1 s by default.
+    #[serde(with = "duration_text")]
+    pub delay: Duration,
+    /// The longest delay: 60 s by default.
+    #[serde(with = "duration_text")]
+    pub max_delay: Duration,
+    /// By how much each delay is longer than the one before, 1 to 100: 2 by default.
+    pub factor: f64,
+    /// The part of a delay that chance decides, 0 to 1: 0.1 by default.
+    pub jitter: f64,
+    /// How long a run must last for the delay to begin anew: 60 s by default.
+    #[serde(with = "duration_text")]
+    pub healthy_after: Duration,
+    /// How many restarts there may be within `period`, after which the agent is given up: 10 by default.
+    pub intensity: u32,
+    /// The time in which restarts are counted: 600 s by default.
+    #[serde(with = "duration_text")]
+    pub period: Duration,
+}
+
+impl Default for Restart {
+    fn default() -> Self {
+        Self {
+            policy: RestartPolicy::Never,
+            delay: Duration::from_secs(1),
+            max_delay: Duration::from_secs(60),
+            factor: 2.0,
+            jitter: 0.1,
+            healthy_after: Duration::from_secs(60),
+            intensity: 10,
+            period: Duration::from_secs(600),
+        }
+    }
+}
+
+impl Restart {
+    fn check(&self) -> Result<(), String> {
+        if !(1.0..=100.0).contains(&self.factor) {
+            return Err("factor is 1 to 100".to_owned());
+        }
+        if !(0.0..=1.0).contains(&self.jitter) {
+            return Err("jitter is 0 to 1".to_owned());
+        }
+        if self.delay > self.max_delay {
+            return Err("delay is above max_delay".to_owned());
+        }
+        if [self.max_delay, self.healthy_after, self.period].iter().any(|duration| *duration > DURATION_MAX) {
+            return Err("a duration is a year at most".to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// The signal of a polite stop, SIGTERM by default; written `SIGTERM`, `TERM` or 15.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct StopSignal(pub i32);
+
+impl Default for StopSignal {
+    fn default() -> Self {
+        Self(15)
+    }
+}
+
+impl FromStr for StopSignal {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self, Error> {
+        use nix::sys::signal::Signal;
+        let upper = text.to_ascii_uppercase();
+        let name = if upper.starts_with("SIG") { upper.clone() } else { format!("SIG{upper}") };
+        let signal = name.parse::<Signal>().ok().or_else(|| Signal::try_from(upper.parse::<i32>().ok()?).ok());
+        signal.map(|signal| Self(signal as i32)).ok_or_else(|| {
+            let shown: String = text.chars().take(40).collect();
+            Error::new(Code::BadValue, format!("no signal is called {shown:?}")).remedy("as in SIGTERM, SIGINT, SIGHUP")
+        })
+    }
+}
+
+impl TryFrom<String> for StopSignal {
+    type Error = Error;
+    fn try_from(text: String) -> Result<Self, Error> {
+        text.parse()
+    }
+}
+
+impl From<StopSignal> for String {
+    fn from(signal: StopSignal) -> String {
+        signal.to_string()
+    }
+}
+
+impl fmt::Display for StopSignal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&signal_name(self.0))
+    }
+}
+
+/// Returns a signal's name: `SIGKILL`; its number where it has none.
+#[must_use]
+pub fn signal_name(number: i32) -> String {
+    nix::sys::signal::Signal::try_from(number).map_or_else(|_| number.to_string(), |signal| signal.as_str().to_owned())
+}
+
+/// A resource of `setrlimit`, by the kernel's name in small letters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)] // getrlimit(2) documents them, and better.
+pub enum Rlimit {
+    As,
+    Core,
+    Cpu,
+    Data,
+    Fsize,
+    Memlock,
+    Nofile,
+    Nproc,
+    Rss,
+    Sigpending,
+    Stack,
+}
+
+impl fmt::Display for Rlimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", format!("{self:?}").to_ascii_lowercase())
+    }
+}
+
+/// The two values of a resource limit; on the wire one value for both (`1024`, `"max"`) or `"SOFT:HARD"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "RlimitForm", into = "String")]
+pub struct RlimitPair {
+    /// What is enforced.
+    pub soft: Max<u64>,
+    /// As far as the process itself may raise it.
+    pub hard: Max<u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum RlimitForm {
+    Number(u64),
+    Text(String),
+}
+
+impl TryFrom<RlimitForm> for RlimitPair {
+    type Error = String;
+    fn try_from(form: RlimitForm) -> Result<Self, String> {
+        match form {
+            RlimitForm::Number(number) => Ok(Self { soft: Max::Value(number), hard: Max::Value(number) }),
+            RlimitForm::Text(text) => text.parse(),
+        }
+    }
+}
+
+impl FromStr for RlimitPair {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let value = |text: &str| match text {
+            "max" | "unlimited" | "infinity" => Ok(Max::Max),
+            text => text.parse::<Bytes>().map(|bytes| Max::Value(bytes.0)),
+        };
+        let (soft, hard) = text.split_once(':').unwrap_or((text, text));
+        Ok(Self { soft: value(soft)?, hard: value(hard)? })
+    }
+}
+
+impl From<RlimitPair> for String {
+    fn from(pair: RlimitPair) -> String {
+        format!("{}:{}", pair.soft, pair.hard)
+    }
+}
+
+/// An I/O priority (ioprio_set(2)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IoNice {
+    /// The scheduling class.
+    pub class: IoClass,
+    /// The priority within the class, 0 (first) to 7 (last).
+    #[serde(default)]
+    pub level: u8,
+}
+
+/// The scheduling class of an I/O priority.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum IoClass {
+    /// Before everybody else.
+    Realtime,
+    /// The normal class.
+    BestEffort,
+    /// Only when nobody else wants the disk.
+    Idle,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id() -> AgentId {
+        "a".parse().unwrap()
+    }
+
+    #[test]
+    fn a_spec_needs_an_id_and_nothing_else() {
+        let spec: AgentSpec = serde_json::from_str(r#"{"id":"a"}"#).unwrap();
+        assert_eq!(spec, AgentSpec::group(id()));
+        assert!(spec.is_group() && spec.check().is_ok());
+        assert!(
+            serde_json::from_str::<AgentSpec>(r#"{"id":"a","comand":["x"]}"#).is_err(),
+            "an unknown field is refused"
+        );
+        let back: AgentSpec = serde_json::from_str(&serde_json::to_string(&spec).unwrap()).unwrap();
+        assert_eq!(back, spec);
+    }
+
+    #[test]
+    fn hostile_values_are_refused_with_the_fields_name() {
+        let with = |change: fn(&mut AgentSpec)| {
+            let mut spec = AgentSpec::new(id(), ["true"]);
+            change(&mut spec);
+            spec.check().unwrap_err().to_string()
+        };
+        assert!(with(|spec| spec.command = vec![String::new()]).contains("command"));
+        assert!(with(|spec| spec.command = vec!["a\0b".into()]).contains("command"));
+        assert!(with(|spec| drop(spec.env.insert("A=B".into(), "x".into()))).contains("env"));
+        assert!(with(|spec| spec.cwd = Some("relative".into())).contains("cwd"));
+        assert!(with(|spec| spec.nice = Some(20)).contains("nice"));
+        assert!(with(|spec| spec.restart.factor = f64::NAN).contains("restart"));
+        assert!(with(|spec| spec.command = vec!["x".repeat(300_000)]).contains("bytes"));
+        assert!(with(|spec| spec.kind = "a\u{1b}[31m".into()).contains("type"));
+    }
+
+    #[test]
+    fn a_stop_signal_is_a_name_or_a_number() {
+        for text in ["SIGINT", "int", "2"] {
+            assert_eq!(text.parse(), Ok(StopSignal(2)));
+        }
+        assert!("SIGFOO".parse::<StopSignal>().is_err());
+        assert!("0".parse::<StopSignal>().is_err());
+    }
+
+    #[test]
+    fn an_rlimit_is_one_value_or_two() {
+        let pair = |text: &str| serde_json::from_str::<RlimitPair>(text).unwrap();
+        assert_eq!(pair("7"), RlimitPair { soft: Max::Value(7), hard: Max::Value(7) });
+        assert_eq!(pair("\"1K:max\""), RlimitPair { soft: Max::Value(1024), hard: Max::Max });
+        assert!(serde_json::from_str::<RlimitPair>("-1").is_err());
+    }
+}

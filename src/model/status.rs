@@ -1,0 +1,363 @@
+//! What is: an agent's state, how its runs ended, what a terminate did. These are the shapes that programs read.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::id::{AgentId, Level, Priority, Run, SessionId};
+use super::limits::Limits;
+use super::stage::Stage;
+use super::time::Wall;
+
+/// Where an agent stands in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// It has no command and is there for its children.
+    Group,
+    /// It waits for admission.
+    Queued,
+    /// Its process is being made, or waits for its paused subtree to be resumed.
+    Starting,
+    /// Its run is going on.
+    Running,
+    /// Its run is being ended.
+    Stopping,
+    /// It waits for its next run.
+    Backoff,
+    /// It ended well on its own.
+    Completed,
+    /// It ended badly on its own.
+    Failed,
+    /// It ended because that was asked for.
+    Terminated,
+}
+
+impl State {
+    /// Every state, in the order of a life.
+    pub const ALL: [Self; 9] = [
+        Self::Group,
+        Self::Queued,
+        Self::Starting,
+        Self::Running,
+        Self::Stopping,
+        Self::Backoff,
+        Self::Completed,
+        Self::Failed,
+        Self::Terminated,
+    ];
+
+    /// Says whether the agent has ended and will not run again by itself.
+    #[must_use]
+    pub fn has_ended(self) -> bool {
+        matches!(self, Self::Completed | Self::Failed | Self::Terminated)
+    }
+
+    /// Returns the state's name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Group => "group",
+            Self::Queued => "queued",
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Stopping => "stopping",
+            Self::Backoff => "backoff",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Terminated => "terminated",
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// Whether an agent is paused, and by whom.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Paused {
+    /// It is not.
+    #[default]
+    No,
+    /// It was asked of this agent itself.
+    Own,
+    /// Only an agent above it is paused, and it with that one.
+    Inherited,
+}
+
+impl Paused {
+    /// Returns the word's text.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::No => "no",
+            Self::Own => "own",
+            Self::Inherited => "inherited",
+        }
+    }
+}
+
+/// Why a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Cause {
+    /// The main process exited with a status.
+    Exit,
+    /// A signal killed the main process, and it was not ours.
+    Signal,
+    /// The OOM killer killed the main process.
+    Oom,
+    /// The program could not be started.
+    Exec,
+    /// It was asked for.
+    Terminated,
+}
+
+impl Cause {
+    /// Returns the cause's name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Exit => "exit",
+            Self::Signal => "signal",
+            Self::Oom => "oom",
+            Self::Exec => "exec",
+            Self::Terminated => "terminated",
+        }
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// How the kernel says that a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Exit {
+    /// It exited with this status.
+    Status(i32),
+    /// This signal killed it.
+    Signal {
+        /// The signal's number.
+        number: i32,
+        /// Whether a core was dumped.
+        core: bool,
+    },
+    /// Nobody knows: it ended while no daemon was there to ask.
+    Unknown,
+}
+
+/// What a run used, from the kernel's account of its main process and those it waited for (wait4(2)).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rusage {
+    /// User CPU time in microseconds.
+    pub user_us: u64,
+    /// System CPU time in microseconds.
+    pub system_us: u64,
+    /// The largest resident set, in bytes.
+    pub max_rss_bytes: u64,
+}
+
+/// An OOM kill: whose limit was reached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Oom {
+    /// The culprit: the nearest agent, itself or above, whose own limit was reached; `herd` or `level-K` for theirs;
+    /// none if the host itself was out of memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub culprit: Option<String>,
+    /// That limit, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit_bytes: Option<u64>,
+    /// The agent below the culprit that used most, and how much, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub largest: Option<(AgentId, u64)>,
+}
+
+/// The record of a run's end. Every run has exactly one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitRecord {
+    /// Why it ended.
+    pub cause: Cause,
+    /// The main process's exit status, if it exited.
+    pub status: Option<i32>,
+    /// The signal that killed the main process, if one did: `SIGSEGV`.
+    pub signal: Option<String>,
+    /// Whether a core was dumped.
+    pub core: bool,
+    /// Whose limit was reached, if the OOM killer ended it.
+    pub oom: Option<Oom>,
+    /// At which step it failed to start, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stage: Option<Stage>,
+    /// The failure to start in one sentence, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// Who asked for the end, if somebody did: `uid 0, pid 712`, `agent build`, `the daemon's shutdown`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+    /// How many processes the main process left behind.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub descendants: u64,
+    /// How long the run lasted, paused time included, in milliseconds.
+    pub run_ms: u64,
+    /// How long the agent was paused during the run, in milliseconds.
+    pub paused_ms: u64,
+    /// What the main process used.
+    #[serde(default)]
+    pub rusage: Rusage,
+    /// The last lines of its stderr, on a failure.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub last_lines: Vec<String>,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
+impl ExitRecord {
+    /// Makes a record with a cause and nothing else.
+    #[must_use]
+    pub fn new(cause: Cause) -> Self {
+        Self {
+            cause,
+            status: None,
+            signal: None,
+            core: false,
+            oom: None,
+            stage: None,
+            error: None,
+            by: None,
+            descendants: 0,
+            run_ms: 0,
+            paused_ms: 0,
+            rusage: Rusage::default(),
+            last_lines: Vec::new(),
+        }
+    }
+
+    /// Says whether the main process exited with status 0 on its own.
+    #[must_use]
+    pub fn is_success(&self) -> bool {
+        self.cause == Cause::Exit && self.status == Some(0)
+    }
+}
+
+impl fmt::Display for ExitRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.cause, self.status, &self.signal) {
+            (Cause::Exec, ..) => write!(f, "could not start: {}", self.error.as_deref().unwrap_or("unknown error"))?,
+            (Cause::Oom, ..) => {
+                f.write_str("killed by the OOM killer")?;
+                if let Some(Oom { culprit: Some(culprit), limit_bytes, .. }) = &self.oom {
+                    write!(f, " at the limit of {culprit}")?;
+                    if let Some(limit) = limit_bytes {
+                        write!(f, " ({})", super::units::Bytes(*limit))?;
+                    }
+                }
+            }
+            (Cause::Terminated, ..) => {
+                f.write_str("terminated")?;
+                if let Some(by) = &self.by {
+                    write!(f, " by {by}")?;
+                }
+            }
+            (_, Some(status), _) => write!(f, "exit status {status}")?,
+            (_, _, Some(signal)) => {
+                write!(f, "killed by {signal}{}", if self.core { " (core dumped)" } else { "" })?;
+            }
+            _ => f.write_str("ended, how is not known")?,
+        }
+        Ok(())
+    }
+}
+
+/// An agent as `ps` shows it: these fields are stable, further ones may join.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AgentStatus {
+    /// Its name.
+    pub id: AgentId,
+    /// The agent above it.
+    pub parent: Option<AgentId>,
+    /// How deep it stands.
+    pub level: Level,
+    /// The user's word for its kind.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Its session.
+    pub session: Option<SessionId>,
+    /// How urgent it is.
+    pub priority: Priority,
+    /// Where it stands in its life.
+    pub state: State,
+    /// Whether it is paused, and by whom.
+    pub paused: Paused,
+    /// The main process of the run that is going on.
+    pub pid: Option<i32>,
+    /// The number of its last run.
+    pub run: Run,
+    /// Its cgroup's absolute path on cgroup2.
+    pub cgroup: String,
+    /// The program and its arguments.
+    pub command: Vec<String>,
+    /// How its last run ended; none while it has not ended.
+    pub exit: Option<ExitRecord>,
+    /// How many of its runs were restarts.
+    pub restarts: u32,
+    /// When its run began.
+    pub started: Option<Wall>,
+    /// When its last run ended.
+    pub ended: Option<Wall>,
+    /// What it waits for, and until when, in a sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits: Option<String>,
+    /// The limits over its subtree: its own and those of its level.
+    pub limits: Limits,
+    /// What it can do, in the user's words.
+    pub capabilities: Vec<String>,
+    /// Anything else the user keeps with it.
+    pub metadata: BTreeMap<String, serde_json::Value>,
+    /// The agents right below it.
+    pub children: Vec<AgentId>,
+    /// How long it has been paused in this run, in milliseconds.
+    pub paused_ms: u64,
+}
+
+/// What a terminate did: proof, not a promise.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Receipt {
+    /// One entry for every agent that was in the subtrees, parents before children.
+    pub agents: Vec<AgentReceipt>,
+    /// How many processes ended.
+    pub processes: u64,
+    /// How long it took until the last was gone, in milliseconds.
+    pub ms: f64,
+}
+
+/// One agent's part of a [`Receipt`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AgentReceipt {
+    /// Whose.
+    pub id: AgentId,
+    /// How many of its processes ended; 0 if it had none left.
+    pub processes: u64,
+    /// Which signals were sent, and how many processes ended after each: `{"SIGTERM": 2, "SIGKILL": 1}`.
+    pub signals: BTreeMap<String, u64>,
+    /// From the request until its cgroup was empty, in milliseconds.
+    pub ms: f64,
+    /// Processes that outlived the kill: always 0 when the request ends well.
+    pub survivors: u64,
+}
+
+/// Turns a duration into milliseconds for the wire.
+#[must_use]
+pub fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
