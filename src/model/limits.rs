@@ -305,6 +305,20 @@ impl Setting {
     }
 }
 
+impl Setting {
+    /// Returns the setting as an amount that can be summed: bytes, tasks, or thousandths of a CPU. None for what has no
+    /// amount, `max` included.
+    #[must_use]
+    pub fn amount(&self) -> Option<u128> {
+        match self {
+            Self::Bytes(bytes) => bytes.value().map(|bytes| bytes.0.into()),
+            Self::Count(count) => count.value().map(u128::from),
+            Self::Cpu(max) => max.quota.value().map(|quota| u128::from(quota) * 1000 / u128::from(max.period)),
+            Self::Weight(_) | Self::Flag(_) | Self::Cpus(_) | Self::Io(_) => None,
+        }
+    }
+}
+
 /// Writes the setting in the form that cgroup2's file takes.
 impl fmt::Display for Setting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -260,6 +260,18 @@ pub enum RestartPolicy {
     Always,
 }
 
+impl RestartPolicy {
+    /// Returns the policy's name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Never => "never",
+            Self::OnFailure => "on-failure",
+            Self::Always => "always",
+        }
+    }
+}
+
 /// The restart policy with its numbers. The n-th restart in a row waits `delay * factor^(n-1)`, `max_delay` at most, with
 /// up to `jitter` of that taken off or put on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -1,0 +1,199 @@
+//! Who is let in: the bounds on the tree, what fits into what, and the queue.
+
+use std::cmp::Reverse;
+use std::sync::Arc;
+
+use super::agent::{Agent, Phase};
+use super::input::{AgentKey, Frost, ReplyTo};
+use super::{Closing, Machine, Step};
+use crate::model::config::RETAINED_MOST;
+use crate::model::error::{Code, Error};
+use crate::model::event::Kind;
+use crate::model::id::{AgentId, Level};
+use crate::model::limits::Limits;
+use crate::model::request::Answer;
+use crate::model::spec::{Admission, AgentSpec};
+
+/// How many spawns may wait for admission.
+const QUEUE_MOST: usize = 10_000;
+
+impl Machine {
+    /// Admits, queues or refuses a spawn. What it can refuse, it refuses before anything is changed.
+    pub(super) fn ask_spawn(&mut self, step: &mut Step, to: ReplyTo, spec: AgentSpec) -> Result<(), Error> {
+        let (parent, level) = self.place(&spec)?;
+        let limits = self.limits_for(&spec, parent, level)?;
+        let room = self.room(parent, level, &limits);
+        let is_queued = match (&room, spec.admission) {
+            (Ok(()), _) => false,
+            (Err(_), Admission::Queue) if self.queue.len() < QUEUE_MOST => true,
+            (Err(error), _) => return Err(error.clone()),
+        };
+        let key = AgentKey(self.fresh());
+        let agent = Agent::new(key, Arc::new(spec), parent, level, limits);
+        self.ids.insert(agent.spec.id.clone(), key);
+        if let Some(parent) = parent {
+            let parent = self.agent_mut(parent);
+            parent.children.insert(key);
+            parent.live_children += 1;
+        }
+        let priority = agent.spec.priority;
+        self.agents.insert(key, agent);
+        if is_queued {
+            self.queue.insert((Reverse(priority), key));
+            self.publish(step, Kind::Queued, key, |event| {
+                event.message = room.err().map(|error| error.message).unwrap_or_default();
+            });
+            let status = self.status(key, step.now.mono);
+            step.reply(to, Ok(Answer::Agent(Box::new(status))));
+        } else {
+            self.count_in(key);
+            self.agent_mut(key).reply = Some(to);
+            self.enter(key, Phase::Held);
+        }
+        Ok(())
+    }
+
+    /// Finds where a new agent would stand.
+    fn place(&self, spec: &AgentSpec) -> Result<(Option<AgentKey>, Level), Error> {
+        spec.check()?;
+        let refuse = |code, message: String| Err(Error::new(code, format!("spawn {}: {message}", spec.id)));
+        if self.closing != Closing::Open {
+            return refuse(Code::ShuttingDown, "the herd is being ended".to_owned());
+        }
+        if let Some(other) = self.ids.get(&spec.id) {
+            let state = self.agents[other].state();
+            let error = Error::new(
+                Code::DuplicateId,
+                format!("spawn {0}: an agent {0} exists already, it is {state}", spec.id),
+            );
+            return Err(error.remedy(if state.has_ended() {
+                format!("`treeherd cleanup {}` frees the id", spec.id)
+            } else {
+                "choose another id".to_owned()
+            }));
+        }
+        let parent = match &spec.parent {
+            None => None,
+            Some(id) => Some(self.parent(&spec.id, id)?),
+        };
+        let level = parent.map_or(Level(0), |parent| self.agents[&parent].level.below());
+        if let Some(stated) = spec.level.filter(|stated| *stated != level) {
+            return refuse(Code::WrongLevel, format!("level {stated} is stated, by its parent it is {level}"));
+        }
+        let most = self.config.bounds.max_levels;
+        if level.0 >= most {
+            return Err(bound(&spec.id, "max_levels", most.into(), &format!("it would stand at level {level}")));
+        }
+        if self.retained.len() >= RETAINED_MOST && !self.config.auto_cleanup {
+            let message =
+                format!("spawn {}: {RETAINED_MOST} ended agents are retained, the most there may be", spec.id);
+            return Err(Error::new(Code::BoundReached, message).remedy("`treeherd cleanup --all` forgets them"));
+        }
+        Ok((parent, level))
+    }
+
+    fn parent(&self, id: &AgentId, parent: &AgentId) -> Result<AgentKey, Error> {
+        let Some(key) = self.ids.get(parent).copied() else {
+            let error = Error::new(Code::NoSuchParent, format!("spawn {id}: no agent is called {parent}"));
+            return Err(error.remedy("spawn or register the parent first"));
+        };
+        let agent = &self.agents[&key];
+        if agent.has_ended() || agent.down.is_some() || matches!(agent.phase, Phase::Lingering { .. }) {
+            let message = format!("spawn {id}: its parent {parent} is {}", agent.state());
+            return Err(Error::new(Code::NoSuchParent, message).remedy("choose a parent that lives"));
+        }
+        Ok(key)
+    }
+
+    /// Says whether there is room for one more agent, or which bound leaves none.
+    pub(super) fn room(&self, parent: Option<AgentKey>, level: Level, limits: &Limits) -> Result<(), Error> {
+        let bounds = &self.config.bounds;
+        let at_level = self.levels.get(&level).map_or(0, |agents| agents.len());
+        let full = |name: &str, most: u32, of: &str| {
+            let error = Error::new(Code::BoundReached, format!("{name} = {most} is reached: {of}"));
+            Err(error.remedy(format!("wait until one ends, ask for admission = \"queue\", or raise {name}")))
+        };
+        if self.admitted >= bounds.max_agents {
+            return full("max_agents", bounds.max_agents, &format!("the herd has {} agents", self.admitted));
+        }
+        if at_level >= bounds.max_agents_per_level as usize {
+            return full(
+                "max_agents_per_level",
+                bounds.max_agents_per_level,
+                &format!("level {level} has {at_level} agents"),
+            );
+        }
+        if let Some(parent) = parent.map(|parent| &self.agents[&parent]) {
+            if parent.admitted_children >= bounds.max_children {
+                let of = format!("{} has {} children", parent.spec.id, parent.admitted_children);
+                return full("max_children", bounds.max_children, &of);
+            }
+        }
+        self.total_room(level, limits)
+    }
+
+    /// Counts an agent against the bounds.
+    pub(super) fn count_in(&mut self, key: AgentKey) {
+        let (level, parent) = (self.agents[&key].level, self.agents[&key].parent);
+        self.levels.entry(level).or_default().insert(key);
+        self.admitted += 1;
+        if let Some(parent) = parent {
+            self.agent_mut(parent).admitted_children += 1;
+        }
+    }
+
+    /// Gives an agent's room back.
+    pub(super) fn count_out(&mut self, key: AgentKey) {
+        let (level, parent) = (self.agents[&key].level, self.agents[&key].parent);
+        if let Some(agents) = self.levels.get_mut(&level) {
+            agents.remove(&key);
+        }
+        self.admitted -= 1;
+        if let Some(parent) = parent {
+            self.agent_mut(parent).admitted_children -= 1;
+        }
+        self.queue_moved = true;
+    }
+
+    /// Lets in whoever there is room for now, the most urgent first.
+    pub(super) fn settle_queue(&mut self, step: &mut Step) {
+        if self.queue.is_empty() {
+            return;
+        }
+        let waiting: Vec<_> = self.queue.iter().copied().collect();
+        for entry in waiting {
+            let (_, key) = entry;
+            let agent = &self.agents[&key];
+            if agent.down.is_none() && self.room(agent.parent, agent.level, &agent.limits).is_ok() {
+                self.queue.remove(&entry);
+                self.count_in(key);
+                self.enter(key, Phase::Held);
+                self.settle(step, key);
+            }
+        }
+    }
+
+    /// Says whether a held agent can be started now.
+    pub(super) fn may_start(&self, key: AgentKey) -> bool {
+        use super::agent::Home::{Made, Making, None};
+        let agent = &self.agents[&key];
+        let parent_is_ready = agent.parent.is_none_or(|parent| {
+            let parent = &self.agents[&parent];
+            parent.home == Made && parent.nursery != Making
+        });
+        parent_is_ready && matches!(agent.home, None | Made) && !self.is_held_by_frost(key)
+    }
+
+    /// Says whether a spawn would enter a frozen cgroup, or one that is about to be frozen.
+    pub(super) fn is_held_by_frost(&self, key: AgentKey) -> bool {
+        std::iter::once(key).chain(self.ancestors(key)).any(|key| {
+            let freezer = &self.agents[&key].freezer;
+            freezer.own == Frost::Frozen || freezer.written == Frost::Frozen || freezer.ordered.is_some()
+        })
+    }
+}
+
+fn bound(id: &AgentId, name: &str, most: u32, why: &str) -> Error {
+    Error::new(Code::BoundReached, format!("spawn {id}: {name} = {most} is reached: {why}"))
+        .remedy(format!("choose a parent nearer to the root, or raise {name}"))
+}

@@ -1,0 +1,251 @@
+//! One agent as the machine sees it: what is wanted of it, where it is, and what the kernel said last.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::input::{AgentKey, Frost, Now, ReplyTo};
+use super::restart::History;
+use super::stop::StopKey;
+use crate::model::id::{Level, Run};
+use crate::model::limits::Limits;
+use crate::model::spec::AgentSpec;
+use crate::model::status::{ExitRecord, Paused, State};
+use crate::model::time::{Monotonic, Wall};
+
+/// How an agent ended for good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Completed,
+    Failed,
+    Terminated,
+}
+
+/// A wait whose clock stands still while the agent is paused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Countdown {
+    Until(Monotonic),
+    Suspended(Duration),
+}
+
+/// The way from the polite signal to the kill, for one run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ladder {
+    /// The stop signal is sent; at this time comes the kill.
+    Polite(Monotonic),
+    /// The kill is ordered, and ordered again at this time if need be.
+    Killed(Monotonic),
+}
+
+/// Where an agent is. The one place where it changes is `Machine::enter`.
+#[derive(Clone, Debug)]
+pub(super) enum Phase {
+    /// A group whose cgroup is made.
+    Group,
+    /// It waits for admission.
+    Queued,
+    /// It is admitted and waits for its parent's cgroup, or for its subtree to be thawed.
+    Held,
+    /// The spawn is on a hand; at the deadline the fresh run is killed, which frees the hand.
+    Spawning { deadline: Option<Monotonic> },
+    /// The main process runs. A ladder says that this run is to be ended for the next one.
+    Running { pid: i32, ladder: Option<Ladder> },
+    /// The main process has ended, descendants live. Without a ladder they are waited for.
+    Draining { record: Box<ExitRecord>, ladder: Option<Ladder> },
+    /// The last run is over, agents below are still there.
+    Lingering { outcome: Outcome },
+    /// It waits for its next run.
+    Backoff { countdown: Countdown },
+    /// It has ended, and nothing of it lives.
+    Ended { outcome: Outcome, at: Monotonic },
+}
+
+/// An agent's cgroup directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Home {
+    /// Not made yet, or removed.
+    None,
+    /// Being made by a spawn that is under way.
+    Making,
+    /// There.
+    Made,
+    /// Being removed.
+    Removing,
+    /// Its removal was refused since something lives in it: killed, and tried again when it is empty or at this time.
+    Emptying(Monotonic),
+}
+
+/// An agent's freezer: what is asked, what was ordered, what was written, what the kernel says.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Freezer {
+    /// Whether a user paused this very agent.
+    pub own: Frost,
+    /// The write that is on a hand.
+    pub ordered: Option<Frost>,
+    /// The last write that was carried out.
+    pub written: Frost,
+    /// What `cgroup.events` said last.
+    pub seen: Frost,
+    /// What the last event told of it.
+    pub told: Frost,
+}
+
+/// The request to end an agent, as far as it concerns this agent.
+#[derive(Clone, Debug)]
+pub(super) struct Down {
+    /// The stop that drives it.
+    pub stop: StopKey,
+    /// Who asked.
+    pub by: Arc<str>,
+    /// The stop signal to the present run.
+    pub signal: Signal,
+}
+
+/// How far the stop signal to a run has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Signal {
+    Unsent,
+    Ordered,
+    Sent,
+}
+
+/// One agent.
+#[derive(Clone, Debug)]
+pub(super) struct Agent {
+    pub key: AgentKey,
+    pub spec: Arc<AgentSpec>,
+    pub parent: Option<AgentKey>,
+    pub children: BTreeSet<AgentKey>,
+    /// Children that have not ended.
+    pub live_children: u32,
+    /// Children that count against `max_children`.
+    pub admitted_children: u32,
+    pub level: Level,
+    /// The limits over the subtree: the level's `each` with the agent's own over it.
+    pub limits: Limits,
+    pub phase: Phase,
+    /// Wanted: none is up; else it is to end and to stay ended.
+    pub down: Option<Down>,
+    /// Who asked for the present run to be ended for the next one.
+    pub cycle: Option<Arc<str>>,
+    /// The stops that wait for it.
+    pub stops: Vec<StopKey>,
+    pub home: Home,
+    /// The cgroup of the children together.
+    pub nursery: Home,
+    /// Spawns on a hand in the subtree, the agent's own included.
+    pub spawning: u32,
+    pub freezer: Freezer,
+    /// Since when it is paused, by itself or from above, while a run is going on.
+    pub paused_since: Option<Monotonic>,
+    /// For how long it was paused in this run.
+    pub paused_total: Duration,
+    pub run: Run,
+    pub restarts: u32,
+    pub history: History,
+    pub began: Option<Now>,
+    pub ended: Option<Now>,
+    /// When it is forgotten, once it has ended.
+    pub expires: Option<Monotonic>,
+    /// How the last run ended.
+    pub last: Option<Box<ExitRecord>>,
+    /// The run whose terminal event was told.
+    pub told: Run,
+    /// Who waits for the outcome of the spawn or restart that is under way.
+    pub reply: Option<ReplyTo>,
+    /// The timer that is set for it.
+    pub due: Option<Monotonic>,
+}
+
+impl Agent {
+    pub fn new(key: AgentKey, spec: Arc<AgentSpec>, parent: Option<AgentKey>, level: Level, limits: Limits) -> Self {
+        Self {
+            key,
+            spec,
+            parent,
+            children: BTreeSet::new(),
+            live_children: 0,
+            admitted_children: 0,
+            level,
+            limits,
+            phase: Phase::Queued,
+            down: None,
+            cycle: None,
+            stops: Vec::new(),
+            home: Home::None,
+            nursery: Home::None,
+            spawning: 0,
+            freezer: Freezer::default(),
+            paused_since: None,
+            paused_total: Duration::ZERO,
+            run: Run::default(),
+            restarts: 0,
+            history: History::default(),
+            began: None,
+            ended: None,
+            expires: None,
+            last: None,
+            told: Run::default(),
+            reply: None,
+            due: None,
+        }
+    }
+
+    pub fn has_ended(&self) -> bool {
+        matches!(self.phase, Phase::Ended { .. })
+    }
+
+    /// Says whether it counts against the bounds on the tree.
+    pub fn is_admitted(&self) -> bool {
+        !matches!(self.phase, Phase::Queued | Phase::Ended { .. })
+    }
+
+    /// Says whether processes of its present run may live.
+    pub fn has_run(&self) -> bool {
+        matches!(self.phase, Phase::Running { .. } | Phase::Draining { .. })
+    }
+
+    pub fn pid(&self) -> Option<i32> {
+        match self.phase {
+            Phase::Running { pid, .. } => Some(pid),
+            _ => None,
+        }
+    }
+
+    pub fn state(&self) -> State {
+        let up = |state| if self.down.is_some() { State::Stopping } else { state };
+        match &self.phase {
+            Phase::Group => up(State::Group),
+            Phase::Queued => State::Queued,
+            Phase::Held | Phase::Spawning { .. } => up(State::Starting),
+            Phase::Running { ladder: Some(_), .. } | Phase::Draining { ladder: Some(_), .. } => State::Stopping,
+            Phase::Running { .. } | Phase::Draining { .. } => up(State::Running),
+            Phase::Lingering { .. } if self.spec.on_main_exit == crate::model::spec::OnMainExit::Wait => {
+                up(State::Running)
+            }
+            Phase::Lingering { .. } => State::Stopping,
+            Phase::Backoff { .. } => up(State::Backoff),
+            Phase::Ended { outcome: Outcome::Completed, .. } => State::Completed,
+            Phase::Ended { outcome: Outcome::Failed, .. } => State::Failed,
+            Phase::Ended { outcome: Outcome::Terminated, .. } => State::Terminated,
+        }
+    }
+
+    /// Returns its own part of the pause; whether an agent above is paused, the tree knows.
+    pub fn paused(&self, inherited: bool) -> Paused {
+        match (self.freezer.own, inherited) {
+            (Frost::Frozen, _) => Paused::Own,
+            (Frost::Thawed, true) => Paused::Inherited,
+            (Frost::Thawed, false) => Paused::No,
+        }
+    }
+
+    /// Returns how long it was paused in this run.
+    pub fn paused_for(&self, now: Monotonic) -> Duration {
+        self.paused_total + self.paused_since.map_or(Duration::ZERO, |since| now.since(since))
+    }
+
+    pub fn started_wall(&self) -> Option<Wall> {
+        self.began.map(|began| began.wall)
+    }
+}

@@ -1,0 +1,92 @@
+//! What must hold after every step, whatever came in. A failure is a bug in the machine, never an answer to an input.
+
+use super::Machine;
+use super::agent::{Home, Phase};
+use super::input::AgentKey;
+
+impl Machine {
+    /// Checks every invariant.
+    ///
+    /// # Panics
+    /// If one does not hold: that is what it is for.
+    pub fn check(&self) {
+        assert_eq!(self.ids.len(), self.agents.len(), "every agent has its own id");
+        let mut admitted = 0;
+        for (key, agent) in &self.agents {
+            self.check_agent(*key);
+            if agent.is_admitted() {
+                admitted += 1;
+                assert!(
+                    self.levels[&agent.level].contains(key),
+                    "{}: an admitted agent is counted at its level",
+                    agent.spec.id
+                );
+            }
+        }
+        assert_eq!(admitted, self.admitted, "the admitted are counted");
+        assert_eq!(self.levels.values().map(|level| level.len()).sum::<usize>(), self.admitted as usize);
+        assert!(self.admitted <= self.config.bounds.max_agents, "max_agents holds");
+        for (level, agents) in &self.levels {
+            assert!(
+                agents.len() <= self.config.bounds.max_agents_per_level as usize,
+                "max_agents_per_level holds at {level}"
+            );
+        }
+        for (at, timer) in &self.timers {
+            if let super::Timer::Agent(key) = timer {
+                assert_eq!(self.agents[key].due, Some(*at), "an agent has the one timer that it knows of");
+            }
+        }
+        assert!(
+            self.dirty.is_empty() && self.dirty_stops.is_empty() && !self.queue_moved,
+            "a step leaves nothing unsettled"
+        );
+    }
+
+    fn check_agent(&self, key: AgentKey) {
+        let agent = &self.agents[&key];
+        let id = &agent.spec.id;
+        let children: Vec<_> = agent.children.iter().map(|child| &self.agents[child]).collect();
+        assert!(
+            children.iter().all(|child| child.parent == Some(key) && child.level == agent.level.below()),
+            "{id}: levels follow"
+        );
+        assert_eq!(
+            children.iter().filter(|child| !child.has_ended()).count(),
+            agent.live_children as usize,
+            "{id}: live children"
+        );
+        let admitted = children.iter().filter(|child| child.is_admitted()).count();
+        assert_eq!(admitted, agent.admitted_children as usize, "{id}: admitted children");
+        assert!(agent.admitted_children <= self.config.bounds.max_children, "{id}: max_children holds");
+        let spawning: u32 = children.iter().map(|child| child.spawning).sum();
+        let own = u32::from(matches!(agent.phase, Phase::Spawning { .. }));
+        assert_eq!(agent.spawning, spawning + own, "{id}: spawns on their way are counted");
+        if agent.has_ended() {
+            assert_eq!(agent.live_children, 0, "{id}: an agent ends after all that is below it");
+            assert!(!agent.spec.is_group() || agent.down.is_some(), "{id}: a group ends only when asked to");
+            assert!(agent.run.0 == 0 || agent.told == agent.run, "{id}: its last run has its terminal event");
+        }
+        if agent.has_run() || matches!(agent.phase, Phase::Group) {
+            assert_eq!(agent.home, Home::Made, "{id}: what runs has a cgroup");
+        }
+        if agent.parent.is_some() && agent.home == Home::Made {
+            let parent = &self.agents[&agent.parent.expect("it was just checked")];
+            assert!(
+                matches!(parent.home, Home::Made | Home::Removing | Home::Emptying(_)),
+                "{id}: a cgroup stands in its parent's"
+            );
+        }
+        assert!(agent.told <= agent.run, "{id}: nothing is told of a run that was not");
+        if agent.down.is_some() {
+            assert!(
+                !matches!(agent.phase, Phase::Backoff { .. }) || agent.live_children > 0,
+                "{id}: what was stopped does not come back"
+            );
+        }
+        // Once a freeze is ordered, no spawn is on its way into the subtree, and none is ordered until it is thawed.
+        let is_frozen =
+            agent.freezer.written == super::Frost::Frozen || agent.freezer.ordered == Some(super::Frost::Frozen);
+        assert!(!is_frozen || agent.spawning == 0 || agent.down.is_some(), "{id}: no spawn into a frozen cgroup");
+    }
+}

@@ -1,0 +1,250 @@
+//! What comes in: requests, and facts in the past tense. What goes out: orders.
+//!
+//! Facts carry the [`AgentKey`] of the agent that they are about, which is never used twice, and the run: a fact that
+//! comes late is about nobody and changes nothing.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::model::error::Error;
+use crate::model::event::Event;
+use crate::model::id::Run;
+use crate::model::limits::Limits;
+use crate::model::request::{Answer, Request};
+use crate::model::spec::{AgentSpec, StopSignal};
+use crate::model::stage::SpawnFailure;
+use crate::model::status::{Exit, Oom, Rusage};
+use crate::model::time::{Monotonic, Wall};
+
+/// An agent's identity within one daemon's life: never used twice. (An id is used again, a pid is no identity at all.)
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AgentKey(pub u64);
+
+impl fmt::Display for AgentKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "#{}", self.0)
+    }
+}
+
+/// The time of a step, on both clocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Now {
+    /// For waits and durations.
+    pub mono: Monotonic,
+    /// For people.
+    pub wall: Wall,
+}
+
+/// Whom to answer: a client, and which of its calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ReplyTo {
+    /// The client.
+    pub client: u64,
+    /// Its call.
+    pub call: u64,
+}
+
+/// Who asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// As people read it: `uid 0, pid 712`.
+    pub name: Arc<str>,
+    /// The agent that the asking process belongs to: it may act only below itself.
+    pub agent: Option<AgentKey>,
+}
+
+/// Whether a cgroup runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Frost {
+    /// It runs.
+    #[default]
+    Thawed,
+    /// It is frozen.
+    Frozen,
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Input {
+    /// Somebody asked for something.
+    Asked(ReplyTo, Caller, Request),
+    /// A client went away; whatever waits for it alone is dropped.
+    Departed(u64),
+    /// A spawn succeeded: the cgroups are made and, unless it is a group, the program executes.
+    Spawned {
+        /// Whose.
+        agent: AgentKey,
+        /// The main process; none for a group.
+        pid: Option<i32>,
+    },
+    /// A spawn failed, and left nothing.
+    SpawnFailed {
+        /// Whose.
+        agent: AgentKey,
+        /// At which step, and why.
+        failure: SpawnFailure,
+    },
+    /// A main process ended.
+    Exited {
+        /// Whose.
+        agent: AgentKey,
+        /// Of which run.
+        run: Run,
+        /// How.
+        exit: Exit,
+        /// What it used.
+        rusage: Rusage,
+        /// Whose limit was reached, if the OOM killer did it.
+        oom: Option<Oom>,
+        /// How many processes it left behind in the run's cgroup.
+        descendants: u64,
+    },
+    /// The cgroup of a run became empty.
+    RunEmptied {
+        /// Whose.
+        agent: AgentKey,
+        /// Of which run.
+        run: Run,
+    },
+    /// The cgroup of an agent, its whole subtree, became empty.
+    SubtreeEmptied(AgentKey),
+    /// The stop signal was sent to so many processes of a run.
+    Signalled {
+        /// Whose.
+        agent: AgentKey,
+        /// How many.
+        processes: u64,
+    },
+    /// A subtree was killed; right before, these agents had so many processes.
+    Killed {
+        /// The top of the subtree.
+        agent: AgentKey,
+        /// The number of processes of each agent that had any.
+        counts: Vec<(AgentKey, u64)>,
+    },
+    /// `cgroup.freeze` was written.
+    FreezerWritten {
+        /// Whose.
+        agent: AgentKey,
+        /// What was written.
+        written: Frost,
+    },
+    /// The kernel says that a subtree is frozen, or is not any more.
+    FrostSeen {
+        /// Whose.
+        agent: AgentKey,
+        /// What it says.
+        frost: Frost,
+    },
+    /// The OOM killer was at work below an agent's memory limit.
+    OutOfMemory {
+        /// Whose limit domain.
+        agent: AgentKey,
+        /// The details.
+        oom: Oom,
+    },
+    /// An agent's cgroup and all below it are removed.
+    Removed(AgentKey),
+    /// An agent's cgroup could not be removed: something lives in it.
+    RemoveRefused(AgentKey),
+    /// A change of limits is done.
+    LimitsSet(u64),
+    /// A change of limits was refused by the kernel, and nothing was changed.
+    LimitsRefused(u64, Error),
+    /// Time went by.
+    Ticked,
+}
+
+/// Where limits are to be set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LimitPlace {
+    /// The herd's cgroup.
+    Herd,
+    /// An agent's cgroup.
+    Agent(AgentKey),
+    /// The cgroup of an agent's children together.
+    Children(AgentKey),
+}
+
+/// What is needed to start a run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SpawnOrder {
+    /// Whose.
+    pub agent: AgentKey,
+    /// Which run.
+    pub run: Run,
+    /// What to start.
+    pub spec: Arc<AgentSpec>,
+    /// If the agent's cgroup is to be made: its limits.
+    pub make: Option<Limits>,
+    /// If the cgroup of the parent's children together is to be made: its limits.
+    pub make_level: Option<Limits>,
+}
+
+/// An order. Each is carried out once, and those that the machine waits for come back as a fact.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// Make the cgroups and start the run, or leave nothing. Answered by `Spawned` or `SpawnFailed`.
+    Spawn(Box<SpawnOrder>),
+    /// Send a signal to every process of a run. Answered by `Signalled`.
+    Signal {
+        /// Whose.
+        agent: AgentKey,
+        /// Of which run.
+        run: Run,
+        /// Which.
+        signal: StopSignal,
+    },
+    /// Kill a run's cgroup; also frees a spawn that hangs on its way to exec.
+    KillRun {
+        /// Whose.
+        agent: AgentKey,
+        /// Which run.
+        run: Run,
+    },
+    /// Kill a subtree in one stroke. Answered by `Killed`.
+    Kill {
+        /// The top of the subtree.
+        agent: AgentKey,
+        /// The runs in it, to be counted.
+        runs: Vec<(AgentKey, Run)>,
+    },
+    /// Write `cgroup.freeze`. Answered by `FreezerWritten` and, when the kernel is done, `FrostSeen`.
+    Freeze {
+        /// Whose.
+        agent: AgentKey,
+        /// What.
+        frost: Frost,
+    },
+    /// Remove the empty cgroup of a run.
+    RemoveRun {
+        /// Whose.
+        agent: AgentKey,
+        /// Which run.
+        run: Run,
+    },
+    /// Remove an agent's cgroup and all below it. Answered by `Removed` or `RemoveRefused`.
+    Remove(AgentKey),
+    /// Set limits, all or none of them. Answered by `LimitsSet` or `LimitsRefused`.
+    SetLimits {
+        /// The number to answer with.
+        change: u64,
+        /// Where and which.
+        settings: Vec<(LimitPlace, Limits)>,
+    },
+    /// Tell which processes neither freeze nor die: as an event, and to whoever waits.
+    FindLaggards {
+        /// Below which agents.
+        agents: Vec<AgentKey>,
+        /// Who is told that the time budget is over.
+        reply: Option<ReplyTo>,
+    },
+    /// Answer a request.
+    Reply(ReplyTo, Result<Answer, Error>),
+    /// Tell everybody. The number is given where it is written down.
+    Publish(Box<Event>),
+    /// Drop what is kept of an agent: its output, its watches.
+    Forget(AgentKey),
+    /// The herd has ended: the supervisor may go.
+    Finish,
+}

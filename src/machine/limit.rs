@@ -1,0 +1,303 @@
+//! What fits into what, and changes of limits while agents run.
+
+use std::collections::BTreeMap;
+
+use super::agent::Home;
+use super::input::{AgentKey, Effect, LimitPlace, ReplyTo};
+use super::{Machine, Step};
+use crate::model::error::{Code, Error};
+use crate::model::event::Kind;
+use crate::model::id::Level;
+use crate::model::limits::{LevelLimits, Limits};
+use crate::model::request::{Answer, LimitScope};
+use crate::model::spec::AgentSpec;
+
+/// A change of limits that is on a hand: the model has it already, and takes it back if the kernel refuses.
+#[derive(Debug)]
+pub(super) struct Change {
+    reply: ReplyTo,
+    scope: LimitScope,
+    limits: Limits,
+    /// What the agents had before.
+    agents: BTreeMap<AgentKey, (Limits, Option<Limits>)>,
+    /// What the levels and the herd had before.
+    levels: BTreeMap<Level, LevelLimits>,
+    herd: Limits,
+}
+
+/// Narrows `outer` by every setting of `inner` that is not wider.
+fn tighten(outer: &mut Limits, inner: &Limits) {
+    for (knob, setting) in inner.iter() {
+        if !outer.get(knob).is_some_and(|theirs| setting.is_wider_than(theirs)) {
+            outer.set(knob, setting.clone());
+        }
+    }
+}
+
+impl Machine {
+    /// Returns the limits that hold for whatever is put below `parent`.
+    fn inherited(&self, parent: Option<AgentKey>, level: Level) -> Limits {
+        let mut limits = self.config.limits.clone();
+        let mut chain: Vec<AgentKey> =
+            parent.into_iter().chain(parent.into_iter().flat_map(|key| self.ancestors(key))).collect();
+        chain.reverse();
+        for key in chain {
+            let agent = &self.agents[&key];
+            if let Some(profile) = self.config.levels.get(&agent.level).filter(|_| agent.parent.is_some()) {
+                tighten(&mut limits, &profile.siblings);
+            }
+            tighten(&mut limits, &agent.limits);
+        }
+        if let Some(profile) = self.config.levels.get(&level).filter(|_| parent.is_some()) {
+            tighten(&mut limits, &profile.siblings);
+        }
+        limits
+    }
+
+    /// Checks the limits of a new agent and returns those that its cgroup gets: its own over its level's.
+    pub(super) fn limits_for(&self, spec: &AgentSpec, parent: Option<AgentKey>, level: Level) -> Result<Limits, Error> {
+        self.check_own(&format!("spawn {}", spec.id), &spec.limits, parent, level)?;
+        Ok(self.with_profile(&spec.limits, parent, level))
+    }
+
+    fn check_own(&self, operation: &str, own: &Limits, parent: Option<AgentKey>, level: Level) -> Result<(), Error> {
+        self.check_offered(operation, own)?;
+        if let Some((knob, mine, theirs)) = own.first_wider_than(&self.inherited(parent, level)) {
+            let message = format!("{operation}: {knob} = {mine} is wider than the {theirs} that it inherits");
+            return Err(Error::new(Code::LimitTooWide, message)
+                .remedy(format!("use {theirs} or less, or raise the limit above it")));
+        }
+        Ok(())
+    }
+
+    fn check_offered(&self, operation: &str, limits: &Limits) -> Result<(), Error> {
+        match limits.iter().find_map(|(knob, _)| self.not_offered.get(&knob)) {
+            None => Ok(()),
+            Some(error) => Err(Error { message: format!("{operation}: {}", error.message), ..error.clone() }),
+        }
+    }
+
+    /// Lays an agent's own limits over its level's `each`, which gives way to what is inherited.
+    fn with_profile(&self, own: &Limits, parent: Option<AgentKey>, level: Level) -> Limits {
+        let Some(profile) = self.config.levels.get(&level) else { return own.clone() };
+        let inherited = self.inherited(parent, level);
+        let each: Limits = profile
+            .each
+            .iter()
+            .map(|(knob, setting)| match inherited.get(knob) {
+                Some(theirs) if setting.is_wider_than(theirs) => (knob, theirs.clone()),
+                _ => (knob, setting.clone()),
+            })
+            .collect();
+        each.overlaid(own)
+    }
+
+    /// Says whether a level's `total` has room for one more agent with these limits.
+    pub(super) fn total_room(&self, level: Level, limits: &Limits) -> Result<(), Error> {
+        let Some(profile) = self.config.levels.get(&level) else { return Ok(()) };
+        for (knob, total) in profile.total.iter() {
+            let Some(total_amount) = total.amount() else { continue };
+            let Some(mine) = limits.get(knob).and_then(|setting| setting.amount()) else {
+                let message =
+                    format!("level {level} has a total of {knob} = {total}: an agent there needs a {knob} of its own");
+                return Err(
+                    Error::new(Code::BoundReached, message).remedy(format!("give it a {knob}, or the level an `each`"))
+                );
+            };
+            let members = self.levels.get(&level).into_iter().flatten();
+            let used: u128 = members.filter_map(|key| self.agents[key].limits.get(knob)?.amount()).sum();
+            if used + mine > total_amount {
+                let message = format!(
+                    "total of {knob} at level {level} = {total} is reached: {used} are given, {mine} more are asked for"
+                );
+                return Err(Error::new(Code::BoundReached, message).remedy("wait until one ends, or ask for less"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the limits of an agent's children together.
+    pub(super) fn siblings_limits(&self, parent: AgentKey) -> Limits {
+        let level = self.agents[&parent].level.below();
+        self.config.levels.get(&level).map(|profile| profile.siblings.clone()).unwrap_or_default()
+    }
+
+    pub(super) fn ask_limit(
+        &mut self,
+        step: &mut Step,
+        to: ReplyTo,
+        scope: LimitScope,
+        limits: &Limits,
+    ) -> Result<(), Error> {
+        if limits.is_empty() {
+            return Err(Error::new(Code::BadValue, "no limit is given").remedy("as in memory_max=512MiB"));
+        }
+        self.check_offered("change limits", limits)?;
+        let mut change = Change {
+            reply: to,
+            scope: scope.clone(),
+            limits: limits.clone(),
+            agents: BTreeMap::new(),
+            levels: self.config.levels.clone(),
+            herd: self.config.limits.clone(),
+        };
+        let settings = match scope {
+            LimitScope::Agent(id) => self.limit_agent(&mut change, &id, limits)?,
+            LimitScope::Herd => {
+                self.config.limits = self.config.limits.overlaid(limits);
+                vec![(LimitPlace::Herd, limits.clone())]
+            }
+            LimitScope::Each(level) => self.limit_each(&mut change, level, limits)?,
+            LimitScope::Siblings(level) => self.limit_siblings(level, limits)?,
+            LimitScope::Total(level) => {
+                self.check_level(level)?;
+                let profile = self.config.levels.entry(level).or_default();
+                profile.total = profile.total.overlaid(limits);
+                self.queue_moved = true;
+                Vec::new()
+            }
+        };
+        let key = self.fresh();
+        self.changes.insert(key, change);
+        if settings.is_empty() {
+            self.limits_set(step, key);
+        } else {
+            step.order(Effect::SetLimits { change: key, settings });
+        }
+        Ok(())
+    }
+
+    fn check_level(&self, level: Level) -> Result<(), Error> {
+        let most = self.config.bounds.max_levels;
+        if level.0 < most {
+            return Ok(());
+        }
+        Err(Error::new(Code::BadValue, format!("there is no level {level}: max_levels is {most}"))
+            .remedy(format!("use 0 to {}", most - 1)))
+    }
+
+    fn limit_agent(
+        &mut self,
+        change: &mut Change,
+        id: &crate::model::id::AgentId,
+        limits: &Limits,
+    ) -> Result<Vec<(LimitPlace, Limits)>, Error> {
+        let key = self.find(id)?;
+        let agent = &self.agents[&key];
+        self.check_is_settable(key)?;
+        self.check_own(&format!("limit {id}"), limits, agent.parent, agent.level)?;
+        let is_made = agent.home == Home::Made;
+        let agent = self.agent_mut(key);
+        change.agents.insert(key, (agent.limits.clone(), Some(agent.spec.limits.clone())));
+        agent.limits = agent.limits.overlaid(limits);
+        std::sync::Arc::make_mut(&mut agent.spec).limits = agent.spec.limits.overlaid(limits);
+        Ok(if is_made { vec![(LimitPlace::Agent(key), limits.clone())] } else { Vec::new() })
+    }
+
+    fn check_is_settable(&self, key: AgentKey) -> Result<(), Error> {
+        let agent = &self.agents[&key];
+        let state = agent.state();
+        if agent.has_ended() || agent.home == Home::Making {
+            let message = format!("limit {}: it is {state}", agent.spec.id);
+            let remedy = if agent.has_ended() { "limits are for agents that live" } else { "ask again when it runs" };
+            return Err(Error::new(Code::WrongState, message).remedy(remedy));
+        }
+        Ok(())
+    }
+
+    fn limit_each(
+        &mut self,
+        change: &mut Change,
+        level: Level,
+        limits: &Limits,
+    ) -> Result<Vec<(LimitPlace, Limits)>, Error> {
+        self.check_level(level)?;
+        let members: Vec<AgentKey> = self
+            .agents
+            .values()
+            .filter(|agent| agent.level == level && !agent.has_ended())
+            .map(|agent| agent.key)
+            .collect();
+        for key in &members {
+            self.check_is_settable(*key)?;
+        }
+        let profile = self.config.levels.entry(level).or_default();
+        profile.each = profile.each.overlaid(limits);
+        let mut settings = Vec::new();
+        for key in members {
+            let agent = &self.agents[&key];
+            let wanted = self.with_profile(&agent.spec.limits, agent.parent, level);
+            let changed: Limits = wanted
+                .iter()
+                .filter(|(knob, setting)| agent.limits.get(*knob) != Some(setting))
+                .map(|(knob, setting)| (knob, setting.clone()))
+                .collect();
+            let is_made = agent.home == Home::Made;
+            let agent = self.agent_mut(key);
+            change.agents.insert(key, (std::mem::replace(&mut agent.limits, wanted), None));
+            if is_made && !changed.is_empty() {
+                settings.push((LimitPlace::Agent(key), changed));
+            }
+        }
+        Ok(settings)
+    }
+
+    fn limit_siblings(&mut self, level: Level, limits: &Limits) -> Result<Vec<(LimitPlace, Limits)>, Error> {
+        self.check_level(level)?;
+        if level.0 == 0 {
+            let error = Error::new(Code::BadValue, "the agents of level 0 have no parent");
+            return Err(error.remedy("limit the herd: it is what they have in common"));
+        }
+        if let Some((knob, mine, theirs)) = limits.first_wider_than(&self.config.limits) {
+            let message = format!("level {level} siblings: {knob} = {mine} is wider than the herd's {theirs}");
+            return Err(Error::new(Code::LimitTooWide, message).remedy("lower it, or raise the herd's"));
+        }
+        let profile = self.config.levels.entry(level).or_default();
+        profile.siblings = profile.siblings.overlaid(limits);
+        let parents = self.agents.values().filter(|agent| agent.level.below() == level && agent.nursery == Home::Made);
+        Ok(parents.map(|agent| (LimitPlace::Children(agent.key), limits.clone())).collect())
+    }
+
+    pub(super) fn limits_set(&mut self, step: &mut Step, key: u64) {
+        let Some(change) = self.changes.remove(&key) else { return };
+        let level = |level: &Level| self.config.levels.get(level).cloned().unwrap_or_default();
+        let now = match &change.scope {
+            LimitScope::Agent(id) => self.ids.get(id).map(|key| self.agents[key].limits.clone()).unwrap_or_default(),
+            LimitScope::Each(of) => level(of).each,
+            LimitScope::Siblings(of) => level(of).siblings,
+            LimitScope::Total(of) => level(of).total,
+            LimitScope::Herd => self.config.limits.clone(),
+        };
+        let of = match &change.scope {
+            LimitScope::Agent(_) => String::new(),
+            LimitScope::Each(level) => format!("each of level {level}: "),
+            LimitScope::Siblings(level) => format!("siblings of level {level}: "),
+            LimitScope::Total(level) => format!("total of level {level}: "),
+            LimitScope::Herd => "herd: ".to_owned(),
+        };
+        let subject = match &change.scope {
+            LimitScope::Agent(id) => self.ids.get(id).copied(),
+            _ => None,
+        };
+        let mut event = self.event(step.now, Kind::LimitsChanged, subject);
+        event.message = format!("{of}{}", change.limits);
+        event.limits = Some(now.clone());
+        step.order(Effect::Publish(Box::new(event)));
+        step.reply(change.reply, Ok(Answer::Limits(now)));
+    }
+
+    pub(super) fn limits_refused(&mut self, step: &mut Step, key: u64, error: Error) {
+        let Some(change) = self.changes.remove(&key) else { return };
+        for (key, (limits, own)) in change.agents {
+            if let Some(agent) = self.agents.get_mut(&key) {
+                agent.limits = limits;
+                if let Some(own) = own {
+                    std::sync::Arc::make_mut(&mut agent.spec).limits = own;
+                }
+            }
+        }
+        self.config.levels = change.levels;
+        self.config.limits = change.herd;
+        step.reply(change.reply, Err(error));
+    }
+}

@@ -1,0 +1,444 @@
+//! DECIDES and cannot act. Facts and requests in, orders out: `step(now, input, &mut effects)`.
+//!
+//! What is wanted of an agent and where it is are two things. Wanted is *up*, or *down* (somebody asked for its end; then
+//! nothing but an explicit restart brings it back). Where it is, is its phase:
+//!
+//! ```text
+//!            admitted          may start          exec'd              main gone, others live
+//!  Queued ────────────▶ Held ────────────▶ Spawning ──────▶ Running ─────────────────────▶ Draining
+//!    │                   ▲  ▲                 │               │  run empty                     │ run empty
+//!    │                   │  └── due ── Backoff ◀──────────────┴────────── restart ─────────────┤
+//!    │ wanted down       │                                                                     │ for good
+//!    └───────────────────┼────────────▶ Ended ◀────── no agent below lives ────── Lingering ◀──┘
+//!                        └── restarted ───┘                        (Group: made, then only its children matter)
+//! ```
+//!
+//! * `settle` moves one agent as far as it can go now. It is idempotent: after a step, settling anything again orders nothing
+//!   ([`Machine::settle_everything`] is how tests prove that).
+//! * An order exists only if a later decision depends on its outcome or on time, and every wait has a deadline in `timers`.
+//! * Rules prevent, they never cause: a subtree is not frozen while a spawn into it is on its way (the spawn would hang), and
+//!   nothing is spawned into a subtree that is frozen, ending, or about to be.
+//! * Time is an argument. There is no clock, no I/O and no chance in here that a test could not repeat.
+
+mod admit;
+mod agent;
+mod check;
+mod input;
+mod limit;
+mod pause;
+mod report;
+mod restart;
+mod settle;
+mod stop;
+#[cfg(test)]
+mod tests;
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+
+use agent::{Agent, Home, Phase};
+pub use input::{AgentKey, Caller, Effect, Frost, Input, LimitPlace, Now, ReplyTo, SpawnOrder};
+use limit::Change;
+use pause::Frosting;
+pub use report::Counts;
+use stop::{Stop, StopKey};
+
+use crate::model::config::HerdConfig;
+use crate::model::error::{Code, Error};
+use crate::model::id::{AgentId, Level, Priority};
+use crate::model::limits::Knob;
+use crate::model::request::{Answer, Request, Target};
+use crate::model::status::{AgentStatus, Cause};
+use crate::model::time::Monotonic;
+
+/// The pure decider: the tree, what is wanted of it, and everything that is waited for.
+#[derive(Debug)]
+pub struct Machine {
+    config: HerdConfig,
+    /// The absolute path of the herd's root cgroup, for people.
+    root: String,
+    /// The knobs that this host does not offer, each with the error that says so.
+    not_offered: BTreeMap<Knob, Error>,
+    agents: BTreeMap<AgentKey, Agent>,
+    ids: BTreeMap<AgentId, AgentKey>,
+    /// The admitted agents of each level.
+    levels: BTreeMap<Level, BTreeSet<AgentKey>>,
+    admitted: u32,
+    queue: BTreeSet<(Reverse<Priority>, AgentKey)>,
+    /// The ended agents that are still known, oldest first.
+    retained: BTreeSet<(Monotonic, AgentKey)>,
+    stops: BTreeMap<StopKey, Stop>,
+    frostings: BTreeMap<u64, Frosting>,
+    waits: BTreeMap<u64, Wait>,
+    changes: BTreeMap<u64, Change>,
+    timers: BTreeSet<(Monotonic, Timer)>,
+    dirty: BTreeSet<AgentKey>,
+    dirty_stops: BTreeSet<StopKey>,
+    queue_moved: bool,
+    /// Agents whose freezer has moved in this step.
+    frost_moved: BTreeSet<AgentKey>,
+    closing: Closing,
+    next: u64,
+    chance: fastrand::Rng,
+    ends: BTreeMap<Cause, u64>,
+}
+
+/// Whether the herd admits agents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Closing {
+    Open,
+    Closing,
+    Finished,
+}
+
+/// Whose deadline a timer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Timer {
+    Agent(AgentKey),
+    Stop(StopKey),
+    Frosting(u64),
+}
+
+/// A client that waits for agents to end.
+#[derive(Debug)]
+struct Wait {
+    reply: ReplyTo,
+    order: Vec<AgentKey>,
+    pending: BTreeSet<AgentKey>,
+    done: BTreeMap<AgentKey, AgentStatus>,
+}
+
+/// One step: its time, and the orders that it gives.
+struct Step<'a> {
+    now: Now,
+    effects: &'a mut Vec<Effect>,
+}
+
+impl Step<'_> {
+    fn order(&mut self, effect: Effect) {
+        self.effects.push(effect);
+    }
+
+    fn reply(&mut self, to: ReplyTo, outcome: Result<Answer, Error>) {
+        self.effects.push(Effect::Reply(to, outcome));
+    }
+}
+
+impl Machine {
+    /// Makes the machine of an empty herd. `root` is its root cgroup's absolute path, `not_offered` tells for each knob that
+    /// the host does not enforce how that is refused, `seed` feeds the jitter of restarts.
+    #[must_use]
+    pub fn new(config: HerdConfig, root: String, not_offered: BTreeMap<Knob, Error>, seed: u64) -> Self {
+        Self {
+            config,
+            root,
+            not_offered,
+            agents: BTreeMap::new(),
+            ids: BTreeMap::new(),
+            levels: BTreeMap::new(),
+            admitted: 0,
+            queue: BTreeSet::new(),
+            retained: BTreeSet::new(),
+            stops: BTreeMap::new(),
+            frostings: BTreeMap::new(),
+            waits: BTreeMap::new(),
+            changes: BTreeMap::new(),
+            timers: BTreeSet::new(),
+            dirty: BTreeSet::new(),
+            dirty_stops: BTreeSet::new(),
+            queue_moved: false,
+            frost_moved: BTreeSet::new(),
+            closing: Closing::Open,
+            next: 1,
+            chance: fastrand::Rng::with_seed(seed),
+            ends: BTreeMap::new(),
+        }
+    }
+
+    /// Takes in one input and gives the orders that follow from it.
+    pub fn step(&mut self, now: Now, input: Input, effects: &mut Vec<Effect>) {
+        let mut step = Step { now, effects };
+        self.take(&mut step, input);
+        self.expire(now.mono);
+        self.settle_dirty(&mut step);
+    }
+
+    /// Returns when the machine wants to be told that time went by; never, if nothing waits for time.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Monotonic> {
+        self.timers.first().map(|(at, _)| *at)
+    }
+
+    /// Settles every agent and every stop again. It orders nothing, or there is a bug: that is what tests call it for.
+    pub fn settle_everything(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        self.dirty.extend(self.agents.keys());
+        self.dirty_stops.extend(self.stops.keys());
+        self.queue_moved = true;
+        self.settle_dirty(&mut Step { now, effects });
+    }
+
+    fn take(&mut self, step: &mut Step, input: Input) {
+        match input {
+            Input::Asked(to, caller, request) => self.asked(step, to, &caller, request),
+            Input::Departed(client) => self.departed(client),
+            Input::Spawned { agent, pid } => self.spawned(step, agent, pid),
+            Input::SpawnFailed { agent, failure } => self.spawn_failed(step, agent, &failure),
+            Input::Exited { agent, run, exit, rusage, oom, descendants } => {
+                self.exited(step, agent, run, settle::Death { exit, rusage, oom, descendants });
+            }
+            Input::RunEmptied { agent, run } => self.run_emptied(step, agent, run),
+            Input::SubtreeEmptied(agent) => self.subtree_emptied(agent),
+            Input::Signalled { agent, processes } => self.signalled(agent, processes),
+            Input::Killed { agent, counts } => self.killed(agent, &counts),
+            Input::FreezerWritten { agent, written } => self.freezer_written(step, agent, written),
+            Input::FrostSeen { agent, frost } => self.frost_seen(step, agent, frost),
+            Input::OutOfMemory { agent, oom } => self.out_of_memory(step, agent, oom),
+            Input::Removed(agent) => self.removed(agent),
+            Input::RemoveRefused(agent) => self.remove_refused(step, agent),
+            Input::LimitsSet(change) => self.limits_set(step, change),
+            Input::LimitsRefused(change, error) => self.limits_refused(step, change, error),
+            Input::Ticked => {}
+        }
+    }
+
+    /// Marks everything whose deadline has come.
+    fn expire(&mut self, now: Monotonic) {
+        while let Some(&(at, timer)) = self.timers.first() {
+            if at > now {
+                break;
+            }
+            self.timers.pop_first();
+            match timer {
+                Timer::Agent(key) => {
+                    if let Some(agent) = self.agents.get_mut(&key) {
+                        agent.due = None;
+                        self.dirty.insert(key);
+                    }
+                }
+                Timer::Stop(key) => {
+                    self.dirty_stops.insert(key);
+                }
+                Timer::Frosting(key) => {
+                    if let Some(frosting) = self.frostings.get_mut(&key) {
+                        frosting.is_late = true;
+                    }
+                }
+            }
+        }
+    }
+
+    fn settle_dirty(&mut self, step: &mut Step) {
+        loop {
+            if let Some(key) = self.dirty.pop_first() {
+                self.settle(step, key);
+            } else if let Some(stop) = self.dirty_stops.pop_first() {
+                self.settle_stop(step, stop);
+            } else if std::mem::take(&mut self.queue_moved) {
+                self.settle_queue(step);
+            } else {
+                break;
+            }
+        }
+        self.settle_frostings(step);
+        self.settle_closing(step);
+    }
+
+    fn settle_closing(&mut self, step: &mut Step) {
+        let is_over = self.closing == Closing::Closing
+            && self.stops.is_empty()
+            && self.agents.values().all(|agent| agent.has_ended() && agent.home == Home::None);
+        if is_over {
+            self.closing = Closing::Finished;
+            step.order(Effect::Finish);
+        }
+    }
+
+    fn asked(&mut self, step: &mut Step, to: ReplyTo, caller: &Caller, request: Request) {
+        if let Err(error) = self.permit(caller, &request) {
+            self.publish_forbidden(step, caller, &error);
+            return step.reply(to, Err(error));
+        }
+        let refused = match request {
+            Request::Spawn(spec) => self.ask_spawn(step, to, *spec),
+            Request::Pause(target) => self.ask_frost(step, to, &target, Frost::Frozen),
+            Request::Resume(target) => self.ask_frost(step, to, &target, Frost::Thawed),
+            Request::Terminate(target, grace) => self.ask_terminate(step, to, caller, &target, grace),
+            Request::Limit(scope, limits) => self.ask_limit(step, to, scope, &limits),
+            Request::Restart(id) => self.ask_restart(step, to, caller, &id),
+            Request::Wait(ids) => self.ask_wait(step, to, &ids),
+            Request::Cleanup(target) => self.ask_cleanup(step, to, &target),
+            Request::Shutdown(grace) => {
+                self.ask_shutdown(step, to, caller, grace);
+                Ok(())
+            }
+        };
+        if let Err(error) = refused {
+            step.reply(to, Err(error));
+        }
+    }
+
+    /// Says no to an agent that asks for anything that is not below itself.
+    fn permit(&self, caller: &Caller, request: &Request) -> Result<(), Error> {
+        let Some(own) = caller.agent else { return Ok(()) };
+        let is_below = |id: &AgentId| {
+            self.ids.get(id).is_none_or(|key| *key != own && self.ancestors(*key).any(|above| above == own))
+        };
+        let is_target_below = |target: &Target| matches!(target, Target::Ids(ids) if ids.iter().all(is_below));
+        let allowed = match request {
+            Request::Spawn(spec) => {
+                spec.parent.as_ref().is_some_and(|parent| self.ids.get(parent) == Some(&own) || is_below(parent))
+            }
+            Request::Pause(target)
+            | Request::Resume(target)
+            | Request::Terminate(target, _)
+            | Request::Cleanup(target) => is_target_below(target),
+            Request::Limit(crate::model::request::LimitScope::Agent(id), _) | Request::Restart(id) => is_below(id),
+            Request::Limit(..) | Request::Shutdown(_) => false,
+            Request::Wait(ids) => ids.iter().all(is_below),
+        };
+        if allowed {
+            return Ok(());
+        }
+        let who = self.agents.get(&own).map_or("an agent", |agent| agent.spec.id.as_str());
+        let error = Error::new(
+            Code::Forbidden,
+            format!("{who} is an agent of this herd and may act only on agents below itself"),
+        );
+        Err(error.remedy("name agents below it, or ask from outside the herd"))
+    }
+
+    fn departed(&mut self, client: u64) {
+        self.waits.retain(|_, wait| wait.reply.client != client);
+    }
+
+    fn ask_wait(&mut self, step: &mut Step, to: ReplyTo, ids: &[AgentId]) -> Result<(), Error> {
+        let order = ids.iter().map(|id| self.find(id)).collect::<Result<Vec<_>, _>>()?;
+        let mut wait = Wait { reply: to, pending: BTreeSet::new(), done: BTreeMap::new(), order };
+        for key in &wait.order {
+            if self.agents[key].has_ended() {
+                wait.done.insert(*key, self.status(*key, step.now.mono));
+            } else {
+                wait.pending.insert(*key);
+            }
+        }
+        if wait.pending.is_empty() {
+            step.reply(to, Ok(wait.answer()));
+        } else {
+            let key = self.fresh();
+            self.waits.insert(key, wait);
+        }
+        Ok(())
+    }
+
+    /// Tells those who wait that an agent has ended.
+    fn settle_waits(&mut self, step: &mut Step, key: AgentKey) {
+        if self.waits.values().all(|wait| !wait.pending.contains(&key)) {
+            return;
+        }
+        let status = self.status(key, step.now.mono);
+        self.waits.retain(|_, wait| {
+            if wait.pending.remove(&key) {
+                wait.done.insert(key, status.clone());
+            }
+            if wait.pending.is_empty() {
+                step.reply(wait.reply, Ok(wait.answer()));
+            }
+            !wait.pending.is_empty()
+        });
+    }
+
+    fn ask_cleanup(&mut self, step: &mut Step, to: ReplyTo, target: &Target) -> Result<(), Error> {
+        let keys = self.targets(target)?;
+        let (ended, live): (Vec<_>, Vec<_>) = keys.into_iter().partition(|key| self.agents[key].has_ended());
+        if let (Target::Ids(_), Some(key)) = (target, live.first()) {
+            let agent = &self.agents[key];
+            let message =
+                format!("clean up {}: it is {}, only ended agents are cleaned up", agent.spec.id, agent.state());
+            return Err(Error::new(Code::WrongState, message).remedy("terminate it first"));
+        }
+        let statuses = ended.iter().map(|key| self.status(*key, step.now.mono)).collect();
+        for key in ended {
+            self.agent_mut(key).expires = Some(step.now.mono);
+            self.dirty.insert(key);
+        }
+        step.reply(to, Ok(Answer::Agents(statuses)));
+        Ok(())
+    }
+
+    fn find(&self, id: &AgentId) -> Result<AgentKey, Error> {
+        self.ids.get(id).copied().ok_or_else(|| {
+            Error::new(Code::NoSuchAgent, format!("no agent is called {id}")).remedy("`treeherd ps` lists all")
+        })
+    }
+
+    /// Resolves a target into keys, in the order of their making.
+    fn targets(&self, target: &Target) -> Result<Vec<AgentKey>, Error> {
+        let all = |wanted: &dyn Fn(&Agent) -> bool| {
+            self.agents.values().filter(|agent| wanted(agent)).map(|agent| agent.key).collect::<Vec<_>>()
+        };
+        match target {
+            Target::Ids(ids) => {
+                let mut keys = ids.iter().map(|id| self.find(id)).collect::<Result<Vec<_>, _>>()?;
+                keys.sort_unstable();
+                keys.dedup();
+                Ok(keys)
+            }
+            Target::Level(level) => Ok(all(&|agent| agent.level == *level)),
+            Target::Session(session) => {
+                let keys = all(&|agent| agent.spec.session.as_ref() == Some(session));
+                if keys.is_empty() {
+                    let message = format!("no agent belongs to session {session}");
+                    return Err(
+                        Error::new(Code::NoSuchAgent, message).remedy("`treeherd ps` lists all, with their sessions")
+                    );
+                }
+                Ok(keys)
+            }
+            Target::All => Ok(all(&|_| true)),
+        }
+    }
+
+    /// Returns only those keys that have no other of them above.
+    fn tops(&self, keys: &[AgentKey]) -> Vec<AgentKey> {
+        let set: BTreeSet<_> = keys.iter().copied().collect();
+        keys.iter().copied().filter(|key| !self.ancestors(*key).any(|above| set.contains(&above))).collect()
+    }
+
+    /// Walks from an agent's parent up to its root agent.
+    fn ancestors(&self, key: AgentKey) -> impl Iterator<Item = AgentKey> {
+        let parent = move |key: &AgentKey| self.agents.get(key).and_then(|agent| agent.parent);
+        std::iter::successors(parent(&key), parent)
+    }
+
+    /// Lists an agent and all below it, parents before children.
+    fn subtree(&self, key: AgentKey) -> Vec<AgentKey> {
+        let mut found = Vec::new();
+        let mut stack = vec![key];
+        while let Some(key) = stack.pop() {
+            found.push(key);
+            stack.extend(self.agents[&key].children.iter().rev());
+        }
+        found
+    }
+
+    fn agent_mut(&mut self, key: AgentKey) -> &mut Agent {
+        self.agents.get_mut(&key).expect("a key that was just found stays valid within a step")
+    }
+
+    fn fresh(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    /// Moves an agent into a phase and has it settled again.
+    fn enter(&mut self, key: AgentKey, phase: Phase) {
+        self.agent_mut(key).phase = phase;
+        self.dirty.insert(key);
+    }
+}
+
+impl Wait {
+    fn answer(&self) -> Answer {
+        Answer::Agents(self.order.iter().filter_map(|key| self.done.get(key).cloned()).collect())
+    }
+}

@@ -1,0 +1,225 @@
+//! What the machine tells: statuses, counts, events.
+
+use std::collections::BTreeMap;
+
+use super::agent::{Countdown, Home, Phase};
+use super::input::{AgentKey, Caller, Effect, Frost, Now};
+use super::{Machine, Step};
+use crate::model::config::HerdConfig;
+use crate::model::error::Error;
+use crate::model::event::{Event, Kind};
+use crate::model::id::{AgentId, Level, Run};
+use crate::model::limits::Limits;
+use crate::model::request::Target;
+use crate::model::spec::AgentSpec;
+use crate::model::status::{AgentStatus, Cause, State};
+use crate::model::time::{Monotonic, Wall};
+
+/// How many agents there are of each kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Admitted agents by level.
+    pub levels: BTreeMap<Level, u64>,
+    /// Agents by state, the retained ones included.
+    pub states: BTreeMap<State, u64>,
+    /// Runs that have ended since the daemon began, by cause.
+    pub causes: BTreeMap<Cause, u64>,
+}
+
+impl Machine {
+    /// Returns what the herd is held to.
+    #[must_use]
+    pub fn config(&self) -> &HerdConfig {
+        &self.config
+    }
+
+    /// Returns the agent of this name.
+    #[must_use]
+    pub fn key_of(&self, id: &AgentId) -> Option<AgentKey> {
+        self.ids.get(id).copied()
+    }
+
+    /// Returns an agent's name.
+    #[must_use]
+    pub fn id_of(&self, key: AgentKey) -> Option<&AgentId> {
+        self.agents.get(&key).map(|agent| &agent.spec.id)
+    }
+
+    /// Returns an agent's specification.
+    #[must_use]
+    pub fn spec_of(&self, key: AgentKey) -> Option<&std::sync::Arc<AgentSpec>> {
+        self.agents.get(&key).map(|agent| &agent.spec)
+    }
+
+    /// Returns an agent's present or last run.
+    #[must_use]
+    pub fn run_of(&self, key: AgentKey) -> Option<Run> {
+        self.agents.get(&key).map(|agent| agent.run)
+    }
+
+    /// Returns the agent above one.
+    #[must_use]
+    pub fn parent_of(&self, key: AgentKey) -> Option<AgentKey> {
+        self.agents.get(&key)?.parent
+    }
+
+    /// Returns the limits over an agent's subtree.
+    #[must_use]
+    pub fn limits_of(&self, key: AgentKey) -> Option<&Limits> {
+        self.agents.get(&key).map(|agent| &agent.limits)
+    }
+
+    /// Says whether an agent is the other one or stands below it.
+    #[must_use]
+    pub fn is_within(&self, key: AgentKey, top: AgentKey) -> bool {
+        key == top || self.ancestors(key).any(|above| above == top)
+    }
+
+    /// Says whether an agent's cgroup is there.
+    #[must_use]
+    pub fn has_cgroup(&self, key: AgentKey) -> bool {
+        self.agents.get(&key).is_some_and(|agent| matches!(agent.home, Home::Made | Home::Emptying(_)))
+    }
+
+    /// Returns the path of an agent's cgroup below the herd's root: `herd/a/level-1/b`.
+    #[must_use]
+    pub fn path_of(&self, key: AgentKey) -> String {
+        let mut chain: Vec<_> =
+            std::iter::once(key).chain(self.ancestors(key)).filter_map(|key| self.agents.get(&key)).collect();
+        chain.reverse();
+        let mut path = "herd".to_owned();
+        for agent in chain {
+            if agent.level.0 > 0 {
+                path.push_str(&format!("/level-{}", agent.level));
+            }
+            path.push('/');
+            path.push_str(agent.spec.id.as_str());
+        }
+        path
+    }
+
+    /// Finds the agents that a reading request is about, in the order of their making.
+    ///
+    /// # Errors
+    /// As for the requests that change something: an unknown agent or session.
+    pub fn select(&self, target: &Target) -> Result<Vec<AgentKey>, Error> {
+        self.targets(target)
+    }
+
+    /// Lists the agents right below one.
+    #[must_use]
+    pub fn children_of(&self, key: AgentKey) -> Vec<AgentKey> {
+        self.agents.get(&key).map(|agent| agent.children.iter().copied().collect()).unwrap_or_default()
+    }
+
+    /// Counts everything.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        let mut states = BTreeMap::new();
+        for agent in self.agents.values() {
+            *states.entry(agent.state()).or_default() += 1;
+        }
+        let levels = self.levels.iter().map(|(level, agents)| (*level, agents.len() as u64)).filter(|(_, n)| *n > 0);
+        Counts { levels: levels.collect(), states, causes: self.ends.clone() }
+    }
+
+    /// Tells how an agent is. The agent exists: its key was just found.
+    #[must_use]
+    pub fn status(&self, key: AgentKey, now: Monotonic) -> AgentStatus {
+        let agent = &self.agents[&key];
+        let spec = &agent.spec;
+        AgentStatus {
+            id: spec.id.clone(),
+            parent: agent.parent.and_then(|parent| self.id_of(parent)).cloned(),
+            level: agent.level,
+            kind: spec.kind.clone(),
+            session: spec.session.clone(),
+            priority: spec.priority,
+            state: agent.state(),
+            paused: if agent.has_ended() { agent.paused(false) } else { agent.paused(self.is_paused_from_above(key)) },
+            pid: agent.pid(),
+            run: agent.run,
+            cgroup: format!("{}/{}", self.root, self.path_of(key)),
+            command: spec.command.clone(),
+            exit: agent.last.as_deref().cloned(),
+            restarts: agent.restarts,
+            started: agent.started_wall(),
+            ended: agent.ended.map(|ended| ended.wall),
+            waits: self.waits_for(key, now),
+            limits: agent.limits.clone(),
+            capabilities: spec.capabilities.clone(),
+            metadata: spec.metadata.clone(),
+            children: agent.children.iter().filter_map(|child| self.id_of(*child)).cloned().collect(),
+            paused_ms: crate::model::status::millis(agent.paused_for(now)),
+        }
+    }
+
+    /// Says in a sentence what an agent waits for.
+    fn waits_for(&self, key: AgentKey, now: Monotonic) -> Option<String> {
+        let agent = &self.agents[&key];
+        let left = |until: Monotonic| {
+            humantime::format_duration(std::time::Duration::from_millis(crate::model::status::millis(until.since(now))))
+                .to_string()
+        };
+        match &agent.phase {
+            Phase::Queued => Some("room in the tree".to_owned()),
+            Phase::Held if self.is_held_by_frost(key) => Some("its subtree to be resumed".to_owned()),
+            Phase::Held => Some("its parent's cgroup".to_owned()),
+            Phase::Spawning { .. } => Some("its program to execute".to_owned()),
+            Phase::Draining { .. } => Some("the processes that its main process left behind".to_owned()),
+            Phase::Lingering { .. } => Some("the agents below it to end".to_owned()),
+            Phase::Backoff { countdown: Countdown::Until(until) } => Some(format!("its next run, in {}", left(*until))),
+            Phase::Backoff { countdown: Countdown::Suspended(_) } => {
+                Some("its next run; the time stands still while it is paused".to_owned())
+            }
+            Phase::Running { .. } if agent.down.is_some() => Some("its processes to end".to_owned()),
+            Phase::Group | Phase::Running { .. } | Phase::Ended { .. } => None,
+        }
+    }
+
+    /// Makes an event, about an agent or about the herd.
+    pub(super) fn event(&self, now: Now, kind: Kind, key: Option<AgentKey>) -> Event {
+        let agent = key.and_then(|key| self.agents.get(&key));
+        Event {
+            seq: 0,
+            time: now.wall,
+            kind,
+            agent: agent.map(|agent| agent.spec.id.clone()),
+            level: agent.map(|agent| agent.level),
+            run: agent.map(|agent| agent.run),
+            parent: agent.and_then(|agent| self.id_of(agent.parent?)).cloned(),
+            session: agent.and_then(|agent| agent.spec.session.clone()),
+            pid: agent.and_then(super::agent::Agent::pid),
+            exit: None,
+            oom: None,
+            delay_ms: None,
+            limits: None,
+            message: String::new(),
+        }
+    }
+
+    pub(super) fn publish(&self, step: &mut Step, kind: Kind, key: AgentKey, fill: impl FnOnce(&mut Event)) {
+        let mut event = self.event(step.now, kind, Some(key));
+        fill(&mut event);
+        step.order(Effect::Publish(Box::new(event)));
+    }
+
+    /// Writes a refused overreach into the audit trail.
+    pub(super) fn publish_forbidden(&self, step: &mut Step, caller: &Caller, error: &Error) {
+        let mut event = self.event(step.now, Kind::Forbidden, caller.agent);
+        event.message = format!("{}: {}", caller.name, error.message);
+        step.order(Effect::Publish(Box::new(event)));
+    }
+
+    /// Says whether anything is paused: for invariants and tests.
+    #[must_use]
+    pub fn is_frozen(&self, key: AgentKey) -> bool {
+        self.agents.get(&key).is_some_and(|agent| agent.freezer.written == Frost::Frozen)
+    }
+
+    /// Makes an event that the shell has found out by itself.
+    #[must_use]
+    pub fn event_about(&self, mono: Monotonic, wall: Wall, kind: Kind, key: Option<AgentKey>) -> Event {
+        self.event(Now { mono, wall }, kind, key)
+    }
+}

@@ -1,0 +1,464 @@
+//! The end of subtrees on request: polite, then atomic, with a receipt.
+//!
+//! ```text
+//!  Polite ── grace is over, or was 0 ──▶ Closing ── no spawn is on its way ──▶ (Freezing ──▶) Killing ──▶ Removing ──▶ done
+//!     └───────────────── all have ended on the polite signal ─────────────────────────────────────────────▲
+//! ```
+//!
+//! One top is killed by one write. Several tops (a level, a session) are first all frozen and seen frozen, so that none of
+//! them runs one instruction after the first has died; a task that does not freeze holds the rest up for a bounded time only.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::agent::{Down, Home, Outcome, Phase, Signal};
+use super::input::{AgentKey, Caller, Effect, Frost, ReplyTo};
+use super::{Closing, Machine, Step, Timer};
+use crate::model::error::{Code, Error};
+use crate::model::event::Kind;
+use crate::model::id::AgentId;
+use crate::model::request::{Answer, Target};
+use crate::model::spec::DURATION_MAX;
+use crate::model::status::{AgentReceipt, Receipt};
+use crate::model::time::Monotonic;
+
+/// How long a kill may take until it is ordered again and what hangs is named.
+pub(super) const KILL_RETRY: Duration = Duration::from_secs(1);
+
+/// How long several tops may take to freeze before they are killed as they are.
+const FREEZE_BUDGET: Duration = Duration::from_millis(500);
+
+/// The identity of a stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct StopKey(pub u64);
+
+/// How far a stop has come; with the deadline of the stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    Polite(Monotonic),
+    Closing,
+    Freezing(Monotonic),
+    Killing(Monotonic),
+    Removing,
+}
+
+/// The end of one or several subtrees.
+#[derive(Debug)]
+pub(super) struct Stop {
+    tops: Vec<AgentKey>,
+    members: Vec<AgentKey>,
+    pub stage: Stage,
+    began: Monotonic,
+    replies: Vec<ReplyTo>,
+    tallies: BTreeMap<AgentKey, Tally>,
+    /// Members that have not ended.
+    pending: BTreeSet<AgentKey>,
+    /// Members whose stop signal is on a hand.
+    signals: BTreeSet<AgentKey>,
+    /// Tops whose kill is on a hand.
+    kills: BTreeSet<AgentKey>,
+    /// Tops whose cgroup is not removed.
+    unremoved: BTreeSet<AgentKey>,
+}
+
+/// What a stop did to one agent.
+#[derive(Clone, Debug)]
+struct Tally {
+    id: AgentId,
+    signal: String,
+    polite: u64,
+    killed: u64,
+    emptied: Option<Monotonic>,
+}
+
+impl Stop {
+    pub fn is_top(&self, key: AgentKey) -> bool {
+        self.tops.contains(&key)
+    }
+
+    /// Drops a member that never came to be.
+    pub fn forget(&mut self, key: AgentKey) {
+        self.pending.remove(&key);
+        self.unremoved.remove(&key);
+        self.tops.retain(|top| *top != key);
+    }
+
+    /// Returns when the kill is due; at once if it is under way.
+    fn urgency(&self) -> Monotonic {
+        match self.stage {
+            Stage::Polite(deadline) => deadline,
+            _ => self.began,
+        }
+    }
+
+    fn receipt(&self, now: Monotonic) -> Receipt {
+        let millis = |at: Monotonic| at.since(self.began).as_secs_f64() * 1000.0;
+        let agents: Vec<AgentReceipt> = self
+            .members
+            .iter()
+            .map(|key| {
+                let tally = &self.tallies[key];
+                let ended_politely = tally.polite.saturating_sub(tally.killed);
+                let signals = [(tally.signal.as_str(), ended_politely), ("SIGKILL", tally.killed)];
+                AgentReceipt {
+                    id: tally.id.clone(),
+                    processes: ended_politely + tally.killed,
+                    signals: signals.iter().filter(|(_, n)| *n > 0).map(|(name, n)| ((*name).to_owned(), *n)).collect(),
+                    ms: millis(tally.emptied.unwrap_or(now)),
+                    survivors: 0,
+                }
+            })
+            .collect();
+        Receipt { processes: agents.iter().map(|agent| agent.processes).sum(), agents, ms: millis(now) }
+    }
+}
+
+impl Machine {
+    pub(super) fn ask_terminate(
+        &mut self,
+        step: &mut Step,
+        to: ReplyTo,
+        caller: &Caller,
+        target: &Target,
+        grace: Option<Duration>,
+    ) -> Result<(), Error> {
+        if grace.is_some_and(|grace| grace > DURATION_MAX) {
+            return Err(Error::new(Code::BadValue, "the grace is a year at most"));
+        }
+        let keys = self.targets(target)?;
+        self.begin_stop(step, &keys, grace, &caller.name, Some(to));
+        Ok(())
+    }
+
+    pub(super) fn ask_shutdown(&mut self, step: &mut Step, to: ReplyTo, caller: &Caller, grace: Option<Duration>) {
+        if self.closing == Closing::Open {
+            self.closing = Closing::Closing;
+            let mut event = self.event(step.now, Kind::HerdStopping, None);
+            event.message = format!("asked by {}", caller.name);
+            step.order(Effect::Publish(Box::new(event)));
+        }
+        let keys: Vec<_> = self.agents.keys().copied().collect();
+        self.begin_stop(step, &keys, grace, &caller.name, Some(to));
+    }
+
+    /// Begins to end the subtrees of these agents; those of them that have ended are no matter.
+    pub(super) fn begin_stop(
+        &mut self,
+        step: &mut Step,
+        keys: &[AgentKey],
+        grace: Option<Duration>,
+        by: &Arc<str>,
+        reply: Option<ReplyTo>,
+    ) {
+        let live: Vec<_> = keys.iter().copied().filter(|key| !self.agents[key].has_ended()).collect();
+        let tops = self.tops(&live);
+        let stop_key = StopKey(self.fresh());
+        let grace = grace.or_else(|| tops.iter().map(|key| self.agents[key].spec.grace).max()).unwrap_or_default();
+        let now = step.now.mono;
+        let members: Vec<_> =
+            tops.iter().flat_map(|top| self.subtree(*top)).filter(|key| !self.agents[key].has_ended()).collect();
+        let stop = Stop {
+            stage: if grace.is_zero() { Stage::Closing } else { Stage::Polite(now + grace) },
+            began: now,
+            replies: reply.into_iter().collect(),
+            tallies: members.iter().map(|key| (*key, self.tally(*key))).collect(),
+            pending: members.iter().copied().collect(),
+            signals: BTreeSet::new(),
+            kills: BTreeSet::new(),
+            unremoved: tops.iter().copied().collect(),
+            tops: tops.clone(),
+            members: members.clone(),
+        };
+        for key in members {
+            self.put_down(key, stop_key, &stop, by);
+        }
+        self.set_stop_timer(stop_key, None, &stop.stage);
+        self.stops.insert(stop_key, stop);
+        self.dirty_stops.insert(stop_key);
+        for key in tops {
+            self.publish(step, Kind::Stopping, key, |event| event.message = format!("asked by {by}"));
+        }
+    }
+
+    fn tally(&self, key: AgentKey) -> Tally {
+        let spec = &self.agents[&key].spec;
+        Tally { id: spec.id.clone(), signal: spec.stop_signal.to_string(), polite: 0, killed: 0, emptied: None }
+    }
+
+    /// Makes an agent's end wanted; of several stops the most urgent drives it.
+    fn put_down(&mut self, key: AgentKey, stop_key: StopKey, stop: &Stop, by: &Arc<str>) {
+        let driver = self.agents[&key].down.as_ref().and_then(|down| self.stops.get(&down.stop)).map(Stop::urgency);
+        let agent = self.agent_mut(key);
+        agent.stops.push(stop_key);
+        match &mut agent.down {
+            None => agent.down = Some(Down { stop: stop_key, by: by.clone(), signal: Signal::Unsent }),
+            Some(down) if driver.is_none_or(|driver| stop.urgency() < driver) => down.stop = stop_key,
+            Some(_) => {}
+        }
+        self.dirty.insert(key);
+    }
+
+    fn set_stop_timer(&mut self, key: StopKey, old: Option<Stage>, new: &Stage) {
+        let deadline = |stage: &Stage| match stage {
+            Stage::Polite(at) | Stage::Freezing(at) | Stage::Killing(at) => Some(*at),
+            Stage::Closing | Stage::Removing => None,
+        };
+        if let Some(at) = old.as_ref().and_then(deadline) {
+            self.timers.remove(&(at, Timer::Stop(key)));
+        }
+        if let Some(at) = deadline(new) {
+            self.timers.insert((at, Timer::Stop(key)));
+        }
+    }
+
+    /// Moves a stop as far as it can go now.
+    pub(super) fn settle_stop(&mut self, step: &mut Step, key: StopKey) {
+        while let Some(stop) = self.stops.get(&key) {
+            let before = stop.stage;
+            let after = self.next_stage(step.now.mono, stop);
+            if after == before {
+                break;
+            }
+            self.set_stop_timer(key, Some(before), &after);
+            let stop = self.stops.get_mut(&key).expect("it was just found");
+            stop.stage = after;
+            match after {
+                Stage::Freezing(_) => {
+                    for top in self.stops[&key].tops.clone() {
+                        self.settle_freezer(step, top);
+                    }
+                }
+                Stage::Killing(_) => self.kill(step, key, matches!(before, Stage::Killing(_))),
+                Stage::Removing => {
+                    for top in self.stops[&key].tops.clone() {
+                        if self.agents.get(&top).is_none_or(|agent| agent.home == Home::None) {
+                            self.stops.get_mut(&key).expect("it was just found").unremoved.remove(&top);
+                        }
+                    }
+                }
+                Stage::Polite(_) | Stage::Closing => {}
+            }
+        }
+        let is_done = self.stops.get(&key).is_some_and(|stop| {
+            stop.stage == Stage::Removing
+                && stop.unremoved.is_empty()
+                && stop.signals.is_empty()
+                && stop.kills.is_empty()
+        });
+        if is_done {
+            self.finish_stop(step, key);
+        }
+    }
+
+    fn next_stage(&self, now: Monotonic, stop: &Stop) -> Stage {
+        if stop.pending.is_empty() {
+            return Stage::Removing;
+        }
+        match stop.stage {
+            Stage::Polite(deadline) if now >= deadline => Stage::Closing,
+            Stage::Closing => {
+                let spawning: u32 = stop.tops.iter().map(|top| self.agents[top].spawning).sum();
+                if spawning > 0 {
+                    Stage::Closing
+                } else if stop.tops.len() > 1 {
+                    Stage::Freezing(now + FREEZE_BUDGET)
+                } else {
+                    Stage::Killing(now + KILL_RETRY)
+                }
+            }
+            Stage::Freezing(deadline) => {
+                let is_frozen = |top: &AgentKey| {
+                    let agent = &self.agents[top];
+                    agent.home != Home::Made || agent.freezer.seen == Frost::Frozen
+                };
+                if now >= deadline || stop.tops.iter().all(is_frozen) {
+                    Stage::Killing(now + KILL_RETRY)
+                } else {
+                    Stage::Freezing(deadline)
+                }
+            }
+            Stage::Killing(retry) if now >= retry => Stage::Killing(now + KILL_RETRY),
+            stage => stage,
+        }
+    }
+
+    /// Orders the kill of every top that still has something in it.
+    fn kill(&mut self, step: &mut Step, key: StopKey, is_again: bool) {
+        let tops = self.stops[&key].tops.clone();
+        let mut hanging = Vec::new();
+        for top in tops {
+            if self.agents[&top].home != Home::Made {
+                continue;
+            }
+            let below = self.subtree(top);
+            let runs: Vec<_> = below
+                .iter()
+                .map(|key| &self.agents[key])
+                .filter(|agent| agent.has_run())
+                .map(|agent| (agent.key, agent.run))
+                .collect();
+            if runs.is_empty() {
+                continue;
+            }
+            hanging.push(top);
+            self.stops.get_mut(&key).expect("it is being settled").kills.insert(top);
+            step.order(Effect::Kill { agent: top, runs });
+        }
+        if is_again && !hanging.is_empty() {
+            step.order(Effect::FindLaggards { agents: hanging, reply: None });
+        }
+    }
+
+    pub(super) fn signalled(&mut self, key: AgentKey, processes: u64) {
+        let Some(agent) = self.agents.get_mut(&key) else { return };
+        if let Some(down) = &mut agent.down {
+            down.signal = Signal::Sent;
+        }
+        for stop_key in agent.stops.clone() {
+            if let Some(stop) = self.stops.get_mut(&stop_key) {
+                if let Some(tally) = stop.tallies.get_mut(&key) {
+                    tally.polite = tally.polite.max(processes);
+                }
+                stop.signals.remove(&key);
+                self.dirty_stops.insert(stop_key);
+            }
+        }
+        // The tops above may be thawed now.
+        self.dirty.insert(key);
+    }
+
+    pub(super) fn killed(&mut self, top: AgentKey, counts: &[(AgentKey, u64)]) {
+        for (stop_key, stop) in &mut self.stops {
+            if !stop.kills.remove(&top) {
+                continue;
+            }
+            for (key, count) in counts {
+                if let Some(tally) = stop.tallies.get_mut(key) {
+                    // What an earlier kill of this stop has counted and is still dying is not counted twice.
+                    tally.killed = tally.killed.max(*count);
+                }
+            }
+            self.dirty_stops.insert(*stop_key);
+        }
+    }
+
+    /// Orders the stop signal for the present run of an agent that is to end, once.
+    pub(super) fn settle_signal(&mut self, step: &mut Step, key: AgentKey) {
+        let agent = &self.agents[&key];
+        let Some(down) = &agent.down else { return };
+        let is_polite = self.stops.get(&down.stop).is_some_and(|stop| matches!(stop.stage, Stage::Polite(_)));
+        if !is_polite || down.signal != Signal::Unsent || !agent.has_run() {
+            return;
+        }
+        let effect = Effect::Signal { agent: key, run: agent.run, signal: agent.spec.stop_signal };
+        let stops = agent.stops.clone();
+        step.order(effect);
+        for stop in stops {
+            if let Some(stop) = self.stops.get_mut(&stop) {
+                stop.signals.insert(key);
+            }
+        }
+        if let Some(down) = &mut self.agent_mut(key).down {
+            down.signal = Signal::Ordered;
+        }
+    }
+
+    /// Tells the stops that wait for it that an agent has ended.
+    pub(super) fn note_ended(&mut self, now: Monotonic, key: AgentKey) {
+        for stop_key in self.agents[&key].stops.clone() {
+            if let Some(stop) = self.stops.get_mut(&stop_key) {
+                stop.pending.remove(&key);
+                if let Some(tally) = stop.tallies.get_mut(&key) {
+                    tally.emptied = Some(now);
+                }
+                if stop.pending.is_empty() {
+                    self.dirty_stops.insert(stop_key);
+                }
+            }
+        }
+    }
+
+    fn finish_stop(&mut self, step: &mut Step, key: StopKey) {
+        let Some(stop) = self.stops.remove(&key) else { return };
+        let receipt = stop.receipt(step.now.mono);
+        for reply in &stop.replies {
+            step.reply(*reply, Ok(Answer::Receipt(receipt.clone())));
+        }
+        for member in &stop.members {
+            if let Some(agent) = self.agents.get_mut(member) {
+                agent.stops.retain(|other| *other != key);
+                self.dirty.insert(*member);
+            }
+        }
+    }
+
+    /// An agent's cgroup and everything below it is gone.
+    pub(super) fn removed(&mut self, key: AgentKey) {
+        if !self.agents.contains_key(&key) {
+            return;
+        }
+        for below in self.subtree(key) {
+            let agent = self.agent_mut(below);
+            agent.home = Home::None;
+            agent.nursery = Home::None;
+            agent.freezer = super::agent::Freezer::default();
+            let stops = agent.stops.clone();
+            self.frost_moved.insert(below);
+            self.dirty.insert(below);
+            for stop_key in stops {
+                if let Some(stop) = self.stops.get_mut(&stop_key) {
+                    stop.unremoved.remove(&below);
+                    self.dirty_stops.insert(stop_key);
+                }
+            }
+        }
+    }
+
+    /// Something lives in a cgroup whose runs are all empty: a process that moved itself. It is killed, and the removal tried again.
+    pub(super) fn remove_refused(&mut self, step: &mut Step, key: AgentKey) {
+        let Some(agent) = self.agents.get_mut(&key) else { return };
+        if agent.home != Home::Removing {
+            return;
+        }
+        agent.home = Home::Emptying(step.now.mono + KILL_RETRY);
+        step.order(Effect::Kill { agent: key, runs: Vec::new() });
+        self.dirty.insert(key);
+    }
+
+    pub(super) fn subtree_emptied(&mut self, key: AgentKey) {
+        if let Some(agent) = self.agents.get_mut(&key) {
+            if let Home::Emptying(_) = agent.home {
+                agent.home = Home::Made;
+                self.dirty.insert(key);
+            }
+        }
+    }
+
+    /// Orders the removal of an ended agent's cgroup, unless an agent above will take it along.
+    pub(super) fn settle_home(&mut self, step: &mut Step, key: AgentKey) {
+        let agent = &self.agents[&key];
+        let is_due = match agent.home {
+            Home::Made => true,
+            Home::Emptying(retry) => step.now.mono >= retry,
+            Home::None | Home::Making | Home::Removing => false,
+        };
+        let goes_along = agent.parent.is_some_and(|parent| {
+            let parent = &self.agents[&parent];
+            parent.down.is_some() || parent.has_ended()
+        });
+        if is_due && !goes_along && agent.freezer.ordered.is_none() {
+            self.agent_mut(key).home = Home::Removing;
+            step.order(Effect::Remove(key));
+        }
+    }
+
+    /// Says how an agent that is to end has ended.
+    pub(super) fn outcome_when_down(&self, key: AgentKey) -> Outcome {
+        let agent = &self.agents[&key];
+        match &agent.phase {
+            Phase::Lingering { outcome } => *outcome,
+            _ => Outcome::Terminated,
+        }
+    }
+}

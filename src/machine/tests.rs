@@ -1,0 +1,246 @@
+//! A few lives, step by step. The many are in `tests/simulation.rs`.
+
+use super::*;
+use crate::model::error::Code;
+use crate::model::event::Kind;
+use crate::model::id::Run;
+use crate::model::spec::{AgentSpec, RestartPolicy};
+use crate::model::stage::{SpawnFailure, Stage};
+use crate::model::status::{Exit, Rusage, State};
+
+struct Bench {
+    machine: Machine,
+    now: Now,
+    calls: u64,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self {
+            machine: Machine::new(HerdConfig::default(), "/t".to_owned(), BTreeMap::new(), 7),
+            now: Now::default(),
+            calls: 0,
+        }
+    }
+
+    fn step(&mut self, input: Input) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        self.machine.step(self.now, input, &mut effects);
+        self.machine.check();
+        let mut again = Vec::new();
+        self.machine.settle_everything(self.now, &mut again);
+        assert_eq!(again, [], "settling again orders nothing");
+        effects
+    }
+
+    fn ask(&mut self, request: Request) -> Vec<Effect> {
+        self.calls += 1;
+        let caller = Caller { name: "uid 0".into(), agent: None };
+        self.step(Input::Asked(ReplyTo { client: 1, call: self.calls }, caller, request))
+    }
+
+    fn wait(&mut self, seconds: u64) -> Vec<Effect> {
+        self.now.mono.0 += seconds * 1_000_000_000;
+        self.step(Input::Ticked)
+    }
+
+    fn spawn(&mut self, id: &str, parent: Option<&str>, change: impl FnOnce(&mut AgentSpec)) -> AgentKey {
+        let mut spec = AgentSpec::new(id.parse().unwrap(), ["sleep"]);
+        spec.parent = parent.map(|parent| parent.parse().unwrap());
+        change(&mut spec);
+        let effects = self.ask(Request::Spawn(Box::new(spec)));
+        assert!(matches!(&effects[..], [Effect::Spawn(_)]), "{effects:?}");
+        let key = self.machine.key_of(&id.parse().unwrap()).unwrap();
+        let effects = self.step(Input::Spawned { agent: key, pid: Some(100) });
+        assert_eq!(kinds(&effects), [Kind::Spawned, Kind::Started]);
+        key
+    }
+
+    fn exit(&mut self, agent: AgentKey, status: i32, descendants: u64) -> Vec<Effect> {
+        let run = self.machine.run_of(agent).unwrap();
+        let exit = Exit::Status(status);
+        self.step(Input::Exited { agent, run, exit, rusage: Rusage::default(), oom: None, descendants })
+    }
+
+    fn state(&self, key: AgentKey) -> State {
+        self.machine.status(key, self.now.mono).state
+    }
+}
+
+fn kinds(effects: &[Effect]) -> Vec<Kind> {
+    let kind = |effect: &Effect| match effect {
+        Effect::Publish(event) => Some(event.kind),
+        _ => None,
+    };
+    effects.iter().filter_map(kind).collect()
+}
+
+fn error(effects: &[Effect]) -> Error {
+    let [Effect::Reply(_, Err(error))] = effects else { panic!("{effects:?}") };
+    error.clone()
+}
+
+fn ids(names: &[&str]) -> Target {
+    Target::Ids(names.iter().map(|name| name.parse().unwrap()).collect())
+}
+
+#[test]
+fn a_completed_agent_is_retained_and_then_forgotten() {
+    let mut bench = Bench::new();
+    let key = bench.spawn("a", None, |_| {});
+    let effects = bench.exit(key, 0, 0);
+    assert_eq!(kinds(&effects), [Kind::Completed]);
+    assert!(effects.contains(&Effect::Remove(key)));
+    bench.step(Input::Removed(key));
+    assert_eq!(bench.state(key), State::Completed);
+    assert_eq!(kinds(&bench.wait(59)), []);
+    assert_eq!(kinds(&bench.wait(1)), [Kind::Removed]);
+    assert_eq!(bench.machine.key_of(&"a".parse().unwrap()), None);
+    assert_eq!(bench.machine.next_deadline(), None, "an idle herd waits for nothing");
+}
+
+#[test]
+fn a_failure_is_told_at_once_and_a_completion_when_the_cgroup_is_empty() {
+    let mut bench = Bench::new();
+    let bad = bench.spawn("bad", None, |_| {});
+    let effects = bench.exit(bad, 3, 2);
+    assert_eq!(kinds(&effects), [Kind::Failed]);
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Signal { .. })), "what is left behind is ended");
+    assert_eq!(bench.state(bad), State::Stopping);
+    assert_eq!(kinds(&bench.step(Input::RunEmptied { agent: bad, run: Run(1) })), []);
+    assert_eq!(bench.state(bad), State::Failed);
+
+    let good = bench.spawn("good", None, |_| {});
+    assert_eq!(kinds(&bench.exit(good, 0, 2)), [Kind::Exited]);
+    assert!(bench.wait(10).contains(&Effect::KillRun { agent: good, run: Run(1) }), "after the grace comes the kill");
+    assert_eq!(kinds(&bench.step(Input::RunEmptied { agent: good, run: Run(1) })), [Kind::Completed]);
+}
+
+#[test]
+fn a_failed_agent_is_restarted_and_a_terminated_one_is_not() {
+    let mut bench = Bench::new();
+    let key = bench.spawn("a", None, |spec| {
+        spec.restart.policy = RestartPolicy::Always;
+        spec.restart.jitter = 0.0;
+    });
+    assert_eq!(kinds(&bench.exit(key, 1, 0)), [Kind::Failed, Kind::Restarting]);
+    assert_eq!(bench.state(key), State::Backoff);
+    let effects = bench.wait(1);
+    assert!(matches!(&effects[..], [Effect::Spawn(order)] if order.run == Run(2) && order.make.is_none()));
+    bench.step(Input::Spawned { agent: key, pid: Some(101) });
+    let effects = bench.ask(Request::Terminate(ids(&["a"]), None));
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Signal { run: Run(2), .. })));
+    bench.step(Input::Signalled { agent: key, processes: 1 });
+    assert_eq!(kinds(&bench.exit(key, 0, 0)), [Kind::Terminated]);
+    let effects = bench.step(Input::Removed(key));
+    let [Effect::Reply(_, Ok(Answer::Receipt(receipt)))] = &effects[..] else { panic!("{effects:?}") };
+    assert_eq!((receipt.processes, receipt.agents[0].signals["SIGTERM"]), (1, 1));
+    bench.wait(30);
+    assert_eq!(bench.state(key), State::Terminated, "what was stopped stays stopped");
+}
+
+#[test]
+fn a_failed_first_spawn_leaves_nothing() {
+    let mut bench = Bench::new();
+    let spec = AgentSpec::new("a".parse().unwrap(), ["/no/such"]);
+    bench.ask(Request::Spawn(Box::new(spec)));
+    let key = bench.machine.key_of(&"a".parse().unwrap()).unwrap();
+    let failure =
+        SpawnFailure { stage: Stage::Exec, errno: Some(2), message: "exec /no/such: ENOENT".into(), remedy: None };
+    let effects = bench.step(Input::SpawnFailed { agent: key, failure });
+    assert_eq!(kinds(&effects), [Kind::Failed]);
+    assert!(matches!(effects.last(), Some(Effect::Reply(_, Err(error))) if error.code == Code::ExecFailed));
+    assert_eq!(bench.machine.key_of(&"a".parse().unwrap()), None);
+}
+
+#[test]
+fn a_level_is_frozen_before_it_is_killed() {
+    let mut bench = Bench::new();
+    let keys = [bench.spawn("a", None, |_| {}), bench.spawn("b", None, |_| {})];
+    let effects = bench.ask(Request::Terminate(Target::Level(Level(0)), Some(std::time::Duration::ZERO)));
+    assert_eq!(
+        effects.iter().filter(|effect| matches!(effect, Effect::Freeze { frost: Frost::Frozen, .. })).count(),
+        2
+    );
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Kill { .. })));
+    for agent in keys {
+        bench.step(Input::FreezerWritten { agent, written: Frost::Frozen });
+    }
+    bench.step(Input::FrostSeen { agent: keys[0], frost: Frost::Frozen });
+    let effects = bench.step(Input::FrostSeen { agent: keys[1], frost: Frost::Frozen });
+    assert_eq!(effects.iter().filter(|effect| matches!(effect, Effect::Kill { .. })).count(), 2, "{effects:?}");
+}
+
+#[test]
+fn a_paused_backoff_stands_still_and_goes_on() {
+    let mut bench = Bench::new();
+    let key = bench.spawn("a", None, |spec| {
+        spec.restart.policy = RestartPolicy::OnFailure;
+        spec.restart.jitter = 0.0;
+    });
+    bench.exit(key, 1, 0);
+    bench.ask(Request::Pause(ids(&["a"])));
+    bench.step(Input::FreezerWritten { agent: key, written: Frost::Frozen });
+    let effects = bench.step(Input::FrostSeen { agent: key, frost: Frost::Frozen });
+    assert_eq!(kinds(&effects), [Kind::Paused]);
+    assert_eq!(bench.machine.next_deadline(), None, "its clock stands still");
+    bench.wait(1000);
+    assert_eq!(bench.state(key), State::Backoff);
+    bench.ask(Request::Resume(ids(&["a"])));
+    bench.step(Input::FreezerWritten { agent: key, written: Frost::Thawed });
+    assert!(bench.wait(1).iter().any(|effect| matches!(effect, Effect::Spawn(_))));
+}
+
+#[test]
+fn bounds_are_refused_by_name_or_queued_by_priority() {
+    let mut bench = Bench::new();
+    bench.machine.config.bounds.max_agents_per_level = 1;
+    let first = bench.spawn("a", None, |_| {});
+    let spec = AgentSpec::new("b".parse().unwrap(), ["x"]);
+    let refused = error(&bench.ask(Request::Spawn(Box::new(spec.clone()))));
+    assert_eq!(refused.code, Code::BoundReached);
+    assert!(refused.message.contains("max_agents_per_level = 1"));
+    for (id, priority) in [("low", 1), ("high", 9)] {
+        let mut spec = AgentSpec { id: id.parse().unwrap(), ..spec.clone() };
+        spec.priority = priority.try_into().unwrap();
+        spec.admission = crate::model::spec::Admission::Queue;
+        assert_eq!(kinds(&bench.ask(Request::Spawn(Box::new(spec)))), [Kind::Queued]);
+    }
+    let effects = bench.exit(first, 0, 0);
+    let started: Vec<_> = effects
+        .iter()
+        .filter_map(|effect| if let Effect::Spawn(order) = effect { Some(order.spec.id.to_string()) } else { None })
+        .collect();
+    assert_eq!(started, ["high"]);
+}
+
+#[test]
+fn an_agent_may_act_only_below_itself() {
+    let mut bench = Bench::new();
+    let parent = bench.spawn("parent", None, |_| {});
+    let child = bench.spawn("child", Some("parent"), |_| {});
+    let ask = |bench: &mut Bench, agent, target| {
+        let caller = Caller { name: "agent".into(), agent: Some(agent) };
+        bench.step(Input::Asked(ReplyTo { client: 2, call: 1 }, caller, Request::Pause(target)))
+    };
+    for target in [ids(&["parent"]), ids(&["child"]), Target::All, Target::Level(Level(1))] {
+        let effects = ask(&mut bench, child, target);
+        assert_eq!(kinds(&effects), [Kind::Forbidden]);
+        assert!(matches!(effects.last(), Some(Effect::Reply(_, Err(error))) if error.code == Code::Forbidden));
+    }
+    assert_eq!(kinds(&ask(&mut bench, parent, ids(&["child"]))), []);
+}
+
+#[test]
+fn the_end_of_a_parent_ends_the_agents_below_it() {
+    let mut bench = Bench::new();
+    let parent = bench.spawn("p", None, |_| {});
+    let child = bench.spawn("c", Some("p"), |_| {});
+    let effects = bench.exit(parent, 0, 0);
+    assert_eq!(kinds(&effects), [Kind::Stopping], "{effects:?}");
+    assert_eq!(bench.state(parent), State::Stopping);
+    bench.step(Input::Signalled { agent: child, processes: 1 });
+    let effects = bench.exit(child, 0, 0);
+    assert_eq!(kinds(&effects), [Kind::Terminated, Kind::Completed]);
+    assert!(effects.contains(&Effect::Remove(parent)), "one removal takes all: {effects:?}");
+}
