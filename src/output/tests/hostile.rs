@@ -84,7 +84,7 @@ fn a_huge_sparse_file_is_bounded_work() {
     world.service(&mut spool, Stdout, 1);
     let file = OpenOptions::new().write(true).open(world.path(Stdout)).unwrap();
     // The largest file that this file system takes: 8 EiB on tmpfs, 16 TiB on ext4.
-    let size = (40..63).rev().map(|bits| (1_u64 << bits) - 4096).find(|size| file.set_len(*size).is_ok()).unwrap();
+    let size = (40..63).rev().map(|bits| (1_u64 << bits) - (1 << 20)).find(|size| file.set_len(*size).is_ok()).unwrap();
     let serviced = world.service(&mut spool, Stdout, 2);
     assert_eq!((serviced.end, serviced.unfinished, serviced.fault), (size, false, None));
     assert!(size - serviced.start <= spool.most());
