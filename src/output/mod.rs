@@ -24,8 +24,18 @@
 //!
 //! # The bound
 //! After [`Spool::service`] a stream keeps at least its last `cap` bytes, and at most `cap + cap/8 + 64 KiB`
-//! ([`Spool::most`]); in between it grows by what the agent writes in one interval. Measured on ext4 with 2 CPUs, a cap of
-//! 16 MiB and 5 ms between calls: @@MEASURED@@
+//! ([`Spool::most`]); in between it grows by what the agent writes in one interval. Measured with 2 CPUs, a cap of 16 MiB
+//! and 5 ms between calls, the most that a file's blocks stood over the cap:
+//!
+//! | writer | ext4 | tmpfs |
+//! | --- | --- | --- |
+//! | `dd bs=100` | 2.4 MiB at 87 MB/s | 2.5 MiB at 100 MB/s |
+//! | `yes`, through a pipe and `head` | 6 MiB at 570 MB/s | 10 MiB at 720 MB/s |
+//! | `dd bs=1M` | 33 MiB at 4.3 GB/s | 24 MiB at 1.8 GB/s |
+//!
+//! A call costs 5 µs without news, and 0.06 to 0.35 s for each GB that the agent writes, waiting for the writer's lock
+//! included; the longest took 5 ms. A stream ends where the file system's offsets end: at 16 TiB on ext4, 8 EiB on tmpfs.
+//!
 //! Where the file system cannot punch holes ([`Store::punches`]) there is **no** bound: cutting the file instead would
 //! lose, uncounted, what is written at that moment, and exact offsets are worth more. Whoever opens the store says so.
 //!

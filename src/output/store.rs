@@ -161,14 +161,14 @@ impl Store {
     /// Opens below `agents/` without following a link anywhere on the way and without waiting for anything.
     ///
     /// # Kernel
-    /// `openat2(2)`, 5.6.
+    /// `openat2(2)`, 5.6; `RESOLVE_NO_SYMLINKS` holds for the last component too.
     fn open_entry(&self, name: &str, flags: OFlags) -> io::Result<OwnedFd> {
-        let mut flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mut flags = flags | OFlags::CLOEXEC;
         if !flags.contains(OFlags::PATH) {
             flags |= OFlags::NONBLOCK | OFlags::NOCTTY;
         }
         let mode = if flags.contains(OFlags::CREATE) { Mode::RUSR | Mode::WUSR } else { Mode::empty() };
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
         fs::openat2(&self.agents, name, flags, mode, resolve)
     }
 

@@ -106,6 +106,43 @@ fn a_huge_sparse_file_is_bounded_work() {
 }
 
 #[test]
+fn a_hole_that_the_agent_made_is_gone_and_not_zeros() {
+    let world = World::new();
+    let spool = Spool::new(CAP_DEFAULT);
+    world.write(Stdout, "a".repeat(64 << 10));
+    OpenOptions::new().write(true).open(world.path(Stdout)).unwrap().set_len(1 << 20).unwrap();
+    world.write(Stdout, "b");
+    let (kept, gone) = world.read_all(&spool, Stdout, 0);
+    assert_eq!((kept.len() as u64, gone), ((64 << 10) + 1, (1 << 20) - (64 << 10)));
+    assert!(kept.ends_with(b"ab"));
+}
+
+#[test]
+fn a_shift_that_cannot_be_stored_is_told_once_and_output_goes_on() {
+    let world = World::new();
+    let mut spool = Spool::new(CAP_DEFAULT);
+    let obstacle = world.state.path().join("agents/a/stdout.base");
+    fs::create_dir(&obstacle).unwrap();
+    let mut faults = Vec::new();
+    for step in 1..=5 {
+        if step == 3 {
+            fs::remove_dir(&obstacle).unwrap();
+        }
+        if step == 4 {
+            fs::remove_file(&obstacle).unwrap();
+            fs::create_dir(&obstacle).unwrap();
+        }
+        fs::write(world.path(Stdout), format!("line {step}\n")).unwrap();
+        let serviced = world.service(&mut spool, Stdout, step);
+        assert_eq!(serviced.end, 7 * step);
+        faults.push(serviced.fault.map(|error| error.message));
+    }
+    // The first line is no truncation; what was stored at the third makes the fourth a new fault.
+    let shown = "make agents/a/stdout.base: Is a directory (EISDIR)".to_owned();
+    assert_eq!(faults, [None, Some(shown.clone()), None, Some(shown), None]);
+}
+
+#[test]
 fn a_thing_in_the_files_place_is_neither_followed_nor_waited_for() {
     let world = World::new();
     let secret = world.state.path().join("secret");
