@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::agent::{Agent, Phase};
 use super::input::{AgentKey, Frost, ReplyTo};
-use super::{Closing, Machine, Step};
+use super::{Door, Machine, Step};
 use crate::model::config::RETAINED_MOST;
 use crate::model::error::{Code, Error};
 use crate::model::event::Kind;
@@ -57,7 +57,7 @@ impl Machine {
     fn place(&self, spec: &AgentSpec) -> Result<(Option<AgentKey>, Level), Error> {
         spec.check()?;
         let refuse = |code, message: String| Err(Error::new(code, format!("spawn {}: {message}", spec.id)));
-        if self.closing != Closing::Open {
+        if self.door != Door::Open {
             return refuse(Code::ShuttingDown, "the herd is being ended".to_owned());
         }
         if let Some(other) = self.ids.get(&spec.id) {
@@ -98,7 +98,7 @@ impl Machine {
             return Err(error.remedy("spawn or register the parent first"));
         };
         let agent = &self.agents[&key];
-        if agent.has_ended() || agent.down.is_some() || matches!(agent.phase, Phase::Lingering { .. }) {
+        if !agent.takes_children() {
             let message = format!("spawn {id}: its parent {parent} is {}", agent.state());
             return Err(Error::new(Code::NoSuchParent, message).remedy("choose a parent that lives"));
         }
@@ -123,11 +123,11 @@ impl Machine {
                 &format!("level {level} has {at_level} agents"),
             );
         }
-        if let Some(parent) = parent.map(|parent| &self.agents[&parent]) {
-            if parent.admitted_children >= bounds.max_children {
-                let of = format!("{} has {} children", parent.spec.id, parent.admitted_children);
-                return full("max_children", bounds.max_children, &of);
-            }
+        let crowded =
+            parent.map(|parent| &self.agents[&parent]).filter(|it| it.admitted_children >= bounds.max_children);
+        if let Some(parent) = crowded {
+            let of = format!("{} has {} children", parent.spec.id, parent.admitted_children);
+            return full("max_children", bounds.max_children, &of);
         }
         self.total_room(level, limits)
     }

@@ -195,6 +195,11 @@ impl Agent {
         matches!(self.phase, Phase::Ended { .. })
     }
 
+    /// Says whether agents may be put below it: it neither ends nor has ended.
+    pub fn takes_children(&self) -> bool {
+        self.down.is_none() && !matches!(self.phase, Phase::Lingering { .. } | Phase::Ended { .. })
+    }
+
     /// Says whether it counts against the bounds on the tree.
     pub fn is_admitted(&self) -> bool {
         !matches!(self.phase, Phase::Queued | Phase::Ended { .. })

@@ -70,8 +70,8 @@ impl Machine {
         if agent.has_run() || matches!(agent.phase, Phase::Group) {
             assert_eq!(agent.home, Home::Made, "{id}: what runs has a cgroup");
         }
-        if agent.parent.is_some() && agent.home == Home::Made {
-            let parent = &self.agents[&agent.parent.expect("it was just checked")];
+        if let Some(parent) = agent.parent.filter(|_| agent.home == Home::Made) {
+            let parent = &self.agents[&parent];
             assert!(
                 matches!(parent.home, Home::Made | Home::Removing | Home::Emptying(_)),
                 "{id}: a cgroup stands in its parent's"

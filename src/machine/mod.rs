@@ -77,7 +77,7 @@ pub struct Machine {
     queue_moved: bool,
     /// Agents whose freezer has moved in this step.
     frost_moved: BTreeSet<AgentKey>,
-    closing: Closing,
+    door: Door,
     next: u64,
     chance: fastrand::Rng,
     ends: BTreeMap<Cause, u64>,
@@ -85,9 +85,9 @@ pub struct Machine {
 
 /// Whether the herd admits agents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Closing {
+enum Door {
     Open,
-    Closing,
+    Closed,
     Finished,
 }
 
@@ -148,7 +148,7 @@ impl Machine {
             dirty_stops: BTreeSet::new(),
             queue_moved: false,
             frost_moved: BTreeSet::new(),
-            closing: Closing::Open,
+            door: Door::Open,
             next: 1,
             chance: fastrand::Rng::with_seed(seed),
             ends: BTreeMap::new(),
@@ -240,15 +240,15 @@ impl Machine {
             }
         }
         self.settle_frostings(step);
-        self.settle_closing(step);
+        self.settle_door(step);
     }
 
-    fn settle_closing(&mut self, step: &mut Step) {
-        let is_over = self.closing == Closing::Closing
+    fn settle_door(&mut self, step: &mut Step) {
+        let is_over = self.door == Door::Closed
             && self.stops.is_empty()
             && self.agents.values().all(|agent| agent.has_ended() && agent.home == Home::None);
         if is_over {
-            self.closing = Closing::Finished;
+            self.door = Door::Finished;
             step.order(Effect::Finish);
         }
     }

@@ -93,11 +93,11 @@ impl Machine {
             return self.start(step, key);
         }
         // A spawn that waits for a resume is answered now: it may take for ever.
-        if self.is_held_by_frost(key) {
-            if let Some(reply) = self.agent_mut(key).reply.take() {
-                let status = self.status(key, step.now.mono);
-                step.reply(reply, Ok(Answer::Agent(Box::new(status))));
-            }
+        if self.is_held_by_frost(key)
+            && let Some(reply) = self.agent_mut(key).reply.take()
+        {
+            let status = self.status(key, step.now.mono);
+            step.reply(reply, Ok(Answer::Agent(Box::new(status))));
         }
     }
 
@@ -580,14 +580,13 @@ impl Machine {
 
     fn check_revivable(&self, agent: &Agent) -> Result<(), Error> {
         let id = &agent.spec.id;
-        if self.closing != super::Closing::Open {
+        if self.door != super::Door::Open {
             return Err(Error::new(Code::ShuttingDown, format!("restart {id}: the herd is being ended")));
         }
-        if let Some(parent) = agent.parent.map(|parent| &self.agents[&parent]) {
-            if parent.has_ended() || parent.down.is_some() || matches!(parent.phase, Phase::Lingering { .. }) {
-                let message = format!("restart {id}: its parent {} is {}", parent.spec.id, parent.state());
-                return Err(Error::new(Code::NoSuchParent, message).remedy("restart the parent first"));
-            }
+        if let Some(parent) = agent.parent.map(|parent| &self.agents[&parent]).filter(|parent| !parent.takes_children())
+        {
+            let message = format!("restart {id}: its parent {} is {}", parent.spec.id, parent.state());
+            return Err(Error::new(Code::NoSuchParent, message).remedy("restart the parent first"));
         }
         if !agent.stops.is_empty() || !matches!(agent.home, Home::None | Home::Made) {
             let message = format!("restart {id}: its end is not over yet");

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use super::agent::{Down, Home, Outcome, Phase, Signal};
 use super::input::{AgentKey, Caller, Effect, Frost, ReplyTo};
-use super::{Closing, Machine, Step, Timer};
+use super::{Door, Machine, Step, Timer};
 use crate::model::error::{Code, Error};
 use crate::model::event::Kind;
 use crate::model::id::AgentId;
@@ -132,8 +132,8 @@ impl Machine {
     }
 
     pub(super) fn ask_shutdown(&mut self, step: &mut Step, to: ReplyTo, caller: &Caller, grace: Option<Duration>) {
-        if self.closing == Closing::Open {
-            self.closing = Closing::Closing;
+        if self.door == Door::Open {
+            self.door = Door::Closed;
             let mut event = self.event(step.now, Kind::HerdStopping, None);
             event.message = format!("asked by {}", caller.name);
             step.order(Effect::Publish(Box::new(event)));
@@ -427,11 +427,9 @@ impl Machine {
     }
 
     pub(super) fn subtree_emptied(&mut self, key: AgentKey) {
-        if let Some(agent) = self.agents.get_mut(&key) {
-            if let Home::Emptying(_) = agent.home {
-                agent.home = Home::Made;
-                self.dirty.insert(key);
-            }
+        if let Some(agent) = self.agents.get_mut(&key).filter(|agent| matches!(agent.home, Home::Emptying(_))) {
+            agent.home = Home::Made;
+            self.dirty.insert(key);
         }
     }
 

@@ -11,5 +11,7 @@ pub mod request;
 pub mod spec;
 pub mod stage;
 pub mod status;
+pub mod stream;
 pub mod time;
 pub mod units;
+pub mod usage;

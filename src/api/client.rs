@@ -1,0 +1,141 @@
+//! The blocking client: calls, and the notifications of calls that follow.
+
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::message::{Outgoing, Reply};
+use super::method::Call;
+use crate::model::error::{Code, Error};
+
+/// A connection to a daemon. One call at a time; use several connections for several.
+#[derive(Debug)]
+pub struct Client {
+    stream: BufReader<UnixStream>,
+    next: u64,
+    notes: VecDeque<Note>,
+}
+
+/// A notification.
+#[derive(Clone, Debug)]
+pub struct Note {
+    /// `event` or `output`.
+    pub method: String,
+    /// Its content.
+    pub params: Value,
+}
+
+impl Client {
+    /// Connects to the daemon that listens on a socket.
+    ///
+    /// # Errors
+    /// [`Code::NoDaemon`] if none answers there, or it may not be asked.
+    pub fn connect(socket: &Path) -> Result<Self, Error> {
+        let stream = UnixStream::connect(socket).map_err(|error| {
+            let remedy = match error.kind() {
+                std::io::ErrorKind::PermissionDenied => "you need to be root or a member of the socket's group",
+                _ => "start one with `treeherd daemon`, or name its socket with --socket or TREEHERD_SOCKET",
+            };
+            Error::new(Code::NoDaemon, format!("no daemon answers on {}: {error}", socket.display())).remedy(remedy)
+        })?;
+        Ok(Self::over(stream))
+    }
+
+    /// Talks over a stream that is connected already.
+    #[must_use]
+    pub fn over(stream: UnixStream) -> Self {
+        Self { stream: BufReader::with_capacity(1 << 16, stream), next: 0, notes: VecDeque::new() }
+    }
+
+    /// Sends a call and waits for its answer; notifications that come meanwhile are kept for [`Client::note`].
+    ///
+    /// # Errors
+    /// What the daemon answers, or [`Code::NoDaemon`] if it went away.
+    pub fn call<T: DeserializeOwned>(&mut self, call: &Call) -> Result<T, Error> {
+        let id = self.send(call)?;
+        loop {
+            let reply = self.receive()?;
+            if let (Some(method), Some(params)) = (reply.method, reply.params) {
+                self.notes.push_back(Note { method, params });
+                continue;
+            }
+            if let Some(error) = reply.error {
+                return Err(error.into());
+            }
+            if reply.id.as_ref().and_then(Value::as_u64) == Some(id) {
+                let result = reply.result.unwrap_or(Value::Null);
+                return serde_json::from_value(result).map_err(|error| broken(&format!("{}: {error}", call.method())));
+            }
+        }
+    }
+
+    /// Waits for the next notification.
+    ///
+    /// # Errors
+    /// [`Code::NoDaemon`] if the daemon went away.
+    pub fn note(&mut self) -> Result<Note, Error> {
+        loop {
+            if let Some(note) = self.notes.pop_front() {
+                return Ok(note);
+            }
+            let reply = self.receive()?;
+            if let (Some(method), Some(params)) = (reply.method, reply.params) {
+                return Ok(Note { method, params });
+            }
+            if let Some(error) = reply.error {
+                return Err(error.into());
+            }
+        }
+    }
+
+    /// Sets how long a read may take; for ever if none is given.
+    ///
+    /// # Errors
+    /// A duration of zero.
+    pub fn set_timeout(&self, timeout: Option<Duration>) -> Result<(), Error> {
+        self.stream.get_ref().set_read_timeout(timeout).map_err(|error| broken(&error.to_string()))
+    }
+
+    fn send(&mut self, call: &Call) -> Result<u64, Error> {
+        self.next += 1;
+        let params = call.params().map_err(|error| broken(&error.to_string()))?;
+        let message = Outgoing { jsonrpc: "2.0", id: self.next, method: call.method(), params };
+        let mut line = serde_json::to_vec(&message).map_err(|error| broken(&error.to_string()))?;
+        line.push(b'\n');
+        self.stream.get_mut().write_all(&line).map_err(|error| gone(&error))?;
+        Ok(self.next)
+    }
+
+    fn receive(&mut self) -> Result<Reply, Error> {
+        let mut line = Vec::new();
+        let read = self.stream.read_until(b'\n', &mut line).map_err(|error| gone(&error))?;
+        if read == 0 {
+            return Err(Error::new(Code::NoDaemon, "the daemon closed the connection"));
+        }
+        serde_json::from_slice(&line).map_err(|error| broken(&error.to_string()))
+    }
+}
+
+impl AsFd for Client {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.get_ref().as_fd()
+    }
+}
+
+fn gone(error: &std::io::Error) -> Error {
+    if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) {
+        return Error::new(Code::TimedOut, "the daemon did not answer in time");
+    }
+    Error::new(Code::NoDaemon, format!("the daemon went away: {error}"))
+}
+
+fn broken(why: &str) -> Error {
+    Error::new(Code::BadRequest, format!("the daemon and this program do not understand each other: {why}"))
+        .remedy("use the same version of both")
+}

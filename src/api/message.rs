@@ -1,0 +1,118 @@
+//! The envelopes of JSON-RPC 2.0, and how our errors travel in them.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::model::error::{Code, Error};
+
+/// A request as it comes in. Its `id` is given back as it is; without one no answer is sent.
+#[derive(Debug, Deserialize)]
+pub struct Incoming {
+    /// Always `2.0`.
+    pub jsonrpc: String,
+    /// A number or a text.
+    #[serde(default)]
+    pub id: Option<Value>,
+    /// The method's name.
+    pub method: String,
+    /// The method's parameters, by name.
+    #[serde(default)]
+    pub params: Value,
+}
+
+/// A request as it goes out.
+#[derive(Debug, Serialize)]
+pub struct Outgoing<'a, P: Serialize> {
+    /// Always `2.0`.
+    pub jsonrpc: &'static str,
+    /// The call's number.
+    pub id: u64,
+    /// The method's name.
+    pub method: &'a str,
+    /// The method's parameters.
+    pub params: P,
+}
+
+/// An answer or a notification as a client reads it.
+#[derive(Debug, Deserialize)]
+pub struct Reply {
+    /// The call that is answered; none for a notification, and for an error about a line that could not be read.
+    #[serde(default)]
+    pub id: Option<Value>,
+    /// What was asked for.
+    #[serde(default)]
+    pub result: Option<Value>,
+    /// Why not.
+    #[serde(default)]
+    pub error: Option<RpcError>,
+    /// A notification's kind.
+    #[serde(default)]
+    pub method: Option<String>,
+    /// A notification's content.
+    #[serde(default)]
+    pub params: Option<Value>,
+}
+
+/// An error as JSON-RPC spells it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RpcError {
+    /// JSON-RPC's number: -32700, -32600, -32601, -32602 for what the protocol itself forbids, -32000 for the rest.
+    pub code: i32,
+    /// For people.
+    pub message: String,
+    /// Our own code and remedy.
+    #[serde(default)]
+    pub data: Option<ErrorDetail>,
+}
+
+/// What [`Error`] has beyond its message.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ErrorDetail {
+    /// Stable, for programs.
+    pub code: Code,
+    /// What helps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
+}
+
+impl From<Error> for RpcError {
+    fn from(error: Error) -> Self {
+        let code = match error.code {
+            Code::BadRequest => -32600,
+            Code::UnknownMethod => -32601,
+            Code::BadValue | Code::BadId => -32602,
+            _ => -32000,
+        };
+        let data = Some(ErrorDetail { code: error.code, remedy: error.remedy });
+        Self { code, message: error.message, data }
+    }
+}
+
+impl From<RpcError> for Error {
+    fn from(error: RpcError) -> Self {
+        let (code, remedy) = error.data.map_or((Code::BadRequest, None), |data| (data.code, data.remedy));
+        Self { code, message: error.message, remedy }
+    }
+}
+
+/// Writes an answer as one line.
+#[must_use]
+pub fn answer_line(id: &Value, outcome: Result<Value, Error>) -> Vec<u8> {
+    let message = match outcome {
+        Ok(result) => serde_json::json!({ "jsonrpc": "2.0", "id": id, "result": result }),
+        Err(error) => serde_json::json!({ "jsonrpc": "2.0", "id": id, "error": RpcError::from(error) }),
+    };
+    line(&message)
+}
+
+/// Writes a notification as one line.
+#[must_use]
+pub fn notification_line<P: Serialize>(method: &str, params: &P) -> Vec<u8> {
+    line(&serde_json::json!({ "jsonrpc": "2.0", "method": method, "params": params }))
+}
+
+fn line(message: &Value) -> Vec<u8> {
+    let mut line = message.to_string().into_bytes();
+    line.push(b'\n');
+    line
+}

@@ -1,0 +1,459 @@
+//! The methods: what each takes and what it gives.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::model::error::{Code, Error};
+use crate::model::event::Event;
+use crate::model::id::{AgentId, Level};
+use crate::model::limits::Limits;
+use crate::model::request::{LimitScope, Target};
+use crate::model::spec::AgentSpec;
+use crate::model::status::{AgentStatus, Cause, State};
+use crate::model::stream::Stream;
+use crate::model::time::Wall;
+use crate::model::usage::Usage;
+
+macro_rules! methods {
+    ($($(#[$doc:meta])* $name:ident ($params:ty) = $text:literal,)*) => {
+        /// A call with its parameters.
+        #[derive(Clone, Debug, PartialEq)]
+        pub enum Call {
+            $($(#[$doc])* $name($params),)*
+        }
+
+        impl Call {
+            /// Every method's name.
+            pub const METHODS: &[&str] = &[$($text),*];
+
+            /// Reads a call from its method and parameters.
+            ///
+            /// # Errors
+            /// [`Code::UnknownMethod`] with the nearest known one; [`Code::BadValue`] for parameters that do not fit.
+            pub fn parse(method: &str, params: Value) -> Result<Self, Error> {
+                match method {
+                    $($text => parameters(method, params).map(Self::$name),)*
+                    _ => Err(unknown(method)),
+                }
+            }
+
+            /// Returns the method's name.
+            #[must_use]
+            pub fn method(&self) -> &'static str {
+                match self { $(Self::$name(_) => $text),* }
+            }
+
+            /// Writes the parameters.
+            ///
+            /// # Errors
+            /// Only for values that JSON has no form for.
+            pub fn params(&self) -> serde_json::Result<Value> {
+                match self { $(Self::$name(params) => serde_json::to_value(params)),* }
+            }
+        }
+    };
+}
+
+methods! {
+    /// Who is there: gives [`Hello`].
+    Hello(Nothing) = "hello",
+    /// Starts an agent, or registers a group if it has no command: gives its [`AgentStatus`].
+    Spawn(Box<AgentSpec>) = "spawn",
+    /// Lists agents: gives their [`AgentStatus`]es.
+    Ps(Selection) = "ps",
+    /// Tells all of one agent: gives [`Shown`].
+    Show(OfAgent) = "show",
+    /// Finds the agent that a process belongs to: gives its [`AgentStatus`].
+    Process(OfProcess) = "process",
+    /// Counts: gives [`Stats`].
+    Stats(Nothing) = "stats",
+    /// Tells what happened: gives [`Events`], and with `follow` notifications `event` with [`EventNote`].
+    Events(EventQuery) = "events",
+    /// Reads output: gives [`Output`], and with `follow` notifications `output` with [`OutputNote`].
+    Logs(LogQuery) = "logs",
+    /// Freezes subtrees: gives the [`AgentStatus`]es when all is seen frozen.
+    Pause(OfTarget) = "pause",
+    /// Thaws subtrees: gives the [`AgentStatus`]es.
+    Resume(OfTarget) = "resume",
+    /// Ends subtrees: gives the [`Receipt`](crate::model::status::Receipt) when nothing of them lives.
+    Terminate(Ending) = "terminate",
+    /// Changes limits: gives those that are in force now.
+    Limit(LimitChange) = "limit",
+    /// Ends an agent's run and starts the next: gives its [`AgentStatus`].
+    Restart(OfAgent) = "restart",
+    /// Waits until all of these have ended: gives their [`AgentStatus`]es.
+    Wait(OfAgents) = "wait",
+    /// Forgets ended agents now: gives what they were.
+    Cleanup(OfTarget) = "cleanup",
+    /// Ends the herd and the daemon: gives the receipt.
+    Shutdown(Grace) = "shutdown",
+    /// Tells what the host offers: gives [`Doctor`].
+    Doctor(Nothing) = "doctor",
+}
+
+fn parameters<P: DeserializeOwned>(method: &str, params: Value) -> Result<P, Error> {
+    let params = if params.is_null() { Value::Object(serde_json::Map::new()) } else { params };
+    serde_json::from_value(params).map_err(|error| Error::new(Code::BadValue, format!("{method}: {error}")))
+}
+
+fn unknown(method: &str) -> Error {
+    let shown: String = method.chars().take(40).collect();
+    let similarity = |known: &&&str| (strsim::jaro_winkler(known, method) * 1000.0).round();
+    let nearest = Call::METHODS.iter().max_by(|a, b| similarity(a).total_cmp(&similarity(b)));
+    Error::new(Code::UnknownMethod, format!("no method is called {shown:?}")).remedy(format!(
+        "did you mean {}? All are: {}",
+        nearest.unwrap_or(&""),
+        Call::METHODS.join(" ")
+    ))
+}
+
+/// No parameters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Nothing {}
+
+/// One agent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OfAgent {
+    /// Its name.
+    pub id: AgentId,
+}
+
+/// Several agents.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OfAgents {
+    /// Their names.
+    pub ids: Vec<AgentId>,
+}
+
+/// A process.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OfProcess {
+    /// Its number, as the daemon's pid namespace has it. Any descendant of an agent will do.
+    pub pid: i32,
+}
+
+/// Subtrees.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OfTarget {
+    /// `{"ids": ["a"]}`, `{"level": 1}`, `{"session": "s"}` or `"all"`.
+    pub target: Target,
+}
+
+/// Which agents are listed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Selection {
+    /// All, if none is given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target: Option<Target>,
+    /// Only the agents right below this one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent: Option<AgentId>,
+}
+
+/// The end of subtrees.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ending {
+    /// Whose.
+    pub target: Target,
+    /// How long the polite stop may take, in milliseconds: 0 kills at once; the agent's own grace by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grace_ms: Option<u64>,
+}
+
+/// The end of the herd.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Grace {
+    /// How long the polite stop may take, in milliseconds: 0 kills at once; the agents' own grace by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grace_ms: Option<u64>,
+}
+
+/// Turns the wire's milliseconds into a duration.
+#[must_use]
+pub fn grace(grace_ms: Option<u64>) -> Option<Duration> {
+    grace_ms.map(Duration::from_millis)
+}
+
+/// A change of limits.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LimitChange {
+    /// Whose: `{"agent": "a"}`, `{"each": 1}`, `{"siblings": 1}`, `{"total": 1}` or `"herd"`.
+    pub scope: LimitScope,
+    /// Which.
+    pub limits: Limits,
+}
+
+/// Which events.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EventQuery {
+    /// Only those with a greater number; with none and `follow`, only new ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<u64>,
+    /// Whether new ones are told as they happen.
+    pub follow: bool,
+    /// Only those of this agent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub agent: Option<AgentId>,
+    /// Only those of the agents right below this one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent: Option<AgentId>,
+}
+
+impl EventQuery {
+    /// Says whether an event is asked for.
+    #[must_use]
+    pub fn wants(&self, event: &Event) -> bool {
+        self.agent.as_ref().is_none_or(|agent| event.agent.as_ref() == Some(agent))
+            && self.parent.as_ref().is_none_or(|parent| event.parent.as_ref() == Some(parent))
+    }
+}
+
+/// What happened.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Events {
+    /// In order; a page of them. Ask again with `since` = `last` until none comes.
+    pub events: Vec<Event>,
+    /// The number of the last event that was looked at.
+    pub last: u64,
+    /// How many events with a greater number than `since` are not kept any more.
+    pub lost: u64,
+}
+
+/// The notification `event`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EventNote {
+    /// The `id` of the call that follows.
+    pub call: Value,
+    /// What happened; none if this only tells of a loss.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub event: Option<Event>,
+    /// How many events this reader was too slow for, right before this one.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub lost: u64,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
+/// Which output, and from where.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogQuery {
+    /// Whose.
+    pub id: AgentId,
+    /// Only this stream; both by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stream: Option<Stream>,
+    /// From these offsets; from the first kept bytes by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<Offsets>,
+    /// From so many lines before the end, instead of an offset.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lines: Option<usize>,
+    /// Whether what is written later is told as it comes.
+    #[serde(default)]
+    pub follow: bool,
+}
+
+/// A place in the two streams: bytes from the beginning of each. A stream that is not read has none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Offsets {
+    /// In standard output.
+    pub stdout: Option<u64>,
+    /// In standard error.
+    pub stderr: Option<u64>,
+}
+
+/// Output: a page of it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Output {
+    /// In order of time as far as it is known, and of offset within a stream.
+    pub pieces: Vec<OutputPiece>,
+    /// Where to read on.
+    pub next: Offsets,
+    /// How many bytes from the asked offset on are gone.
+    pub gone: Offsets,
+    /// Whether there was no more when it was read.
+    pub at_end: bool,
+}
+
+/// Bytes of one stream.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OutputPiece {
+    /// Which.
+    pub stream: Stream,
+    /// The first byte's offset in the stream.
+    pub offset: u64,
+    /// When they were written, as exactly as is known.
+    pub time: Option<Wall>,
+    /// The bytes, in base64.
+    #[serde(with = "base64_bytes")]
+    pub data: Vec<u8>,
+}
+
+/// The notification `output`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OutputNote {
+    /// The `id` of the call that follows.
+    pub call: Value,
+    /// Whose.
+    pub id: AgentId,
+    /// What was written.
+    #[serde(flatten)]
+    pub output: Output,
+    /// Whether the agent has ended, and this was the last.
+    pub is_last: bool,
+}
+
+mod base64_bytes {
+    use base64::Engine as _;
+    use base64::prelude::BASE64_STANDARD;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&BASE64_STANDARD.encode(bytes))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        BASE64_STANDARD.decode(text).map_err(serde::de::Error::custom)
+    }
+}
+
+/// Who is there.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Hello {
+    /// The daemon's version.
+    pub version: String,
+    /// The daemon's pid.
+    pub pid: u32,
+    /// The herd's root cgroup.
+    pub cgroup: String,
+    /// Where its state is.
+    pub state_dir: String,
+}
+
+/// All of one agent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Shown {
+    /// How it is.
+    #[serde(flatten)]
+    pub status: AgentStatus,
+    /// What was asked for.
+    pub spec: AgentSpec,
+    /// What its subtree uses now; none when its cgroup is gone.
+    pub usage: Option<Usage>,
+    /// How long its run has lasted, in milliseconds.
+    pub uptime_ms: Option<u64>,
+    /// What of its streams is kept: the first offset.
+    pub output_start: Offsets,
+    /// What of its streams is kept: the offset after the last byte.
+    pub output_end: Offsets,
+}
+
+/// Counts over the herd.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Stats {
+    /// Agents that count against the bounds.
+    pub agents: u64,
+    /// Those by level.
+    pub levels: BTreeMap<Level, u64>,
+    /// All agents by state, the retained ones included.
+    pub states: BTreeMap<State, u64>,
+    /// Runs that have ended, by cause.
+    pub causes: BTreeMap<Cause, u64>,
+    /// From the kernel's fact to the event.
+    pub detection: Latency,
+    /// What the whole herd uses.
+    pub usage: Option<Usage>,
+    /// What the subtrees that begin at each level use, summed.
+    pub usage_by_level: BTreeMap<Level, Usage>,
+    /// Clients that are connected.
+    pub clients: u64,
+    /// The number of the last event.
+    pub last_event: u64,
+    /// For how long the daemon has been up, in milliseconds.
+    pub uptime_ms: u64,
+}
+
+/// A latency's distribution, in microseconds.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Latency {
+    /// How many were measured.
+    pub count: u64,
+    /// Half were at most this.
+    pub p50_us: u64,
+    /// Of a hundred, 99 were at most this.
+    pub p99_us: u64,
+    /// None was above this.
+    pub max_us: u64,
+    /// How many were above the bound on failure detection.
+    pub late: u64,
+    /// How many were at most so many microseconds, by that bound; not cumulative.
+    pub histogram: BTreeMap<u64, u64>,
+}
+
+/// What the host offers.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Doctor {
+    /// Whether a daemon can work here.
+    pub is_fit: bool,
+    /// Each check that start-up makes.
+    pub checks: Vec<Check>,
+    /// Which limit is enforced by what.
+    pub limits: Vec<Enforced>,
+}
+
+/// One check.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Check {
+    /// What was looked at.
+    pub name: String,
+    /// How it came out.
+    pub outcome: Finding,
+    /// What was found.
+    pub detail: String,
+    /// What helps, if it is not well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
+}
+
+/// How a check came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Finding {
+    /// As it should be.
+    Good,
+    /// Something is not offered, the rest works.
+    Limited,
+    /// Nothing works without it.
+    Bad,
+}
+
+/// What enforces one limit.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Enforced {
+    /// The limit.
+    pub limit: String,
+    /// The kernel file that enforces it; none if a request for it is refused.
+    pub by: Option<String>,
+    /// Why it is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+}

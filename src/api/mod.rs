@@ -1,0 +1,30 @@
+//! THE CONTRACT. JSON-RPC 2.0 over a Unix stream socket, one message a line: any language with a socket and JSON is a client.
+//!
+//! ```text
+//! --> {"jsonrpc":"2.0","id":1,"method":"pause","params":{"target":{"level":2}}}
+//! <-- {"jsonrpc":"2.0","id":1,"result":[{"id":"worker-1","paused":"own",...}]}
+//! <-- {"jsonrpc":"2.0","id":2,"error":{"code":-32000,"message":"...","data":{"code":"no_such_agent","remedy":"..."}}}
+//! <-- {"jsonrpc":"2.0","method":"event","params":{"call":3,"event":{"seq":17,...}}}
+//! ```
+//!
+//! * Requests of one connection may be on their way side by side; answers carry the request's `id` and come in any order.
+//! * A line of a request has [`REQUEST_MAX`] bytes at most, a client [`CALLS_MAX`] unanswered calls.
+//! * `error.data.code` is stable ([`Code`](crate::model::error::Code)); the message is for people.
+//! * A following call (`events`, `logs`) is answered at once; what follows comes as notifications that name the call. A slow
+//!   reader loses only its own, and is told how many.
+
+pub mod client;
+pub mod message;
+pub mod method;
+
+/// The longest line of a request, in bytes.
+pub const REQUEST_MAX: usize = 1 << 20;
+
+/// The most calls of one client that may be unanswered at once.
+pub const CALLS_MAX: usize = 1024;
+
+/// The most clients at once.
+pub const CLIENTS_MAX: usize = 512;
+
+/// Where a daemon listens if nothing else is said.
+pub const DEFAULT_SOCKET: &str = "/run/treeherd/treeherd.sock";

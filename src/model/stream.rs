@@ -1,0 +1,35 @@
+//! The two streams of an agent's output.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// One of the two streams that an agent writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stream {
+    /// The agent's descriptor 1.
+    Stdout,
+    /// The agent's descriptor 2.
+    Stderr,
+}
+
+impl Stream {
+    /// Both streams, stdout first.
+    pub const ALL: [Self; 2] = [Self::Stdout, Self::Stderr];
+
+    /// Returns the stream's name: on the wire, and as a file's name.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stdout => "stdout",
+            Self::Stderr => "stderr",
+        }
+    }
+}
+
+impl fmt::Display for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}

@@ -1,0 +1,275 @@
+//! Reading back: from an offset, both streams merged by time, or the last lines.
+
+use memchr::memrchr_iter;
+
+use super::file::SpoolFile;
+use super::lines::{Colours, escape};
+use super::spool::{Spool, Track};
+use super::store::Store;
+use crate::model::error::Error;
+use crate::model::id::AgentId;
+use crate::model::stream::Stream;
+use crate::model::time::Wall;
+
+/// The longest piece, in bytes.
+const PIECE_MOST: usize = 256 << 10;
+
+/// The most steps (a piece, or a hole passed over) of one call: an agent can make its file as full of holes as it likes.
+const STEPS_MOST: usize = 4096;
+
+/// How much is looked at in one go when lines are counted backwards, in bytes.
+const CHUNK: usize = 64 << 10;
+
+/// A stretch of one stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// The stream that it is from.
+    pub stream: Stream,
+    /// The offset of its first byte.
+    pub offset: u64,
+    /// When its bytes were first seen: a service interval late at the most. `None` if they were written since the last
+    /// [`Spool::service`], or seen by an earlier daemon.
+    pub time: Option<Wall>,
+    /// Its bytes, at least one.
+    pub bytes: Vec<u8>,
+}
+
+/// Where a reader stands in each stream: the offset of the next byte that it wants.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cursor {
+    /// The next offset of stdout; `None` if stdout is not read.
+    pub stdout: Option<u64>,
+    /// The next offset of stderr; `None` if stderr is not read.
+    pub stderr: Option<u64>,
+}
+
+impl Cursor {
+    /// Returns where the reader stands in a stream.
+    #[must_use]
+    pub fn get(&self, stream: Stream) -> Option<u64> {
+        match stream {
+            Stream::Stdout => self.stdout,
+            Stream::Stderr => self.stderr,
+        }
+    }
+
+    /// Sets where the reader stands in a stream.
+    pub fn set(&mut self, stream: Stream, offset: Option<u64>) {
+        match stream {
+            Stream::Stdout => self.stdout = offset,
+            Stream::Stderr => self.stderr = offset,
+        }
+    }
+}
+
+/// How many bytes were asked for and do not exist any more, in each stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Gone {
+    /// Bytes of stdout.
+    pub stdout: u64,
+    /// Bytes of stderr.
+    pub stderr: u64,
+}
+
+/// What one call of [`Spool::read`] returns.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Read {
+    /// The bytes, in the order in which they were seen.
+    pub pieces: Vec<Piece>,
+    /// What the cursor passed over.
+    pub gone: Gone,
+    /// Whether the cursor reached the end of every stream that it reads, as that was during the call. If not, there is
+    /// more to read at once, even when this call had only holes to pass over.
+    pub at_end: bool,
+}
+
+/// When a byte was seen, as far as known: the order of a merged read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Seen {
+    ByAnEarlierDaemon,
+    At(Wall),
+    NotYet,
+}
+
+/// One stream during one call.
+struct Source<'a> {
+    stream: Stream,
+    track: &'a Track,
+    file: SpoolFile,
+    /// The next offset.
+    at: u64,
+    /// The stream's end as it is now; the last seen end may be less.
+    end: u64,
+    gone: u64,
+}
+
+impl Spool {
+    /// Reads on from a cursor, at most `budget` bytes, and moves the cursor over what it returns and over what is gone.
+    ///
+    /// Of one stream come exactly the kept bytes in order. Two streams are merged by the times at which their bytes were
+    /// first seen, pieces cut where the time changes, stdout first among equals. The files are read as they are now:
+    /// bytes written since the last [`Spool::service`] are there too, last. Of a file that was truncated since then
+    /// nothing is told: service it first. A cursor beyond the end stays there.
+    ///
+    /// # Errors
+    /// Those of [`Spool::service`]. The cursor is then where it was.
+    pub fn read(&self, store: &Store, id: &AgentId, cursor: &mut Cursor, budget: usize) -> Result<Read, Error> {
+        let mut sources = Vec::with_capacity(2);
+        for stream in Stream::ALL {
+            if let Some(at) = cursor.get(stream) {
+                sources.push(self.source(store, id, stream, at)?);
+            }
+        }
+        let mut read = Read::default();
+        let mut room = budget;
+        for _ in 0..STEPS_MOST {
+            let unread = sources.iter_mut().filter(|source| source.at < source.end);
+            let Some(source) = unread.min_by_key(|source| source.seen()) else { break };
+            if room == 0 {
+                break;
+            }
+            if let Some(piece) = source.step(room)? {
+                room -= piece.bytes.len();
+                read.pieces.push(piece);
+            }
+        }
+        read.at_end = sources.iter().all(|source| source.at >= source.end);
+        for source in sources {
+            cursor.set(source.stream, Some(source.at));
+            match source.stream {
+                Stream::Stdout => read.gone.stdout = source.gone,
+                Stream::Stderr => read.gone.stderr = source.gone,
+            }
+        }
+        Ok(read)
+    }
+
+    /// Returns a stream's last lines as text that is safe to show ([`escape`]), looking at its last `max_bytes` bytes only.
+    /// A line whose beginning is not among them begins with `…`.
+    ///
+    /// # Errors
+    /// Those of [`Spool::service`].
+    pub fn last_lines(
+        &self,
+        store: &Store,
+        id: &AgentId,
+        stream: Stream,
+        lines: usize,
+        max_bytes: usize,
+    ) -> Result<Vec<String>, Error> {
+        let source = self.source(store, id, stream, 0)?;
+        let from = source.end.saturating_sub(max_bytes as u64).max(source.at);
+        let first = from - source.track.base;
+        let is_cut = first > 0 && source.file.read_at(first - 1, 1)? != b"\n";
+        let mut cursor = Cursor::default();
+        cursor.set(stream, Some(from));
+        let read = self.read(store, id, &mut cursor, max_bytes)?;
+        let bytes: Vec<u8> = read.pieces.into_iter().flat_map(|piece| piece.bytes).collect();
+        let all: Vec<&[u8]> = bytes.strip_suffix(b"\n").unwrap_or(&bytes).split(|byte| *byte == b'\n').collect();
+        if bytes.is_empty() {
+            return Ok(Vec::new());
+        }
+        let skipped = all.len().saturating_sub(lines);
+        let text = |(index, line): (usize, &&[u8])| {
+            let cut = if index == 0 && is_cut { "…" } else { "" };
+            format!("{cut}{}", escape(line, Colours::Escaped))
+        };
+        Ok(all.iter().enumerate().skip(skipped).map(text).collect())
+    }
+
+    /// Returns the cursor from which each of these streams has `lines` more lines, or all that is kept.
+    ///
+    /// A merged read from there begins with at most `lines` lines of each stream.
+    ///
+    /// # Errors
+    /// Those of [`Spool::service`].
+    pub fn from_tail(&self, store: &Store, id: &AgentId, streams: &[Stream], lines: usize) -> Result<Cursor, Error> {
+        let mut cursor = Cursor::default();
+        for stream in streams {
+            let source = self.source(store, id, *stream, 0)?;
+            // More than the bound is there only if the agent made it so; it is not worth the time.
+            let least = source.end.saturating_sub(self.most()).max(source.at);
+            cursor.set(*stream, Some(source.lines_back(lines, least)?));
+        }
+        Ok(cursor)
+    }
+
+    fn source(&self, store: &Store, id: &AgentId, stream: Stream, at: u64) -> Result<Source<'_>, Error> {
+        let track = self.track(stream);
+        let file = store.spool_file(id, stream)?;
+        let size = file.size()?;
+        let is_continued = track.is_continued_by(&file, size)?;
+        // A truncated file: as the next service will have it, but its bytes have no offset yet.
+        let start = if is_continued { track.start } else { track.end };
+        let end = if is_continued { track.base.saturating_add(size) } else { track.end };
+        Ok(Source { stream, track, file, at: at.max(start), end, gone: start.saturating_sub(at) })
+    }
+}
+
+impl Source<'_> {
+    fn seen(&self) -> Seen {
+        match self.track.marks.time_at(self.at) {
+            _ if self.at >= self.track.end => Seen::NotYet,
+            Some(time) => Seen::At(time),
+            None => Seen::ByAnEarlierDaemon,
+        }
+    }
+
+    /// Reads up to where the time changes, a hole begins, or the room ends; or passes over a hole.
+    fn step(&mut self, room: usize) -> Result<Option<Piece>, Error> {
+        let base = self.track.base;
+        let from = self.at - base;
+        let data = base.saturating_add(self.file.data_from(from)?.unwrap_or(u64::MAX)).min(self.end);
+        if data > self.at {
+            self.gone += data - self.at;
+            self.at = data;
+            return Ok(None);
+        }
+        let hole = base.saturating_add(self.file.hole_from(from)?);
+        let seen_end = if self.at < self.track.end { self.track.end } else { u64::MAX };
+        let mark = self.track.marks.next_after(self.at).unwrap_or(u64::MAX);
+        let stop = self.end.min(hole).min(seen_end).min(mark);
+        let most = room.min(PIECE_MOST);
+        let length = usize::try_from(stop - self.at).map_or(most, |length| length.min(most));
+        let time = match self.seen() {
+            Seen::At(time) => Some(time),
+            Seen::ByAnEarlierDaemon | Seen::NotYet => None,
+        };
+        let bytes = self.file.read_at(from, length)?;
+        if bytes.is_empty() {
+            // The file was truncated while it was read: the next service will tell.
+            self.end = self.at;
+            return Ok(None);
+        }
+        let piece = Piece { stream: self.stream, offset: self.at, time, bytes };
+        self.at += piece.bytes.len() as u64;
+        Ok(Some(piece))
+    }
+
+    /// Returns the offset at which the last `lines` lines begin, not below `least`.
+    fn lines_back(&self, lines: usize, least: u64) -> Result<u64, Error> {
+        if lines == 0 {
+            return Ok(self.end);
+        }
+        let mut left = lines;
+        let mut upper = self.end;
+        while upper > least {
+            let lower = upper.saturating_sub(CHUNK as u64).max(least);
+            let length = usize::try_from(upper - lower).unwrap_or(CHUNK);
+            let bytes = self.file.read_at(lower - self.track.base, length)?;
+            for index in memrchr_iter(b'\n', &bytes) {
+                let next = lower + index as u64 + 1;
+                // The newline at the very end ends the last line, it does not begin another.
+                if next == self.end {
+                    continue;
+                }
+                left -= 1;
+                if left == 0 {
+                    return Ok(next);
+                }
+            }
+            upper = lower;
+        }
+        Ok(least)
+    }
+}

@@ -1,0 +1,224 @@
+//! The directory of all spool files: makes, opens and removes them. Holds one descriptor, however many agents there are.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{self, AtFlags, CWD, Mode, OFlags, ResolveFlags};
+use rustix::io::{self, Errno};
+
+use super::file::{SpoolFile, fault, punch};
+use crate::model::error::{Code, Error};
+use crate::model::id::AgentId;
+use crate::model::stream::Stream;
+
+/// The name of the directory inside the state directory.
+const AGENTS: &str = "agents";
+
+/// The scratch file for the trial of punching; no agent can have a name with a dot.
+const SCRATCH: &str = ".scratch";
+
+/// How many digits a stored shift has: the number of digits of `u64::MAX`.
+const BASE_DIGITS: usize = 20;
+
+/// The `agents/` directory of a state directory: can be shared by threads.
+#[derive(Debug)]
+pub struct Store {
+    agents: OwnedFd,
+    punches: bool,
+}
+
+impl Store {
+    /// Opens `agents/` in the state directory, making it if need be, and tries once whether holes can be punched there.
+    ///
+    /// # Errors
+    /// The directory cannot be made, opened or written to.
+    pub fn open(state_dir: &Path) -> Result<Self, Error> {
+        let path = state_dir.join(AGENTS);
+        let name = path.display().to_string();
+        match fs::mkdir(&path, Mode::RWXU) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(fault("make directory", &name, errno)),
+        }
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::PATH | OFlags::CLOEXEC;
+        let agents = fs::openat(CWD, &path, flags, Mode::empty()).map_err(|errno| fault("open", &name, errno))?;
+        let mut store = Self { agents, punches: false };
+        store.punches = store.try_punching().map_err(|errno| fault("write a scratch file in", &name, errno))?;
+        Ok(store)
+    }
+
+    /// Says whether this file system gives space back, which is what bounds the output on disk.
+    ///
+    /// Where it does not, spool files grow without bound and nothing of them is ever gone: whoever opens the store has to
+    /// tell that to the people who run it.
+    #[must_use]
+    pub fn punches(&self) -> bool {
+        self.punches
+    }
+
+    /// Makes the directory of an agent with two empty files; what an earlier agent of the same name left is removed.
+    ///
+    /// # Errors
+    /// Those of the kernel; then nothing is left. What is in a leftover directory and is not treeherd's stops it
+    /// ([`Code::WrongState`]).
+    pub fn create(&self, id: &AgentId) -> Result<(), Error> {
+        self.remove(id)?;
+        let made = fs::mkdirat(&self.agents, id.as_str(), Mode::RWXU)
+            .map_err(|errno| fault("make directory", &directory(id), errno))
+            .and_then(|()| {
+                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
+                Stream::ALL.into_iter().try_for_each(|stream| {
+                    let name = entry(id, stream.as_str());
+                    self.open_entry(&name, flags).map(drop).map_err(|errno| entry_fault("make", &shown(&name), errno))
+                })
+            });
+        if made.is_err() {
+            // The first error is the one to tell.
+            self.remove(id).unwrap_or_default();
+        }
+        made
+    }
+
+    /// Opens a spool file for the child: write only, `O_APPEND`, closed on exec until it is made descriptor 1 or 2.
+    ///
+    /// # Errors
+    /// [`Code::NoSuchAgent`]; [`Code::WrongState`] if something else stands in the file's place; those of the kernel.
+    pub fn writer(&self, id: &AgentId, stream: Stream) -> Result<OwnedFd, Error> {
+        let file = self.open_file(id, stream, OFlags::WRONLY | OFlags::APPEND)?;
+        // O_NONBLOCK was for the open alone; the child shall not see it.
+        fs::fcntl_setfl(file.fd(), OFlags::APPEND)
+            .map_err(|errno| fault("set flags of", &shown(&entry(id, stream.as_str())), errno))?;
+        Ok(file.into_fd())
+    }
+
+    /// Removes an agent's files and directory; that they are gone already is fine.
+    ///
+    /// # Errors
+    /// [`Code::WrongState`] if something that is not treeherd's stands in the directory; those of the kernel.
+    pub fn remove(&self, id: &AgentId) -> Result<(), Error> {
+        let directory = directory(id);
+        match self.watch_dir(id) {
+            Ok(inside) => {
+                for stream in Stream::ALL {
+                    for name in [stream.as_str(), base_name(stream)] {
+                        unlink(&inside, name, AtFlags::empty())
+                            .map_err(|errno| entry_fault("remove", &format!("{directory}/{name}"), errno))?;
+                    }
+                }
+                unlink(&self.agents, id.as_str(), AtFlags::REMOVEDIR)
+                    .map_err(|errno| entry_fault("remove", &directory, errno))
+            }
+            Err(error) if error.code == Code::NoSuchAgent => Ok(()),
+            // Something that is not a directory: a link, a file.
+            Err(error) => unlink(&self.agents, id.as_str(), AtFlags::empty()).map_err(|_| error),
+        }
+    }
+
+    /// Opens an agent's directory (`O_PATH`): its entries `stdout` and `stderr` are what inotify watches.
+    ///
+    /// # Errors
+    /// [`Code::NoSuchAgent`]; [`Code::WrongState`] if something else stands in its place; those of the kernel.
+    pub fn watch_dir(&self, id: &AgentId) -> Result<OwnedFd, Error> {
+        self.open_entry(id.as_str(), OFlags::DIRECTORY | OFlags::PATH)
+            .map_err(|errno| entry_fault("open", &directory(id), errno))
+    }
+
+    /// Opens a spool file to stat, read and punch it.
+    pub(super) fn spool_file(&self, id: &AgentId, stream: Stream) -> Result<SpoolFile, Error> {
+        self.open_file(id, stream, OFlags::RDWR)
+    }
+
+    /// Returns the stored shift between file and stream offsets: 0 where none was stored.
+    pub(super) fn base(&self, id: &AgentId, stream: Stream) -> Result<u64, Error> {
+        let name = entry(id, base_name(stream));
+        let fd = match self.open_entry(&name, OFlags::RDONLY) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT) => return Ok(0),
+            Err(errno) => return Err(entry_fault("open", &shown(&name), errno)),
+        };
+        let digits = SpoolFile::new(fd, shown(&name))?.read_at(0, BASE_DIGITS)?;
+        // Nobody but the agent can have damaged it, to its own harm.
+        Ok(std::str::from_utf8(&digits).ok().and_then(|digits| digits.parse().ok()).unwrap_or(0))
+    }
+
+    /// Stores the shift between file and stream offsets, in one write and in place.
+    pub(super) fn set_base(&self, id: &AgentId, stream: Stream, base: u64) -> Result<(), Error> {
+        let name = entry(id, base_name(stream));
+        let file = self
+            .open_entry(&name, OFlags::WRONLY | OFlags::CREATE)
+            .map_err(|errno| entry_fault("make", &shown(&name), errno))
+            .and_then(|fd| SpoolFile::new(fd, shown(&name)))?;
+        let digits = format!("{base:0BASE_DIGITS$}");
+        let written = io::retry_on_intr(|| io::pwrite(file.fd(), digits.as_bytes(), 0));
+        written.map(drop).map_err(|errno| fault("write", &shown(&name), errno))
+    }
+
+    fn open_file(&self, id: &AgentId, stream: Stream, flags: OFlags) -> Result<SpoolFile, Error> {
+        let name = entry(id, stream.as_str());
+        let fd = self.open_entry(&name, flags).map_err(|errno| entry_fault("open", &shown(&name), errno))?;
+        SpoolFile::new(fd, shown(&name))
+    }
+
+    /// Opens below `agents/` without following a link anywhere on the way and without waiting for anything.
+    ///
+    /// # Kernel
+    /// `openat2(2)`, 5.6; `RESOLVE_NO_SYMLINKS` holds for the last component too.
+    fn open_entry(&self, name: &str, flags: OFlags) -> io::Result<OwnedFd> {
+        let mut flags = flags | OFlags::CLOEXEC;
+        if !flags.contains(OFlags::PATH) {
+            flags |= OFlags::NONBLOCK | OFlags::NOCTTY;
+        }
+        let mode = if flags.contains(OFlags::CREATE) { Mode::RUSR | Mode::WUSR } else { Mode::empty() };
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        fs::openat2(&self.agents, name, flags, mode, resolve)
+    }
+
+    fn try_punching(&self) -> io::Result<bool> {
+        unlink(&self.agents, SCRATCH, AtFlags::empty())?;
+        let scratch = self.open_entry(SCRATCH, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)?;
+        unlink(&self.agents, SCRATCH, AtFlags::empty())?;
+        io::pwrite(&scratch, &[b'x'; 8192], 0)?;
+        Ok(punch(scratch.as_fd(), 0, 4096).is_ok())
+    }
+}
+
+fn unlink(directory: &OwnedFd, name: &str, flags: AtFlags) -> io::Result<()> {
+    match fs::unlinkat(directory, name, flags) {
+        Err(Errno::NOENT) => Ok(()),
+        other => other,
+    }
+}
+
+/// Says which operation on an agent's file or directory failed: not there, not treeherd's, or the kernel's reason.
+fn entry_fault(operation: &str, name: &str, errno: Errno) -> Error {
+    let plain = fault(operation, name, errno);
+    match errno {
+        Errno::NOENT => {
+            Error { code: Code::NoSuchAgent, ..plain }.remedy("no output is kept for an agent of this name")
+        }
+        // A directory with strangers in it; a directory, a link, a file, a fifo or socket in place of another thing.
+        Errno::NOTEMPTY | Errno::EXIST | Errno::ISDIR | Errno::LOOP | Errno::NOTDIR | Errno::NXIO => {
+            Error { code: Code::WrongState, ..plain }
+                .remedy("something that is not treeherd's stands there; look at it and remove it by hand")
+        }
+        _ => plain,
+    }
+}
+
+fn base_name(stream: Stream) -> &'static str {
+    match stream {
+        Stream::Stdout => "stdout.base",
+        Stream::Stderr => "stderr.base",
+    }
+}
+
+fn entry(id: &AgentId, name: &str) -> String {
+    format!("{id}/{name}")
+}
+
+fn shown(entry: &str) -> String {
+    format!("{AGENTS}/{entry}")
+}
+
+fn directory(id: &AgentId) -> String {
+    shown(id.as_str())
+}

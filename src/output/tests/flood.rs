@@ -1,0 +1,93 @@
+//! The bound on disk, under fire and at rest.
+
+use std::process::{Command, Stdio};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::*;
+
+/// Blocks that a file system holds beyond the data: its own index, and what it allocates ahead.
+const SLOP: u64 = 1 << 20;
+
+#[test]
+fn a_flood_of_300_mb_stays_within_the_cap_and_its_offsets_are_exact() {
+    let written = 300_000_000_u64;
+    let world = World::new();
+    assert!(world.store.punches(), "this file system cannot punch holes: nothing to prove here");
+    let mut spool = Spool::new(Bytes(4 << 20));
+    let mut child = Command::new("sh")
+        .args(["-c", &format!("yes ERROR | head -c {written} >&2")])
+        .stdin(Stdio::null())
+        .stderr(world.writer(Stderr))
+        .spawn()
+        .unwrap();
+    let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).unwrap();
+    let mut given_back = 0;
+    let mut is_over = false;
+    while !is_over {
+        let five_ms = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
+        is_over = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&five_ms)).unwrap() > 0;
+        let serviced = world.service(&mut spool, Stderr, 1);
+        given_back += serviced.punched;
+        assert_eq!((serviced.fault, serviced.start), (None, given_back));
+        assert!(serviced.unfinished || serviced.end - serviced.start <= (4 << 20) + (512 << 10) + (64 << 10));
+        let now = std::fs::metadata(world.path(Stderr)).unwrap();
+        assert!(now.blocks() * 512 <= now.len() - serviced.start + SLOP, "the hole gave its blocks back");
+    }
+    assert!(child.wait().unwrap().success());
+    while world.service(&mut spool, Stderr, 2).unfinished {}
+
+    let (start, end) = spool.bounds(Stderr);
+    assert_eq!(end, written);
+    assert!(world.disk_bytes(Stderr) <= spool.most() + SLOP);
+    let (kept, gone) = world.read_all(&spool, Stderr, 0);
+    assert_eq!((gone, kept.len() as u64), (start, written - start));
+    assert!(kept.len() >= 4 << 20, "never more is given back than needed");
+    let expected = b"ERROR\n".iter().cycle().skip(usize::try_from(start % 6).unwrap());
+    assert!(kept.iter().zip(expected).all(|(byte, expected)| byte == expected));
+}
+
+#[test]
+fn below_the_cap_nothing_is_given_back() {
+    let world = World::new();
+    let mut spool = Spool::new(CAP_LEAST);
+    world.write(Stdout, "x".repeat(64 << 10));
+    let serviced = world.service(&mut spool, Stdout, 1);
+    assert_eq!((serviced.grew, serviced.end, serviced.start, serviced.punched), (true, CAP_LEAST.0, 0, 0));
+    let again = world.service(&mut spool, Stdout, 2);
+    assert_eq!(again, Serviced { grew: false, ..serviced }, "without news nothing changes");
+}
+
+#[test]
+fn one_call_gives_back_a_bounded_amount_and_says_that_there_is_more() {
+    let world = World::new();
+    let mut spool = Spool::new(CAP_LEAST);
+    let chunk = vec![b'x'; 1 << 20];
+    let mut writer = world.writer(Stdout);
+    (0..200).for_each(|_| writer.write_all(&chunk).unwrap());
+    let first = world.service(&mut spool, Stdout, 1);
+    assert!(first.unfinished && first.start == 128 << 20);
+    let second = world.service(&mut spool, Stdout, 2);
+    assert!(!second.unfinished && !second.grew);
+    assert!(second.end - second.start <= spool.most());
+    assert!(world.disk_bytes(Stdout) <= spool.most() + SLOP);
+}
+
+#[test]
+fn a_new_daemon_finds_the_start_and_the_end_again() {
+    let world = World::new();
+    let mut spool = Spool::new(CAP_LEAST);
+    world.write(Stdout, (0..1_000_000_u32).flat_map(u32::to_le_bytes).collect::<Vec<_>>());
+    world.service(&mut spool, Stdout, 1);
+    let recovered = Spool::recover(&world.store, &world.id, CAP_LEAST).unwrap();
+    assert_ne!(spool.bounds(Stdout).0, 0);
+    assert_eq!(recovered.bounds(Stdout), spool.bounds(Stdout));
+    assert_eq!(recovered.bounds(Stderr), (0, 0));
+    assert_eq!(world.read_all(&recovered, Stdout, 0), world.read_all(&spool, Stdout, 0));
+}
+
+#[test]
+fn an_idle_agent_costs_under_200_bytes() {
+    assert!(size_of::<Spool>() <= 200, "{}", size_of::<Spool>());
+}
