@@ -1,3 +1,6 @@
 //! ACTS and cannot decide. One file for each interface of the kernel.
 
 pub mod error;
+pub mod pidfd;
+pub mod spawn;
+pub mod user;

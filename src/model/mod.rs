@@ -5,5 +5,6 @@
 pub mod error;
 pub mod id;
 pub mod limits;
+pub mod stage;
 pub mod time;
 pub mod units;
