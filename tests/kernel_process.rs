@@ -6,6 +6,8 @@ mod room;
 
 #[path = "kernel_process/born.rs"]
 mod born;
+#[path = "kernel_process/daemon.rs"]
+mod daemon;
 #[path = "kernel_process/ended.rs"]
 mod ended;
 #[path = "kernel_process/failed.rs"]

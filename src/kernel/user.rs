@@ -63,6 +63,14 @@ pub fn lookup(user: Option<&str>, group: Option<&str>) -> Result<Credentials, Er
     }
 }
 
+/// Looks up a group by name or by number.
+///
+/// # Errors
+/// As [`lookup`].
+pub fn lookup_group(group: &str) -> Result<u32, Error> {
+    find_group(group).map(Gid::as_raw)
+}
+
 fn known(user: User, gid: Option<Gid>) -> Result<Credentials, Error> {
     let gid = gid.unwrap_or(user.gid);
     let name = std::ffi::CString::new(user.name.as_bytes())

@@ -13,16 +13,20 @@ pub fn in_a_process_of_its_own(name: &str, body: impl FnOnce()) {
     if std::env::var_os(MARK).is_some() {
         return body();
     }
-    let listed = Command::new(std::env::current_exe().unwrap()).args(["--list"]).output().unwrap();
-    let listed = String::from_utf8(listed.stdout).unwrap();
-    let full = listed.lines().filter_map(|line| line.strip_suffix(": test")).find(|line| line.contains(name)).unwrap();
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", full, "--nocapture", "--test-threads=1"])
-        .env(MARK, "1")
-        .output()
-        .unwrap();
+    let output = again(name).env(MARK, "1").output().unwrap();
     eprint!("{}", String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+/// The command that runs one test, whose name has `name` in it, in a new process of the test binary.
+pub fn again(name: &str) -> Command {
+    let program = std::env::current_exe().unwrap();
+    let listed = Command::new(&program).args(["--list"]).output().unwrap();
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    let full = listed.lines().filter_map(|line| line.strip_suffix(": test")).find(|line| line.contains(name)).unwrap();
+    let mut command = Command::new(program);
+    command.args(["--exact", full, "--nocapture", "--test-threads=1"]);
+    command
 }
 
 #[test]

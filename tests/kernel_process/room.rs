@@ -56,6 +56,11 @@ impl Room {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let path = parent.join(format!("th-k2-{}-{number}", std::process::id()));
         fs::create_dir(&path).unwrap();
+        Self::adopt(path)
+    }
+
+    /// Takes over a cgroup that a process of ours has made.
+    pub fn adopt(path: PathBuf) -> Self {
         Self { dir: File::open(&path).unwrap().into(), path }
     }
 
