@@ -298,7 +298,7 @@ fn clone_on(stack: &raw::Stack, leaf: BorrowedFd<'_>, way: Way, orders: &Orders<
 fn judge(launch: &Launch, orders: &Orders<'_>, child: Launched) -> Result<Launched, SpawnFailure> {
     let stage = Stage::ALL.get(usize::from(orders.stage.load(Ordering::Relaxed))).copied().unwrap_or(Stage::Clone);
     let errno = orders.errno.load(Ordering::Relaxed);
-    if errno == 0 && stage == Stage::Exec && !ended_before_exec(child.pid) {
+    if errno == 0 && stage == Stage::Exec && !ended_before_exec(&child) {
         return Ok(child);
     }
     // It has left our memory already and is at its end: this waits for the last of it.
@@ -309,19 +309,26 @@ fn judge(launch: &Launch, orders: &Orders<'_>, child: Launched) -> Result<Launch
     Err(tell::failed(launch, stage, orders.which.load(Ordering::Relaxed), Errno::from_raw_os_error(errno)))
 }
 
-/// Says whether a child of ours, alive or not yet reaped, is the image that was cloned and never executed anything.
+/// Says whether a child that came as far as calling `execve` was ended in it.
 ///
-/// The kernel's own mark: a new process has `PF_FORKNOEXEC` and the first `exec` takes it off, at the point from which it
-/// cannot fail any more. Where `/proc` does not tell, the child counts as executed: its end will be told as an exit.
-fn ended_before_exec(pid: i32) -> bool {
+/// Only of a child that is a zombie by now can this be said: one that lives may still be at the kernel's own work, and
+/// both an `exec` and an end let its parent go on before they are done. So a child that is killed in the middle of its
+/// `execve` may be told as launched, and then as ended by a signal.
+fn ended_before_exec(child: &Launched) -> bool {
+    /// The kernel's own mark: a new process has it and the first `exec` takes it off, when it cannot fail any more.
     const PF_FORKNOEXEC: u64 = 0x40;
-    let Ok(stat) = std::fs::read(format!("/proc/{pid}/stat")) else { return false };
+    if !pidfd::has_ended(child.pidfd.as_fd()).unwrap_or(false) {
+        return false;
+    }
+    let Ok(stat) = std::fs::read(format!("/proc/{}/stat", child.pid)) else { return false };
+    process_flags(&stat).is_some_and(|flags| flags & PF_FORKNOEXEC != 0)
+}
+
+/// Reads the kernel's flags of a process from its `stat`; proc_pid_stat(5), field 9.
+fn process_flags(stat: &[u8]) -> Option<u64> {
     // The name, in parentheses, may contain anything; the state follows it, and the flags are the seventh from there.
-    let Some(end) = memchr::memrchr(b')', &stat) else { return false };
-    let flags = stat[end + 1..].split(|byte| *byte == b' ').nth(7);
-    flags
-        .and_then(|flags| std::str::from_utf8(flags).ok()?.parse::<u64>().ok())
-        .is_some_and(|flags| flags & PF_FORKNOEXEC != 0)
+    let after_name = stat.get(memchr::memrchr(b')', stat)? + 1..)?;
+    std::str::from_utf8(after_name.split(|byte| *byte == b' ').nth(7)?).ok()?.parse().ok()
 }
 
 /// Finds out by trying whether children can be born in cgroups here.
@@ -396,7 +403,10 @@ mod tests {
     }
 
     #[test]
-    fn the_test_process_itself_counts_as_executed() {
-        assert!(!ended_before_exec(i32::try_from(std::process::id()).unwrap()));
+    fn the_flags_of_a_process_are_found_behind_whatever_its_name_is() {
+        assert_eq!(process_flags(b"7 (a) b) 1 2 (c) Z 1 7 7 0 -1 4227148 0 0"), Some(4_227_148));
+        assert_eq!(process_flags(b"7 (a"), None);
+        let ours = std::fs::read("/proc/self/stat").unwrap();
+        assert_eq!(process_flags(&ours).unwrap() & 0x40, 0, "this process has executed the test binary");
     }
 }

@@ -23,7 +23,8 @@ pub struct WatchId(i32);
 pub enum Fact {
     /// The file was written to, once or more often.
     Modified(WatchId),
-    /// The watch has ended: removed by us, fired as a one-shot, or its file is gone.
+    /// The watch has ended: removed by us, fired as a one-shot, or its file is gone. Many kernels do not tell it of the
+    /// files of a cgroup that was removed (6.18 does not): end such a watch before the `rmdir`.
     Gone(WatchId),
     /// The queue was full and facts are lost: everything that is watched must be looked at.
     Overflow,

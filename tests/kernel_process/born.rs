@@ -127,6 +127,7 @@ fn a_limit_of_three_descriptors_is_a_legal_one() {
     let room = Room::new();
     let mut launch = room.launch(&["/bin/sh", "-c", "echo $1"], &out);
     launch.rlimits = vec![Rlimit { resource: Resource::from_name("nofile").unwrap(), soft: 3, hard: 3 }];
+    launch.oom_score_adj = Some(100);
     let child = spawn(&launch).unwrap();
     // The loader cannot open libc: the program began, and ended as it likes.
     assert!(matches!(end(&child).status, Exit::Code(_)));

@@ -118,3 +118,33 @@ fn a_child_that_execs_and_dies_at_once_was_launched() {
         end(&child);
     }
 }
+
+#[test]
+fn a_child_without_memory_to_exec_in_is_ended_by_the_kill_of_its_leaf_and_tells_so() {
+    let Some(mirror) = Room::v1("memory") else { return };
+    mirror.write("memory.limit_in_bytes", "4096");
+    let (room, out) = (Room::new(), sink());
+    let mut launch = room.launch(&["/bin/true"], &out);
+    launch.enter.push(mirror.procs());
+    let failure = std::thread::scope(|scope| {
+        let hung = scope.spawn(|| spawn(&launch));
+        // It may hang, or the OOM killer may find it, or it may get by: what is told must fit.
+        let mut counter = 0;
+        until("it is out of memory or done", || {
+            let failed: u64 = mirror.read("memory.failcnt").trim().parse().unwrap();
+            counter += u32::from(failed > 100);
+            counter > 1000 || hung.is_finished()
+        });
+        let hangs = !hung.is_finished();
+        room.write("cgroup.kill", "1");
+        let outcome = hung.join().unwrap();
+        eprintln!("without memory: hangs {hangs}, {outcome:?}");
+        outcome
+    });
+    match failure {
+        Err(failure) => assert!(matches!(failure.stage, Stage::Killed | Stage::Exec), "{failure}"),
+        Ok(child) => {
+            end(&child);
+        }
+    }
+}
