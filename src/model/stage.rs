@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::error::{Code, Error};
+
 /// A step on the way from a request to a running program at which a spawn can fail. In the order in which they are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -131,6 +133,20 @@ impl fmt::Display for SpawnFailure {
 
 impl std::error::Error for SpawnFailure {}
 
+impl From<SpawnFailure> for Error {
+    fn from(failure: SpawnFailure) -> Self {
+        let code = match failure.stage {
+            Stage::Exec => Code::ExecFailed,
+            _ => Code::SpawnFailed,
+        };
+        let error = Self::new(code, format!("{} {}", failure.stage, failure.message));
+        match failure.remedy {
+            Some(remedy) => error.remedy(remedy),
+            None => error,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -157,5 +173,8 @@ mod tests {
             serde_json::to_string(&failure).unwrap(),
             r#"{"stage":"exec","errno":2,"message":"/no/such: No such file or directory (ENOENT)"}"#
         );
+        let text = failure.to_string();
+        let error = Error::from(failure);
+        assert_eq!((error.code, error.to_string()), (Code::ExecFailed, text));
     }
 }

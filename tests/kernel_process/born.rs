@@ -1,5 +1,7 @@
 //! What a child is like when its program begins.
 
+use std::os::fd::AsRawFd;
+
 use treeherd::kernel::pidfd::{Exit, cgroup_of};
 use treeherd::kernel::spawn::{IoPriority, Resource, Rlimit, Way, spawn};
 use treeherd::kernel::user::Credentials;
@@ -74,8 +76,20 @@ fn arguments_environment_and_directory_arrive_exactly() {
 }
 
 #[test]
-fn stdio_may_be_given_as_the_descriptors_0_1_2_in_any_order() {
-    // The child's stdout is our descriptor 0 or whatever stands there: placed without one overwriting another.
+fn output_may_go_to_what_is_our_own_descriptor_0() {
+    crate::leaf::in_a_process_of_its_own("output_may_go_to_what_is_our_own_descriptor_0", || {
+        let (room, spare) = (Room::new(), sink());
+        let mut launch = room.launch(&["/bin/sh", "-c", "cat; echo here"], &spare);
+        nix::unistd::close(0).unwrap();
+        launch.stdout = sink();
+        assert_eq!(launch.stdout.as_raw_fd(), 0, "the lowest number that is free");
+        assert_eq!(end(&spawn(&launch).unwrap()).status, Exit::Code(0));
+        assert_eq!(text(&launch.stdout), "here\n");
+    });
+}
+
+#[test]
+fn one_file_may_be_stdin_stdout_and_stderr() {
     let out = sink();
     let seen = shell("echo out; echo err >&2; readlink /proc/self/fd/0", |launch| {
         launch.stdin = out.try_clone().unwrap();
