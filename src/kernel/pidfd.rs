@@ -1,0 +1,269 @@
+//! Processes by descriptor: a pidfd is an identity, a pid is only a number.
+//!
+//! A pidfd turns readable when its process ends, and stays so. It says *that*; [`try_wait`] (for our children) and
+//! [`exit_info`] (for anybody's) say *how*.
+
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal};
+
+use super::error::{KernelError, Result};
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// It ended itself, with this exit code, 0 to 255.
+    Code(i32),
+    /// A signal ended it.
+    Signal {
+        /// The signal's number.
+        number: i32,
+        /// Whether it dumped core.
+        core: bool,
+    },
+}
+
+/// What a process and its reaped descendants used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rusage {
+    /// CPU time in user space, in microseconds.
+    pub user_us: u64,
+    /// CPU time in the kernel, in microseconds.
+    pub system_us: u64,
+    /// The largest resident set of any one of them, in bytes.
+    pub max_rss_bytes: u64,
+    /// Page faults served without I/O.
+    pub minor_faults: u64,
+    /// Page faults that needed I/O.
+    pub major_faults: u64,
+    /// Blocks of 512 bytes read from disks.
+    pub read_blocks: u64,
+    /// Blocks of 512 bytes written to disks.
+    pub written_blocks: u64,
+    /// How often it gave up the CPU to wait.
+    pub voluntary_switches: u64,
+    /// How often the CPU was taken from it.
+    pub involuntary_switches: u64,
+}
+
+/// The end of a child.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// How it ended.
+    pub status: Exit,
+    /// What it used.
+    pub rusage: Rusage,
+}
+
+/// Opens a process by its number. Closes on exec.
+///
+/// # Errors
+/// ESRCH ([`KernelError::is_gone`]) if no process has this number.
+///
+/// # Kernel
+/// Linux 5.3, pidfd_open(2).
+pub fn open(pid: i32) -> Result<OwnedFd> {
+    // Negative numbers make rustix panic; to the kernel they are invalid, to us they are nobody's.
+    Some(pid)
+        .filter(|pid| *pid > 0)
+        .and_then(Pid::from_raw)
+        .ok_or(Errno::SRCH)
+        .and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()))
+        .map_err(|errno| KernelError::new("pidfd_open", format!("pid {pid}"), errno))
+}
+
+/// Sends a signal to the process of a pidfd; never to another one that got its number.
+///
+/// # Errors
+/// ESRCH ([`KernelError::is_gone`]) if it has ended and been reaped; EPERM.
+///
+/// # Kernel
+/// Linux 5.1, pidfd_send_signal(2).
+pub fn signal(pidfd: BorrowedFd<'_>, signal: Signal) -> Result<()> {
+    rustix::process::pidfd_send_signal(pidfd, signal)
+        .map_err(|errno| KernelError::new(format!("send {signal:?} to"), object(pidfd), errno))
+}
+
+/// Reaps a child if it has ended; `None` if it lives.
+///
+/// # Errors
+/// ECHILD: it is not a child of this process, or somebody else has reaped it.
+///
+/// # Kernel
+/// Linux 5.4 (`P_PIDFD`), waitid(2).
+pub fn try_wait(pidfd: BorrowedFd<'_>) -> Result<Option<Ended>> {
+    waitid(pidfd, libc::WEXITED | libc::WNOHANG)
+}
+
+/// Waits until a child has ended, and reaps it. For one that is known to be at its end only.
+pub(super) fn wait(pidfd: BorrowedFd<'_>) -> Result<Ended> {
+    loop {
+        match waitid(pidfd, libc::WEXITED) {
+            Ok(Some(ended)) => return Ok(ended),
+            Err(error) if error.errno == Errno::INTR => {}
+            Ok(None) => return Err(KernelError::new("waitid", object(pidfd), Errno::CHILD)),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// The system call and not libc's function: only the former tells what the child used.
+#[allow(unsafe_code)]
+fn waitid(pidfd: BorrowedFd<'_>, options: i32) -> Result<Option<Ended>> {
+    let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
+    let mut usage = MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: both pointers are to storage of the kernel's own types that outlives the call.
+    let answer = unsafe {
+        libc::syscall(
+            libc::SYS_waitid,
+            libc::P_PIDFD,
+            pidfd.as_raw_fd(),
+            info.as_mut_ptr(),
+            options,
+            usage.as_mut_ptr(),
+        )
+    };
+    if answer < 0 {
+        let errno = Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL);
+        return Err(KernelError::new("waitid", object(pidfd), errno));
+    }
+    // SAFETY: zeroed before, which is a value of both types, and filled in by the kernel.
+    let (info, usage) = unsafe { (info.assume_init(), usage.assume_init()) };
+    // SAFETY: waitid fills in these fields, or leaves the zeros when nothing has ended.
+    let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+    if pid == 0 {
+        return Ok(None);
+    }
+    let status = match info.si_code {
+        libc::CLD_EXITED => Exit::Code(status),
+        code => Exit::Signal { number: status, core: code == libc::CLD_DUMPED },
+    };
+    Ok(Some(Ended { status, rusage: rusage(&usage) }))
+}
+
+fn rusage(usage: &libc::rusage) -> Rusage {
+    let count = |value: i64| u64::try_from(value).unwrap_or(0);
+    let micros = |time: libc::timeval| count(time.tv_sec).saturating_mul(1_000_000).saturating_add(count(time.tv_usec));
+    Rusage {
+        user_us: micros(usage.ru_utime),
+        system_us: micros(usage.ru_stime),
+        max_rss_bytes: count(usage.ru_maxrss).saturating_mul(1024),
+        minor_faults: count(usage.ru_minflt),
+        major_faults: count(usage.ru_majflt),
+        read_blocks: count(usage.ru_inblock),
+        written_blocks: count(usage.ru_oublock),
+        voluntary_switches: count(usage.ru_nvcsw),
+        involuntary_switches: count(usage.ru_nivcsw),
+    }
+}
+
+/// The kernel's `struct pidfd_info`, first version, 64 bytes.
+#[repr(C)]
+#[derive(Default)]
+struct PidfdInfo {
+    mask: u64,
+    cgroupid: u64,
+    pids: [u32; 3],
+    ids: [u32; 8],
+    exit_code: i32,
+}
+
+/// Returns how a process ended, be it our child or not, if the kernel still tells: its pidfd was opened before it was
+/// reaped, and it has been reaped since.
+///
+/// `None`: it lives, or it is a zombie that nobody has reaped yet, or the kernel is older.
+///
+/// # Errors
+/// None of the known answers of the kernel is one; others are passed on.
+///
+/// # Kernel
+/// Linux 6.15 (`PIDFD_INFO_EXIT`), ioctl_pidfd(2).
+#[allow(unsafe_code)]
+pub fn exit_info(pidfd: BorrowedFd<'_>) -> Result<Option<Exit>> {
+    /// `_IOWR(0xFF, 11, struct pidfd_info)`.
+    const PIDFD_GET_INFO: u32 = 0xC040_FF0B;
+    const PIDFD_INFO_EXIT: u64 = 1 << 3;
+    const { assert!(size_of::<PidfdInfo>() == 64) };
+    let mut info = PidfdInfo { mask: PIDFD_INFO_EXIT, ..PidfdInfo::default() };
+    // SAFETY: the request carries the size of the storage that it reads and writes.
+    let answer =
+        unsafe { libc::ioctl(pidfd.as_raw_fd(), libc::Ioctl::from(PIDFD_GET_INFO), std::ptr::from_mut(&mut info)) };
+    if answer < 0 {
+        return match Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL) {
+            // No such request, or no such mask, or reaped and nothing kept.
+            Errno::NOTTY | Errno::INVAL | Errno::SRCH => Ok(None),
+            errno => Err(KernelError::new("PIDFD_GET_INFO", object(pidfd), errno)),
+        };
+    }
+    Ok((info.mask & PIDFD_INFO_EXIT != 0).then(|| from_wait_status(info.exit_code)))
+}
+
+/// Reads the status word of wait(2).
+fn from_wait_status(status: i32) -> Exit {
+    if libc::WIFEXITED(status) {
+        Exit::Code(libc::WEXITSTATUS(status))
+    } else {
+        Exit::Signal { number: libc::WTERMSIG(status), core: libc::WCOREDUMP(status) }
+    }
+}
+
+/// Says whether the process of a pidfd has ended, reaped or not.
+///
+/// # Errors
+/// ENOMEM.
+///
+/// # Kernel
+/// Linux 5.3, pidfd_open(2).
+pub fn has_ended(pidfd: BorrowedFd<'_>) -> Result<bool> {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
+    let ready = loop {
+        match poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
+            Err(Errno::INTR) => {}
+            answer => break answer,
+        }
+    };
+    ready.map(|ready| ready > 0).map_err(|errno| KernelError::new("poll", object(pidfd), errno))
+}
+
+/// Returns the path of a process in the cgroup2 hierarchy, `/` for its root; `None` if the process is gone or the host has
+/// no cgroup2. A cgroup that has been removed is shown with ` (deleted)` at its end.
+///
+/// # Kernel
+/// proc_pid_cgroup(5): the line that begins with `0::`.
+#[must_use]
+pub fn cgroup_of(pid: i32) -> Option<String> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned)
+}
+
+fn object(pidfd: BorrowedFd<'_>) -> String {
+    // `Pid:` is the number in our namespace, -1 once it has been reaped.
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_fd().as_raw_fd())).unwrap_or_default();
+    match info.lines().find_map(|line| line.strip_prefix("Pid:")) {
+        Some(pid) => format!("pid {}", pid.trim()),
+        None => "a pidfd".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_status_is_a_code_or_a_signal() {
+        assert_eq!(from_wait_status(0), Exit::Code(0));
+        assert_eq!(from_wait_status(55 << 8), Exit::Code(55));
+        assert_eq!(from_wait_status(9), Exit::Signal { number: 9, core: false });
+        assert_eq!(from_wait_status(11 | 0x80), Exit::Signal { number: 11, core: true });
+    }
+
+    #[test]
+    fn a_pid_that_is_no_pid_is_gone() {
+        for pid in [0, -1, i32::MIN, i32::MAX] {
+            assert!(open(pid).unwrap_err().is_gone(), "{pid}");
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! Ourselves: what this process may do, and the one thing that it takes for itself, descriptors.
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::thread::CapabilitySet;
+
+use super::error::{KernelError, Result};
+
+/// Raises the number of descriptors that this process may have to the most that it is allowed, and returns that;
+/// `u64::MAX` for no limit.
+///
+/// # Errors
+/// EPERM: the hard limit is above `fs.nr_open`.
+///
+/// # Kernel
+/// setrlimit(2).
+pub fn raise_descriptor_limit() -> Result<u64> {
+    let now = getrlimit(Resource::Nofile);
+    let most = now.maximum.unwrap_or(u64::MAX);
+    if now.current != now.maximum {
+        setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum })
+            .map_err(|errno| KernelError::new("raise rlimit nofile", most.to_string(), errno))?;
+    }
+    Ok(most)
+}
+
+/// Says whether this process acts as root.
+#[must_use]
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// A capability that treeherd has a use for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capability {
+    /// The kernel's name: `CAP_KILL`.
+    pub name: &'static str,
+    /// Whether this process has it in effect.
+    pub present: bool,
+    /// What is lost without it.
+    pub without: &'static str,
+}
+
+const CAPABILITIES: [(&str, CapabilitySet, &str); 8] = [
+    (
+        "CAP_SYS_ADMIN",
+        CapabilitySet::SYS_ADMIN,
+        "no cgroup2 hierarchy can be mounted, and no identity can be kept in a cgroup's trusted attributes",
+    ),
+    ("CAP_SETUID", CapabilitySet::SETUID, "agents cannot run as another user"),
+    ("CAP_SETGID", CapabilitySet::SETGID, "agents cannot run with another group, nor give up the supplementary ones"),
+    ("CAP_KILL", CapabilitySet::KILL, "agents of another user get no stop signal; only the kill reaches them"),
+    (
+        "CAP_DAC_OVERRIDE",
+        CapabilitySet::DAC_OVERRIDE,
+        "cgroups that belong to another user cannot be made, limited or killed",
+    ),
+    ("CAP_CHOWN", CapabilitySet::CHOWN, "the socket cannot be given to a group, nor a cgroup to a user"),
+    (
+        "CAP_SYS_RESOURCE",
+        CapabilitySet::SYS_RESOURCE,
+        "hard rlimits cannot be raised, oom_score_adj cannot be lowered, and pressure is told in steps of 2 s",
+    ),
+    ("CAP_SYS_NICE", CapabilitySet::SYS_NICE, "agents cannot be made more urgent than treeherd itself"),
+];
+
+/// Lists the capabilities that treeherd has a use for, and which of them it has.
+///
+/// # Errors
+/// None that is known.
+///
+/// # Kernel
+/// capget(2), capabilities(7).
+pub fn capabilities() -> Result<Vec<Capability>> {
+    let ours = rustix::thread::capabilities(None)
+        .map_err(|errno| KernelError::new("capget", "this process", errno))?
+        .effective;
+    let list = CAPABILITIES.iter();
+    Ok(list.map(|(name, bit, without)| Capability { name, present: ours.contains(*bit), without }).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_descriptor_limit_is_raised_to_the_hard_one() {
+        let most = raise_descriptor_limit().unwrap();
+        assert_eq!(getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX), most);
+        assert_eq!(raise_descriptor_limit().unwrap(), most, "twice is the same as once");
+    }
+
+    #[test]
+    fn the_capabilities_are_those_that_proc_tells() {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let mask = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap();
+        let mask = u64::from_str_radix(mask.trim(), 16).unwrap();
+        for (capability, (_, bit, _)) in capabilities().unwrap().iter().zip(CAPABILITIES) {
+            assert_eq!(capability.present, mask & bit.bits() != 0, "{}", capability.name);
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! The state directory, which one daemon at a time has, and the socket in it.
+//!
+//! The claim is a POSIX record lock, which belongs to the *process*. The usual `flock` belongs to the open file and
+//! is shared by every child until its `exec`: a child that hangs in a frozen cgroup would keep a dead daemon's lock, and the
+//! next daemon, the only one who could free that child, would not start. The price: a second claim in the same process is not
+//! refused by the kernel, so a list here does that.
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use nix::sys::socket::{getsockopt, sockopt};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+use super::error::KernelError;
+use super::pidfd;
+use crate::model::error::{Code, Error};
+
+/// A state directory that is ours until this value is dropped or the process ends.
+#[derive(Debug)]
+pub struct StateDir {
+    path: PathBuf,
+    dir: OwnedFd,
+    /// Closing it ends the claim.
+    _lock: OwnedFd,
+    key: (u64, u64),
+}
+
+/// The state directories that this process has, by device and inode.
+static CLAIMED: Mutex<BTreeSet<(u64, u64)>> = Mutex::new(BTreeSet::new());
+
+impl StateDir {
+    /// Returns the directory's path, as it was given.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl AsFd for StateDir {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+}
+
+impl Drop for StateDir {
+    fn drop(&mut self) {
+        CLAIMED.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+    }
+}
+
+/// Takes a state directory for this process, and makes it (0711, ours) if it is not there; its parent must be.
+///
+/// # Errors
+/// [`Code::InUse`]: another daemon, named by its pid, has it. [`Code::Unsupported`] and [`Code::Kernel`]: it is a symbolic link or
+/// no directory, belongs to somebody else, others may write to it, or it cannot be made.
+///
+/// # Kernel
+/// fcntl_locking(2): the lock dies with the process, and children do not inherit it.
+pub fn claim_state_dir(path: &Path) -> Result<StateDir, Error> {
+    let dir = open_state_dir(path)?;
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let lock_path = path.join("lock");
+    let failed =
+        |operation: &str, errno| Error::from(KernelError::new(operation, lock_path.display().to_string(), errno));
+    let about = rustix::fs::fstat(&dir).map_err(|errno| failed("stat", errno))?;
+    let key = (about.st_dev, about.st_ino);
+    // Held throughout: opening and closing the file in a second claim would end the first one's lock.
+    let mut claimed = CLAIMED.lock().unwrap_or_else(PoisonError::into_inner);
+    if claimed.contains(&key) {
+        return Err(in_use(path, "this process itself"));
+    }
+    let lock =
+        rustix::fs::openat(&dir, "lock", flags, Mode::RUSR | Mode::WUSR).map_err(|errno| failed("open", errno))?;
+    match rustix::fs::fcntl_lock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(Errno::AGAIN | Errno::ACCESS) => return Err(in_use(path, &holder(&lock))),
+        Err(errno) => return Err(failed("lock", errno)),
+    }
+    claimed.insert(key);
+    Ok(StateDir { path: path.to_owned(), dir, _lock: lock, key })
+}
+
+fn in_use(path: &Path, holder: &str) -> Error {
+    Error::new(Code::InUse, format!("state directory {} is in use by {holder}", path.display()))
+        .remedy("talk to that daemon, end it with `treeherd shutdown`, or give this one another --state-dir")
+}
+
+/// Says who has the lock. The kernel knows, unless it is in a pid namespace that we cannot see.
+fn holder(lock: &OwnedFd) -> String {
+    let asked = rustix::process::Flock::from(rustix::process::FlockType::WriteLock);
+    match rustix::process::fcntl_getlk(lock, &asked) {
+        Ok(Some(found)) => match found.pid {
+            Some(pid) => format!("the daemon with pid {pid}"),
+            None => "a daemon outside this pid namespace".to_owned(),
+        },
+        Ok(None) | Err(_) => "a daemon that is just ending".to_owned(),
+    }
+}
+
+fn open_state_dir(path: &Path) -> Result<OwnedFd, Error> {
+    let shown = path.display();
+    let refused = |why: &str, remedy: &str| {
+        Err(Error::new(Code::Unsupported, format!("state directory {shown} {why}")).remedy(remedy))
+    };
+    let made = match rustix::fs::mkdir(path, Mode::from_raw_mode(0o711)) {
+        Ok(()) => true,
+        Err(Errno::EXIST) => false,
+        Err(errno) => {
+            return Err(KernelError::new("make state directory", shown.to_string(), errno)
+                .hint("make its parent directory, or give another --state-dir")
+                .into());
+        }
+    };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let dir = match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(dir) => dir,
+        Err(Errno::LOOP | Errno::NOTDIR) => {
+            return refused("is a symbolic link or no directory", "remove it, or give another --state-dir");
+        }
+        Err(errno) => return Err(KernelError::new("open state directory", shown.to_string(), errno).into()),
+    };
+    let failed = |errno| Error::from(KernelError::new("examine state directory", shown.to_string(), errno));
+    if made {
+        // The umask has taken its share.
+        rustix::fs::fchmod(&dir, Mode::from_raw_mode(0o711)).map_err(failed)?;
+    }
+    let about = rustix::fs::fstat(&dir).map_err(failed)?;
+    if about.st_uid != rustix::process::geteuid().as_raw() {
+        return refused(&format!("belongs to user {}", about.st_uid), "chown it to the user that the daemon runs as");
+    }
+    if about.st_mode & 0o022 != 0 {
+        return refused("can be written to by others", "chmod go-w it: who writes there commands the daemon");
+    }
+    Ok(dir)
+}
+
+/// Opens a listening socket for clients: mode 0660, of the group that is named, or of the group `treeherd` if there is one,
+/// or of ours.
+///
+/// A socket that a dead daemon left behind is removed: the claim on the state directory is the proof that no other daemon
+/// lives on it.
+///
+/// # Errors
+/// [`Code::InUse`]: somebody answers on the socket. [`Code::BadValue`]: the path is too long for a socket, or no group is called
+/// so. [`Code::Unsupported`], [`Code::Kernel`]: something that is no socket is in the way (and stays), or a call failed.
+///
+/// # Kernel
+/// unix(7).
+pub fn bind(_claim: &StateDir, path: &Path, group: Option<&str>) -> Result<UnixListener, Error> {
+    let shown = path.display().to_string();
+    let address = address_of(path)?;
+    let group = find_group(group)?;
+    remove_stale(path, &address)?;
+    let failed = |operation: &str, errno| Error::from(KernelError::new(operation, shown.as_str(), errno));
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+        .map_err(|errno| failed("make socket", errno))?;
+    rustix::net::bind(&socket, &address).map_err(|errno| failed("bind socket", errno))?;
+    // Nobody can connect before `listen`, so nobody does before the mode is right.
+    if let Some(group) = group {
+        let gid = rustix::fs::Gid::from_raw(group);
+        rustix::fs::chownat(CWD, path, None, Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|errno| failed("give socket to group", errno))?;
+    }
+    rustix::fs::chmod(path, Mode::from_raw_mode(0o660)).map_err(|errno| failed("chmod 0660 socket", errno))?;
+    rustix::net::listen(&socket, 128).map_err(|errno| failed("listen on socket", errno))?;
+    Ok(UnixListener::from(socket))
+}
+
+fn address_of(path: &Path) -> Result<SocketAddrUnix, Error> {
+    // The kernel takes 108 without a zero at the end; clients in most languages do not.
+    const MOST: usize = 107;
+    let length = path.as_os_str().as_bytes().len();
+    let address = SocketAddrUnix::new(path).ok().filter(|_| length <= MOST);
+    address.ok_or_else(|| {
+        let shown = path.display();
+        Error::new(Code::BadValue, format!("socket path {shown} has {length} bytes, and a socket's has {MOST} at most"))
+            .remedy("give a shorter --state-dir or --socket")
+    })
+}
+
+fn find_group(name: Option<&str>) -> Result<Option<u32>, Error> {
+    match name {
+        Some(name) => super::user::lookup_group(name).map(Some),
+        // A host without this group, or without a name service at all, is the usual one.
+        None => Ok(super::user::lookup_group("treeherd").ok()),
+    }
+}
+
+/// Removes the socket of a dead daemon; whatever else is at the path stays.
+fn remove_stale(path: &Path, address: &SocketAddrUnix) -> Result<(), Error> {
+    let shown = path.display();
+    match std::fs::symlink_metadata(path) {
+        Err(_) => return Ok(()),
+        Ok(about) if about.file_type().is_socket() && about.uid() == rustix::process::geteuid().as_raw() => {}
+        Ok(_) => {
+            return Err(Error::new(Code::Unsupported, format!("{shown} is in the way: it is not a socket of ours"))
+                .remedy("remove it, or give another --socket"));
+        }
+    }
+    let failed = |operation: &str, errno| Error::from(KernelError::new(operation, shown.to_string(), errno));
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let probe = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+        .map_err(|errno| failed("make socket", errno))?;
+    match rustix::net::connect(&probe, address) {
+        Err(Errno::CONNREFUSED) => {}
+        Err(Errno::NOENT) => return Ok(()),
+        // EAGAIN: somebody listens and does not accept as fast as others connect.
+        Ok(()) | Err(Errno::AGAIN) if listener_is_dead(&probe) => {}
+        Ok(()) | Err(Errno::AGAIN) => {
+            return Err(Error::new(Code::InUse, format!("somebody answers on socket {shown}"))
+                .remedy("end that daemon, or give another --socket"));
+        }
+        Err(errno) => return Err(failed("connect to socket", errno)),
+    }
+    match rustix::fs::unlink(path) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(errno) => Err(failed("remove stale socket", errno)),
+    }
+}
+
+/// Says whether the process that listened is dead although its socket is open: a child of it that hangs on its way to `exec`
+/// still has a copy of the descriptor.
+fn listener_is_dead(probe: &OwnedFd) -> bool {
+    let pid = getsockopt(probe, sockopt::PeerCredentials).map(|credentials| credentials.pid());
+    pid.is_ok_and(|pid| pid > 0 && pidfd::open(pid).is_err_and(|error| error.is_gone()))
+}
+
+/// Who is at the other end of a connection: the process that connected, as it was then.
+#[derive(Debug)]
+pub struct Peer {
+    /// Its effective user.
+    pub uid: u32,
+    /// Its effective group.
+    pub gid: u32,
+    /// Its process id, 0 if it is outside our pid namespace. Only a number, unless there is a pidfd.
+    pub pid: i32,
+    /// The process itself. `None` on an older kernel, and when it has ended already.
+    pub pidfd: Option<OwnedFd>,
+    /// Its cgroup2 path, read while the pidfd proved that the pid was still its own. Without a pidfd there is no proof, and
+    /// no path.
+    pub cgroup: Option<String>,
+}
+
+/// Finds out who is at the other end of a connection.
+///
+/// A process can hand its connection on: this is who connected, not who writes now.
+///
+/// # Errors
+/// None that is known.
+///
+/// # Kernel
+/// SO_PEERCRED, unix(7). SO_PEERPIDFD: Linux 6.5; before, the process cannot be told from one that got its pid after it, and so
+/// `pidfd` and `cgroup` are `None`.
+pub fn peer(stream: &UnixStream) -> Result<Peer, Error> {
+    let credentials = getsockopt(stream, sockopt::PeerCredentials).map_err(|errno| {
+        Error::from(KernelError::new("SO_PEERCRED", "a client", Errno::from_raw_os_error(errno as i32)))
+    })?;
+    let pidfd = getsockopt(stream, sockopt::PeerPidfd).ok();
+    let cgroup = pidfd.as_ref().and_then(|pidfd| {
+        let path = pidfd::cgroup_of(credentials.pid())?;
+        // Alive now, so alive then: the number was its own all the time.
+        pidfd::has_ended(pidfd.as_fd()).is_ok_and(|ended| !ended).then_some(path)
+    });
+    Ok(Peer { uid: credentials.uid(), gid: credentials.gid(), pid: credentials.pid(), pidfd, cgroup })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,222 @@
+//! What the child does between its birth and `execve`.
+//!
+//! It runs on a stack of its own in its parent's memory, and its parent's thread sleeps meanwhile. So: only system calls
+//! made by hand, only on what was made ready before; no allocation, no lock, no panic, no libc, no `Drop`. What it has
+//! to tell it leaves in [`Orders`]: the step it is at, and the error number of the step that failed.
+
+use std::convert::Infallible;
+use std::ffi::{CStr, c_char, c_void};
+use std::sync::atomic::{AtomicI32, AtomicU8, AtomicUsize, Ordering};
+
+use super::raw::{self, Answer};
+use crate::model::stage::Stage;
+
+/// What the child is to do.
+pub(super) enum Mission {
+    /// To become the program.
+    Exec,
+    /// To end at once with exit code 0: the test whether children live here at all.
+    Exit,
+}
+
+/// Everything that the child needs, made ready by its parent, and what it leaves behind.
+pub(super) struct Orders<'a> {
+    pub mission: Mission,
+    /// Descriptors of `cgroup.procs` files.
+    pub enter: &'a [i32],
+    /// Descriptors of 3 and above: dup2 onto 0, 1 and 2 must not overwrite one that is still needed.
+    pub stdio: [i32; 3],
+    pub oom_score_adj: &'a CStr,
+    /// Whether a host that does not offer the value is a failure (it was asked for) or not (it is our default).
+    pub oom_score_adj_asked: bool,
+    pub nice: Option<i8>,
+    pub ioprio: Option<u16>,
+    /// Number, soft and hard limit, as the kernel wants them.
+    pub rlimits: &'a [(u32, [u64; 2])],
+    pub no_new_privs: bool,
+    pub credentials: Option<(u32, u32, &'a [u32])>,
+    pub cwd: &'a CStr,
+    /// Full paths to try in turn; null-terminated lists of the arguments and of the environment.
+    pub search: &'a [*const c_char],
+    pub argv: &'a [*const c_char],
+    pub env: &'a [*const c_char],
+
+    /// The step that the child is at, as an index into [`Stage::ALL`].
+    pub stage: AtomicU8,
+    /// The error number of the step that failed, 0 if none did.
+    pub errno: AtomicI32,
+    /// Which one of several the step failed at: the index of a descriptor, a limit, a path.
+    pub which: AtomicUsize,
+}
+
+impl Orders<'_> {
+    fn at(&self, stage: Stage) {
+        self.stage.store(stage as u8, Ordering::Relaxed);
+    }
+}
+
+/// A step's failure: which one of several, and the error number.
+type Failed = (usize, i32);
+
+/// The child's `main`: carries the orders out, or leaves behind what failed, and ends.
+pub(super) extern "C" fn run(orders: *mut c_void) -> ! {
+    // SAFETY: the parent passes its `Orders`, which live on its sleeping thread's stack until this process has executed
+    // a program or ended.
+    #[allow(unsafe_code)]
+    let orders = unsafe { &*orders.cast::<Orders<'_>>() };
+    if matches!(orders.mission, Mission::Exit) {
+        raw::exit(0);
+    }
+    let Err((which, errno)) = steps(orders);
+    orders.which.store(which, Ordering::Relaxed);
+    orders.errno.store(errno, Ordering::Relaxed);
+    raw::exit(127)
+}
+
+/// Calls the kernel.
+///
+/// Every pointer among the arguments comes from `Orders` or from the caller's own stack and outlives the call, and every
+/// call made through here is one that writes to no memory: that is what makes it safe to leave to the caller.
+fn call(number: libc::c_long, arguments: [usize; 5]) -> Answer {
+    // SAFETY: see above; the calls are the ones of this file.
+    #[allow(unsafe_code)]
+    unsafe {
+        raw::syscall(number, arguments)
+    }
+}
+
+/// Turns a C int or a descriptor into a register, with its sign kept.
+fn int(value: i32) -> usize {
+    (value as isize).cast_unsigned()
+}
+
+fn text(text: &CStr) -> usize {
+    text.as_ptr().expose_provenance()
+}
+
+fn steps(orders: &Orders<'_>) -> Result<Infallible, Failed> {
+    default_all_signals();
+    enter(orders)?;
+    orders.at(Stage::Session);
+    call(libc::SYS_setsid, [0; 5]).map_err(|errno| (0, errno))?;
+    stdio(orders)?;
+    scheduling(orders)?;
+    rlimits(orders)?;
+    privileges(orders)?;
+    orders.at(Stage::Cwd);
+    call(libc::SYS_chdir, [text(orders.cwd), 0, 0, 0, 0]).map_err(|errno| (0, errno))?;
+    // What was sent to the child so far arrives here, and ends it: every signal has its default action.
+    raw::set_signal_mask(0);
+    exec(orders)
+}
+
+/// Gives every signal its default action: `CLONE_CLEAR_SIGHAND` spares what is ignored, and Rust ignores SIGPIPE.
+fn default_all_signals() {
+    // The kernel's `struct sigaction`: handler, flags, restorer, mask; all zero is SIG_DFL.
+    let default = [0usize; 4];
+    let address = default.as_ptr().expose_provenance();
+    for signal in 1..=64usize {
+        // SIGKILL and SIGSTOP answer EINVAL, and are what they are.
+        match call(libc::SYS_rt_sigaction, [signal, address, 0, size_of::<u64>(), 0]) {
+            Ok(_) | Err(_) => {}
+        }
+    }
+}
+
+fn enter(orders: &Orders<'_>) -> Result<(), Failed> {
+    orders.at(Stage::Enter);
+    for (which, fd) in orders.enter.iter().enumerate() {
+        call(libc::SYS_write, [int(*fd), text(c"0"), 1, 0, 0]).map_err(|errno| (which, errno))?;
+    }
+    Ok(())
+}
+
+/// Puts the three descriptors in their places and closes every other one.
+fn stdio(orders: &Orders<'_>) -> Result<(), Failed> {
+    orders.at(Stage::Stdio);
+    for (place, fd) in orders.stdio.iter().enumerate() {
+        call(libc::SYS_dup3, [int(*fd), place, 0, 0, 0]).map_err(|errno| (place, errno))?;
+    }
+    call(libc::SYS_close_range, [3, u32::MAX as usize, 0, 0, 0]).map_err(|errno| (3, errno))?;
+    Ok(())
+}
+
+fn scheduling(orders: &Orders<'_>) -> Result<(), Failed> {
+    orders.at(Stage::OomScoreAdj);
+    let written = write_oom_score_adj(orders.oom_score_adj);
+    if orders.oom_score_adj_asked {
+        written.map_err(|errno| (0, errno))?;
+    }
+    if let Some(nice) = orders.nice {
+        orders.at(Stage::Nice);
+        call(libc::SYS_setpriority, [0, 0, int(i32::from(nice)), 0, 0]).map_err(|errno| (0, errno))?;
+    }
+    if let Some(ioprio) = orders.ioprio {
+        orders.at(Stage::Ionice);
+        const IOPRIO_WHO_PROCESS: usize = 1;
+        call(libc::SYS_ioprio_set, [IOPRIO_WHO_PROCESS, 0, usize::from(ioprio), 0, 0]).map_err(|errno| (0, errno))?;
+    }
+    Ok(())
+}
+
+fn write_oom_score_adj(value: &CStr) -> Answer {
+    let path = text(c"/proc/self/oom_score_adj");
+    let fd = call(libc::SYS_openat, [int(libc::AT_FDCWD), path, int(libc::O_WRONLY | libc::O_CLOEXEC), 0, 0])?;
+    let written = call(libc::SYS_write, [fd, text(value), value.count_bytes(), 0, 0]);
+    call(libc::SYS_close, [fd, 0, 0, 0, 0])?;
+    written
+}
+
+/// Sets the resource limits. After everything that opens a file: a limit of three descriptors is a legal one.
+fn rlimits(orders: &Orders<'_>) -> Result<(), Failed> {
+    orders.at(Stage::Rlimits);
+    for (which, (resource, limits)) in orders.rlimits.iter().enumerate() {
+        let new = limits.as_ptr().expose_provenance();
+        call(libc::SYS_prlimit64, [0, *resource as usize, new, 0, 0]).map_err(|errno| (which, errno))?;
+    }
+    Ok(())
+}
+
+/// Gives up privileges, the supplementary groups first and the user last: without the user nothing else can be changed.
+fn privileges(orders: &Orders<'_>) -> Result<(), Failed> {
+    if orders.no_new_privs {
+        orders.at(Stage::NoNewPrivs);
+        call(libc::SYS_prctl, [int(libc::PR_SET_NO_NEW_PRIVS), 1, 0, 0, 0]).map_err(|errno| (0, errno))?;
+    }
+    if let Some((uid, gid, groups)) = orders.credentials {
+        let (uid, gid) = (uid as usize, gid as usize);
+        orders.at(Stage::Groups);
+        let list = groups.as_ptr().expose_provenance();
+        call(libc::SYS_setgroups, [groups.len(), list, 0, 0, 0]).map_err(|errno| (0, errno))?;
+        orders.at(Stage::Gid);
+        call(libc::SYS_setresgid, [gid, gid, gid, 0, 0]).map_err(|errno| (0, errno))?;
+        orders.at(Stage::Uid);
+        call(libc::SYS_setresuid, [uid, uid, uid, 0, 0]).map_err(|errno| (0, errno))?;
+    }
+    Ok(())
+}
+
+/// Tries the candidates in turn as execvp does: a missing one is passed over, a forbidden one too but remembered.
+fn exec(orders: &Orders<'_>) -> Result<Infallible, Failed> {
+    let argv = orders.argv.as_ptr().expose_provenance();
+    let env = orders.env.as_ptr().expose_provenance();
+    let mut failed = (0, libc::ENOENT);
+    for (which, path) in orders.search.iter().enumerate() {
+        orders.at(Stage::Exec);
+        let Err(errno) = call(libc::SYS_execve, [path.expose_provenance(), argv, env, 0, 0]) else { continue };
+        match errno {
+            libc::ENOENT | libc::ENOTDIR | libc::ESTALE | libc::ENODEV | libc::ETIMEDOUT => {
+                if failed.1 != libc::EACCES {
+                    failed = (which, errno);
+                }
+            }
+            libc::EACCES => {
+                if failed.1 != libc::EACCES {
+                    failed = (which, errno);
+                }
+            }
+            _ => return Err((which, errno)),
+        }
+    }
+    Err(failed)
+}

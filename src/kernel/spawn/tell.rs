@@ -1,0 +1,148 @@
+//! What a failed spawn tells: the object, the cause, and for the known ones what helps.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::io::Errno;
+
+use super::Launch;
+use crate::kernel::error::{KernelError, errno_text};
+use crate::kernel::pidfd::Exit;
+use crate::model::stage::{SpawnFailure, Stage};
+
+fn failure(stage: Stage, object: &str, errno: Errno) -> SpawnFailure {
+    SpawnFailure {
+        stage,
+        errno: Some(errno.raw_os_error()),
+        message: format!("{object}: {}", errno_text(errno)),
+        remedy: None,
+    }
+}
+
+pub(super) fn prepare(object: &str, errno: Errno) -> SpawnFailure {
+    failure(Stage::Prepare, object, errno)
+}
+
+/// Tells why no process could be made.
+pub(super) fn clone(leaf: BorrowedFd<'_>, errno: Errno) -> SpawnFailure {
+    let remedy = match errno {
+        Errno::AGAIN => Some(
+            "a limit on the number of tasks is reached: pids_max of the agent or of one above it, or the host's \
+             kernel.threads-max or kernel.pid_max",
+        ),
+        Errno::NOENT | Errno::NODEV => Some("the cgroup has been removed"),
+        Errno::BUSY => Some("the cgroup has controllers enabled for cgroups below it, and so takes no process itself"),
+        Errno::BADF => Some("this is not a directory of cgroup2"),
+        Errno::OPNOTSUPP => Some("the cgroup is threaded or below a threaded one"),
+        Errno::ACCESS => Some("run treeherd as root, or delegate the cgroup and its cgroup.procs to it"),
+        Errno::NOSYS => Some("the kernel, or a seccomp filter of the container, does not offer clone3"),
+        Errno::NOMEM => Some("the host is out of memory, or its pid namespace has ended"),
+        _ => None,
+    };
+    SpawnFailure { remedy: remedy.map(str::to_owned), ..failure(Stage::Clone, &path_of(leaf), errno) }
+}
+
+/// Tells that a signal ended the child at a stage.
+pub(super) fn killed(stage: Stage, ended: Result<Exit, KernelError>) -> SpawnFailure {
+    let by = match ended {
+        Ok(Exit::Signal { number, .. }) => nix::sys::signal::Signal::try_from(number)
+            .map_or_else(|_| format!("signal {number}"), |name| name.to_string()),
+        Ok(Exit::Code(code)) => format!("exit {code}"),
+        Err(_) => "a signal".to_owned(),
+    };
+    let message = format!("by {by} before exec, at the stage {stage}");
+    SpawnFailure { stage: Stage::Killed, errno: None, message, remedy: None }
+}
+
+/// Tells which step failed, on which of its objects.
+pub(super) fn failed(launch: &Launch, stage: Stage, which: usize, errno: Errno) -> SpawnFailure {
+    let object = match stage {
+        Stage::Enter => launch.enter.get(which).map(|fd| path_of(fd.as_fd())),
+        Stage::Session => Some("setsid".to_owned()),
+        Stage::Stdio => Some(["stdin", "stdout", "stderr"].get(which).unwrap_or(&"close_range").to_string()),
+        Stage::OomScoreAdj => launch.oom_score_adj.map(|value| value.to_string()),
+        Stage::Nice => launch.nice.map(|value| value.to_string()),
+        Stage::Ionice => launch.ionice.map(|value| format!("{value:?}")),
+        Stage::Rlimits => {
+            launch.rlimits.get(which).map(|limit| format!("{} {}:{}", limit.resource.name(), limit.soft, limit.hard))
+        }
+        Stage::Groups => launch.credentials.as_ref().map(|user| format!("{:?}", user.groups)),
+        Stage::Gid => launch.credentials.as_ref().map(|user| user.gid.to_string()),
+        Stage::Uid => launch.credentials.as_ref().map(|user| user.uid.to_string()),
+        Stage::Cwd => Some(launch.cwd.to_string_lossy().into_owned()),
+        Stage::Exec => Some(program(launch, which)),
+        _ => None,
+    };
+    SpawnFailure { remedy: remedy(launch, stage, which, errno), ..failure(stage, &object.unwrap_or_default(), errno) }
+}
+
+/// Returns what was to be executed: the only candidate, or the name that was looked for.
+fn program(launch: &Launch, which: usize) -> String {
+    let shown = match launch.search.as_slice() {
+        [_, _, ..] => launch.argv.first(),
+        _ => None,
+    };
+    let shown = shown.or(launch.search.get(which)).or(launch.argv.first());
+    shown.map(|text| text.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+fn remedy(launch: &Launch, stage: Stage, which: usize, errno: Errno) -> Option<String> {
+    let no_privilege = matches!(errno, Errno::PERM | Errno::ACCESS);
+    let text = match (stage, errno) {
+        (Stage::Enter, Errno::NOSPC) => "its cpuset has no CPUs or no memory nodes yet",
+        (Stage::Enter, Errno::NODEV | Errno::NOENT) => "the cgroup has been removed",
+        (Stage::Enter, Errno::BUSY) => "the cgroup has controllers enabled for cgroups below it",
+        (Stage::OomScoreAdj, _) if no_privilege => "this host gives no CAP_SYS_RESOURCE: the value can only be raised",
+        (Stage::Rlimits, Errno::PERM) => "this host gives no CAP_SYS_RESOURCE: a hard limit can only be lowered",
+        (Stage::Rlimits, Errno::INVAL) => "the soft limit is above the hard one",
+        (Stage::Nice | Stage::Ionice, _) if no_privilege => "run treeherd with CAP_SYS_NICE",
+        (Stage::Groups | Stage::Gid | Stage::Uid, Errno::PERM) => {
+            "run treeherd as root to start programs as another user"
+        }
+        (Stage::Groups | Stage::Gid | Stage::Uid, Errno::INVAL) => "the id is not mapped in this user namespace",
+        (Stage::Cwd, Errno::ACCESS) if launch.credentials.is_some() => "the user may not enter this directory",
+        (Stage::Exec, _) => return exec_remedy(launch, which, errno),
+        _ => return None,
+    };
+    Some(text.to_owned())
+}
+
+fn exec_remedy(launch: &Launch, which: usize, errno: Errno) -> Option<String> {
+    let looked_for = launch.search.len() > 1;
+    // As the supervisor sees it, which may be more than the user that the child became can see.
+    let found = launch.search.get(which).and_then(|path| {
+        let cwd = std::path::Path::new(std::ffi::OsStr::from_bytes(launch.cwd.as_bytes()));
+        std::fs::metadata(cwd.join(std::ffi::OsStr::from_bytes(path.as_bytes()))).ok()
+    });
+    let text = match errno {
+        Errno::NOENT if found.is_some() => "the file exists, but the interpreter or loader that it names does not",
+        Errno::NOENT if looked_for => {
+            return Some(format!("not in any of the {} directories of PATH", launch.search.len()));
+        }
+        Errno::ACCESS if found.as_ref().is_some_and(std::fs::Metadata::is_dir) => "it is a directory",
+        Errno::ACCESS => {
+            "make the file executable, let the user reach it, and look whether its filesystem is mounted noexec"
+        }
+        Errno::NOEXEC => {
+            "it is neither a program for this machine nor a script whose first line is #! and an interpreter"
+        }
+        Errno::TOOBIG => {
+            "arguments and environment are too long: 128 KiB for each at most, and a quarter of the stack's rlimit \
+             (2 MiB by default) for all"
+        }
+        Errno::TXTBSY => "somebody has the file open for writing",
+        Errno::AGAIN => "the user has reached its rlimit nproc",
+        Errno::NOMEM => "there is not enough memory to begin with: raise memory_max",
+        _ => return None,
+    };
+    Some(text.to_owned())
+}
+
+/// Returns the path that a descriptor of ours was opened under, for people.
+fn path_of(fd: BorrowedFd<'_>) -> String {
+    use std::os::fd::AsRawFd;
+    let number = fd.as_raw_fd();
+    std::fs::read_link(format!("/proc/self/fd/{number}"))
+        .map_or_else(|_| format!("descriptor {number}"), |path| path.to_string_lossy().into_owned())
+}
+
+use std::os::unix::ffi::OsStrExt;

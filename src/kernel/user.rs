@@ -1,0 +1,167 @@
+//! Who a child becomes: users and groups by name or number.
+
+use std::path::PathBuf;
+
+use nix::unistd::{Gid, Group, Uid, User};
+
+use crate::model::error::{Code, Error};
+
+/// Everything that a change of user needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Credentials {
+    /// The user's number.
+    pub uid: u32,
+    /// The primary group's number.
+    pub gid: u32,
+    /// The supplementary groups' numbers.
+    pub groups: Vec<u32>,
+    /// The home directory, `/` for a number that has no name.
+    pub home: PathBuf,
+    /// The user's name, or its number where it has none.
+    pub name: String,
+    /// The login shell, `/bin/sh` for a number that has no name.
+    pub shell: PathBuf,
+}
+
+/// Looks up a user and a group, each by name or by number.
+///
+/// Without a user it is the one that we are; without a group, the user's own with its supplementary groups. A group that is
+/// given takes the place of the primary one. A number need not have a name; then its group must be given, and it has no
+/// supplementary groups.
+///
+/// The answer comes from the name service (`/etc/passwd`, but maybe a network too): it can take long, and is not for the loop.
+///
+/// # Errors
+/// [`Code::BadValue`]: no such user or group; a number without a name and without a group. [`Code::Kernel`]: the name service
+/// failed.
+pub fn lookup(user: Option<&str>, group: Option<&str>) -> Result<Credentials, Error> {
+    let gid = group.map(find_group).transpose()?;
+    let (uid, found) = match user {
+        Some(user) => find_user(user)?,
+        None => {
+            let uid = Uid::effective();
+            (uid, User::from_uid(uid).map_err(|errno| service(&uid.to_string(), errno))?)
+        }
+    };
+    match found {
+        Some(found) => known(found, gid),
+        None => match gid {
+            Some(gid) => Ok(Credentials {
+                uid: uid.as_raw(),
+                gid: gid.as_raw(),
+                groups: vec![gid.as_raw()],
+                home: PathBuf::from("/"),
+                name: uid.to_string(),
+                shell: PathBuf::from("/bin/sh"),
+            }),
+            None => Err(Error::new(
+                Code::BadValue,
+                format!("user {uid} has no entry in the user database, and so no group"),
+            )
+            .remedy("name a group as well")),
+        },
+    }
+}
+
+/// Looks up a group by name or by number.
+///
+/// # Errors
+/// As [`lookup`].
+pub fn lookup_group(group: &str) -> Result<u32, Error> {
+    find_group(group).map(Gid::as_raw)
+}
+
+fn known(user: User, gid: Option<Gid>) -> Result<Credentials, Error> {
+    let gid = gid.unwrap_or(user.gid);
+    let name = std::ffi::CString::new(user.name.as_bytes())
+        .map_err(|_| Error::new(Code::BadValue, format!("user {:?} has a zero byte in its name", user.name)))?;
+    let groups = nix::unistd::getgrouplist(&name, gid).map_err(|errno| service(&user.name, errno))?;
+    Ok(Credentials {
+        uid: user.uid.as_raw(),
+        gid: gid.as_raw(),
+        groups: groups.into_iter().map(Gid::as_raw).collect(),
+        home: user.dir,
+        name: user.name,
+        shell: user.shell,
+    })
+}
+
+fn find_user(text: &str) -> Result<(Uid, Option<User>), Error> {
+    // A name goes first, as in POSIX: there are users whose name is a number.
+    if let Some(user) = User::from_name(text).map_err(|errno| service(text, errno))? {
+        return Ok((user.uid, Some(user)));
+    }
+    match number(text) {
+        Some(number) => {
+            let uid = Uid::from_raw(number);
+            Ok((uid, User::from_uid(uid).map_err(|errno| service(text, errno))?))
+        }
+        None => Err(Error::new(Code::BadValue, format!("no user is called {text:?}"))
+            .remedy("use a name that `getent passwd` shows, or a number from 0 to 4294967294")),
+    }
+}
+
+fn find_group(text: &str) -> Result<Gid, Error> {
+    if let Some(group) = Group::from_name(text).map_err(|errno| service(text, errno))? {
+        return Ok(group.gid);
+    }
+    number(text).map(Gid::from_raw).ok_or_else(|| {
+        Error::new(Code::BadValue, format!("no group is called {text:?}"))
+            .remedy("use a name that `getent group` shows, or a number from 0 to 4294967294")
+    })
+}
+
+/// Reads an id. The largest number is the kernel's way to say "leave it": as an id it would keep us root.
+fn number(text: &str) -> Option<u32> {
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten().filter(|id| *id != u32::MAX)
+}
+
+fn service(name: &str, errno: nix::errno::Errno) -> Error {
+    Error::new(Code::Kernel, format!("look up {name:?} in the user database: {} ({errno:?})", errno.desc()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn root_is_found_by_name_and_by_number() {
+        let root = lookup(Some("root"), None).unwrap();
+        assert_eq!((root.uid, root.gid, root.name.as_str()), (0, 0, "root"));
+        assert!(root.groups.contains(&0));
+        assert_eq!(lookup(Some("0"), None).unwrap(), root);
+    }
+
+    #[test]
+    fn a_group_takes_the_place_of_the_primary_one() {
+        let root = lookup(Some("root"), Some("12345")).unwrap();
+        assert_eq!(root.gid, 12345);
+        assert!(root.groups.contains(&12345) && !root.groups.contains(&u32::MAX));
+    }
+
+    #[test]
+    fn a_number_without_a_name_needs_a_group() {
+        let error = lookup(Some("3999999999"), None).unwrap_err();
+        assert_eq!(error.remedy.as_deref(), Some("name a group as well"));
+        let nameless = lookup(Some("3999999999"), Some("3999999998")).unwrap();
+        assert_eq!((nameless.uid, nameless.gid, nameless.groups), (3_999_999_999, 3_999_999_998, vec![3_999_999_998]));
+        assert_eq!(nameless.name, "3999999999");
+    }
+
+    #[test]
+    fn an_unknown_user_or_group_is_refused_by_name() {
+        for (user, group) in [
+            (Some("no-such-user"), None),
+            (Some(""), None),
+            (Some("-1"), None),
+            (Some("4294967295"), Some("0")),
+            (Some("99999999999"), None),
+            (None, Some("no-such-group")),
+            (Some("root"), Some("4294967295")),
+        ] {
+            let error = lookup(user, group).unwrap_err();
+            assert_eq!(error.code, Code::BadValue, "{user:?} {group:?}");
+            assert!(error.remedy.is_some(), "{user:?} {group:?}");
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! What a child is like when its program begins.
+
+use std::os::fd::AsRawFd;
+
+use treeherd::kernel::pidfd::{Exit, cgroup_of};
+use treeherd::kernel::spawn::{IoPriority, Resource, Rlimit, Way, spawn};
+use treeherd::kernel::user::Credentials;
+
+use crate::room::{Room, end, shell, sink, text};
+
+fn nobody() -> Credentials {
+    Credentials {
+        uid: 65534,
+        gid: 65534,
+        groups: vec![65534, 4242],
+        home: "/".into(),
+        name: "nobody".to_owned(),
+        shell: "/bin/sh".into(),
+    }
+}
+
+fn status_line<'a>(status: &'a str, name: &str) -> &'a str {
+    status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap().trim()
+}
+
+#[test]
+fn a_child_has_stdin_stdout_stderr_and_no_other_descriptor() {
+    // One that is deliberately not closed on exec, as a careless library would open it.
+    let leaky = rustix::io::dup(sink()).unwrap();
+    // 3 is what ls itself opens to read the directory.
+    let seen = shell("exec ls /proc/self/fd", |_| {});
+    assert_eq!(seen.split_whitespace().collect::<Vec<_>>(), ["0", "1", "2", "3"]);
+    drop(leaky);
+}
+
+#[test]
+fn a_child_has_no_signal_blocked_or_ignored() {
+    // Rust itself ignores SIGPIPE in this process; block some in this thread, too.
+    let mut blocked = nix::sys::signal::SigSet::empty();
+    blocked.add(nix::sys::signal::Signal::SIGTERM);
+    blocked.thread_block().unwrap();
+    let status = shell("exec cat /proc/self/status", |_| {});
+    for name in ["SigBlk", "SigIgn", "SigCgt"] {
+        assert_eq!(status_line(&status, name), "0000000000000000", "{name}");
+    }
+    let ours = nix::sys::signal::SigSet::thread_get_mask().unwrap();
+    assert!(ours.contains(nix::sys::signal::Signal::SIGTERM), "the spawning thread's own mask is as before");
+    assert!(!ours.contains(nix::sys::signal::Signal::SIGUSR1), "the spawning thread's own mask is as before");
+}
+
+#[test]
+fn a_child_leads_a_session_of_its_own_inside_its_leaf() {
+    let (room, out) = (Room::new(), sink());
+    let child = spawn(&room.launch(&["/bin/sh", "-c", "cat /proc/$$/stat; exec cat /proc/self/cgroup"], &out)).unwrap();
+    assert_eq!(end(&child).status, Exit::Code(0));
+    let seen = text(&out);
+    let fields: Vec<&str> = seen.lines().next().unwrap().rsplit_once(") ").unwrap().1.split(' ').collect();
+    let pid = child.pid.to_string();
+    assert_eq!((fields[2], fields[3], fields[4]), (pid.as_str(), pid.as_str(), "0"), "pgrp, session, tty");
+    let name = room.path.file_name().unwrap().to_str().unwrap();
+    assert!(seen.lines().any(|line| line == format!("0::/{name}")), "{seen}");
+}
+
+#[test]
+fn arguments_environment_and_directory_arrive_exactly() {
+    let out = sink();
+    let room = Room::new();
+    let mut launch =
+        room.launch(&["sh", "-c", "pwd; echo \"$0|$1|$2\"; echo $SHLVL; exec env", "a b", "", "ü\n"], &out);
+    launch.env = vec![c"X=1 2".to_owned(), c"PATH=/usr/bin:/bin".to_owned()];
+    launch.cwd = c"/proc".to_owned();
+    assert_eq!(end(&spawn(&launch).unwrap()).status, Exit::Code(0));
+    let seen = text(&out);
+    assert!(seen.starts_with("/proc\na b||ü\n"), "{seen}");
+    assert!(seen.contains("X=1 2\n") && !seen.contains("HOME="), "{seen}");
+}
+
+#[test]
+fn output_may_go_to_what_is_our_own_descriptor_0() {
+    crate::leaf::in_a_process_of_its_own("output_may_go_to_what_is_our_own_descriptor_0", || {
+        let (room, spare) = (Room::new(), sink());
+        let mut launch = room.launch(&["/bin/sh", "-c", "cat; echo here"], &spare);
+        nix::unistd::close(0).unwrap();
+        launch.stdout = sink();
+        assert_eq!(launch.stdout.as_raw_fd(), 0, "the lowest number that is free");
+        assert_eq!(end(&spawn(&launch).unwrap()).status, Exit::Code(0));
+        assert_eq!(text(&launch.stdout), "here\n");
+    });
+}
+
+#[test]
+fn one_file_may_be_stdin_stdout_and_stderr() {
+    let out = sink();
+    let seen = shell("echo out; echo err >&2; readlink /proc/self/fd/0", |launch| {
+        launch.stdin = out.try_clone().unwrap();
+        launch.stderr = launch.stdout.try_clone().unwrap();
+    });
+    assert!(seen.starts_with("out\nerr\n/memfd:th-k2"), "{seen}");
+}
+
+#[test]
+fn a_child_becomes_its_user_with_exactly_its_groups() {
+    let status = shell("exec cat /proc/self/status", |launch| launch.credentials = Some(nobody()));
+    assert_eq!(status_line(&status, "Uid"), "65534\t65534\t65534\t65534");
+    assert_eq!(status_line(&status, "Gid"), "65534\t65534\t65534\t65534");
+    assert_eq!(status_line(&status, "Groups"), "4242 65534");
+    for name in ["CapPrm", "CapEff", "CapAmb"] {
+        assert_eq!(status_line(&status, name), "0000000000000000", "{name}");
+    }
+    assert_eq!(status_line(&status, "NoNewPrivs"), "0", "only when asked");
+    let asked = shell("exec cat /proc/self/status", |launch| launch.no_new_privs = true);
+    assert_eq!(status_line(&asked, "NoNewPrivs"), "1");
+}
+
+#[test]
+fn giving_up_the_user_leaves_the_shared_memory_untraceable() {
+    shell("exec true", |launch| launch.credentials = Some(nobody()));
+    let dumpable = rustix::process::dumpable_behavior().unwrap();
+    assert_ne!(dumpable, rustix::process::DumpableBehavior::Dumpable);
+}
+
+#[test]
+fn limits_and_priorities_are_set_before_the_program_begins() {
+    let seen = shell("ulimit -Sn; ulimit -Hn; ulimit -c; cat /proc/self/stat /proc/self/oom_score_adj", |launch| {
+        let rlimit = |name, soft, hard| Rlimit { resource: Resource::from_name(name).unwrap(), soft, hard };
+        launch.rlimits = vec![rlimit("nofile", 64, 128), rlimit("core", 0, 0)];
+        launch.oom_score_adj = Some(500);
+        launch.nice = Some(7);
+        launch.ionice = Some(IoPriority::Idle);
+    });
+    let lines: Vec<&str> = seen.lines().collect();
+    assert_eq!(lines[..3], ["64", "128", "0"]);
+    assert_eq!(lines[3].rsplit_once(") ").unwrap().1.split(' ').nth(16), Some("7"), "nice");
+    assert_eq!(lines[4], "500");
+}
+
+#[test]
+fn a_limit_of_three_descriptors_is_a_legal_one() {
+    // After the limit nothing may be opened any more on the way to exec, except by the kernel itself.
+    let out = sink();
+    let room = Room::new();
+    let mut launch = room.launch(&["/bin/sh", "-c", "echo $1"], &out);
+    launch.rlimits = vec![Rlimit { resource: Resource::from_name("nofile").unwrap(), soft: 3, hard: 3 }];
+    launch.oom_score_adj = Some(100);
+    let child = spawn(&launch).unwrap();
+    // The loader cannot open libc: the program began, and ended as it likes.
+    assert!(matches!(end(&child).status, Exit::Code(_)));
+}
+
+#[test]
+fn oom_score_adj_is_0_unless_asked_for() {
+    assert_eq!(shell("exec cat /proc/self/oom_score_adj", |_| {}), "0\n");
+}
+
+#[test]
+fn a_child_is_in_its_v1_mirrors_before_its_program_begins() {
+    let mirrors: Vec<Room> = ["pids", "memory", "cpu"].into_iter().filter_map(Room::v1).collect();
+    let seen = shell("exec cat /proc/self/cgroup", |launch| {
+        launch.enter.extend(mirrors.iter().map(Room::procs));
+    });
+    for mirror in &mirrors {
+        let name = mirror.path.file_name().unwrap().to_str().unwrap();
+        assert!(seen.lines().any(|line| line.ends_with(&format!(":/{name}"))), "{name}: {seen}");
+    }
+}
+
+#[test]
+fn two_hundred_spawns_leave_no_descriptor_and_no_zombie() {
+    // In a process of its own: the other tests of this one open descriptors meanwhile.
+    crate::leaf::in_a_process_of_its_own("two_hundred_spawns", || {
+        let room = Room::new();
+        let out = sink();
+        let launch = room.launch(&["/bin/true"], &out);
+        let mut missing = room.launch(&["/no/such"], &out);
+        missing.search = vec![c"/no/such".to_owned()];
+        let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+        let before = descriptors();
+        for _ in 0..100 {
+            end(&spawn(&launch).unwrap());
+            spawn(&missing).unwrap_err();
+        }
+        assert_eq!(descriptors(), before);
+        let none = nix::sys::wait::waitpid(None, Some(nix::sys::wait::WaitPidFlag::WNOHANG));
+        assert_eq!(none, Err(nix::errno::Errno::ECHILD), "no child is left");
+    });
+}
+
+#[test]
+fn several_threads_spawn_at_once_on_stacks_of_their_own() {
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            scope.spawn(move || {
+                for round in 0..10 {
+                    let word = format!("{thread}-{round}");
+                    assert_eq!(shell(&format!("echo {word}"), |_| {}).trim(), word);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn a_process_is_found_by_its_cgroup() {
+    let (room, out) = (Room::new(), sink());
+    let child = spawn(&room.launch(&["sleep", "1000"], &out)).unwrap();
+    let name = room.path.file_name().unwrap().to_str().unwrap();
+    assert_eq!(cgroup_of(child.pid), Some(format!("/{name}")));
+    assert_eq!(cgroup_of(i32::MAX), None);
+    room.write("cgroup.kill", "1");
+    assert_eq!(end(&child).status, Exit::Signal { number: 9, core: false });
+    assert_ne!(Room::way(), Way::EnterItself, "this test process's own cgroup was never killed");
+}
