@@ -1,3 +1,4 @@
 //! ACTS and cannot decide. One file for each interface of the kernel.
 
 pub mod error;
+pub mod host;
