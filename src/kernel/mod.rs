@@ -8,3 +8,8 @@ pub mod socket;
 pub mod spawn;
 pub mod user;
 pub mod watch;
+pub mod cgroup;
+pub(crate) mod controllers;
+pub mod error;
+pub mod host;
+pub mod stat;

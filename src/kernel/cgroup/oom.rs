@@ -1,0 +1,125 @@
+//! Running out of memory: counters, the v1 notification, and whose limit it was.
+//!
+//! | | victim's counter | whose limit |
+//! | --- | --- | --- |
+//! | cgroup2 | `oom_kill` of `memory.events.local` of the cgroup in which the victim was | `oom` of `memory.events.local` |
+//! | v1 | `oom_kill` of `memory.oom_control` of the mirror in which the victim was, and of no other one | `memory.failcnt` |
+//!
+//! On v1 no counter tells an OOM from a reclaim at the limit: `failcnt` rises with both. `memory.max_usage_in_bytes` does
+//! not help, as usage stands at the limit in both cases. The eventfd is signalled in the mirror whose limit was reached
+//! and in every one below it.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use rustix::event::EventfdFlags;
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+use super::dir::Dir;
+use super::{Cgroups, Place};
+use crate::kernel::error::{KernelError, Result};
+use crate::kernel::host::Binding;
+use crate::kernel::stat::flat;
+use crate::model::limits::{Controller, Knob, Setting};
+use crate::model::units::Max;
+
+/// What a memory cgroup has counted since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OomCounts {
+    /// How often this cgroup's own limit was reached and nothing could be reclaimed. On v1, where that is not counted:
+    /// how often an allocation met the limit, reclaims included (`memory.failcnt`).
+    pub oom: u64,
+    /// How many processes of this very cgroup (on cgroup2 before 5.12: and of those below it) the OOM killer killed,
+    /// whoever's limit was reached.
+    pub oom_kill: u64,
+}
+
+/// Whose limit was reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Culprit {
+    /// The cgroup.
+    pub place: Place,
+    /// Its limit, in bytes.
+    pub limit: u64,
+}
+
+impl Cgroups {
+    /// Reads what a place's memory cgroup has counted; `None` if it has none.
+    ///
+    /// # Errors
+    /// What the read answered; [`KernelError::is_gone`] if the place is gone.
+    ///
+    /// # Kernel
+    /// cgroup-v2.rst, "Memory Interface Files", `memory.events.local`; cgroup-v1/memory.rst, "OOM Control" (`oom_kill`: 4.13).
+    pub fn oom_counts(&self, place: &Place) -> Result<Option<OomCounts>> {
+        match self.host.binding(Controller::Memory) {
+            Binding::V2 => {
+                let dir = self.dir(place)?;
+                let text = match absent_is_none(dir.read("memory.events.local"))? {
+                    Some(text) => Some(text),
+                    None => absent_is_none(dir.read("memory.events"))?,
+                };
+                let count = |text: &str, key| flat(text, key).unwrap_or(0);
+                Ok(text.map(|text| OomCounts { oom: count(&text, "oom"), oom_kill: count(&text, "oom_kill") }))
+            }
+            Binding::V1 { .. } => {
+                let Some(dir) = self.mirror(place, Controller::Memory) else { return Ok(None) };
+                let control = dir.read("memory.oom_control")?;
+                let failures = dir.read("memory.failcnt")?.trim().parse().unwrap_or(0);
+                Ok(Some(OomCounts { oom: failures, oom_kill: flat(&control, "oom_kill").unwrap_or(0) }))
+            }
+            Binding::Absent { .. } => Ok(None),
+        }
+    }
+
+    /// Opens an eventfd (non-blocking, close-on-exec) that the kernel signals when the place's v1 memory mirror, or one
+    /// above it, runs out of memory, and once more when the mirror is removed. `None` on cgroup2, where
+    /// `memory.events.local` is watched, and where the place has no mirror.
+    ///
+    /// # Errors
+    /// What the kernel answered.
+    ///
+    /// # Kernel
+    /// cgroup-v1/memory.rst, "OOM Control"; cgroup-v1/cgroups.rst, "Notification API".
+    pub fn oom_eventfd(&self, place: &Place) -> Result<Option<OwnedFd>> {
+        let Some(dir) = self.mirror(place, Controller::Memory) else { return Ok(None) };
+        let event = rustix::event::eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)
+            .map_err(|errno| KernelError::new("eventfd", place.path(), errno))?;
+        let control = dir.open("memory.oom_control", OFlags::RDONLY)?;
+        dir.write("cgroup.event_control", &format!("{} {}", event.as_raw_fd(), control.as_raw_fd()))?;
+        Ok(Some(event))
+    }
+
+    /// Finds whose limit was reached: the first of the places (nearest first: a victim's, then those above it) that has a
+    /// memory limit of its own and has ever met it.
+    ///
+    /// The counters are for ever: whoever has kept the [`OomCounts`] from before compares them, and knows better.
+    #[must_use]
+    pub fn memory_culprit(&self, places: &[Place]) -> Option<Culprit> {
+        places.iter().find_map(|place| {
+            let counts = self.oom_counts(place).ok()??;
+            match self.limits_now(place, [Knob::MemoryMax]).get(Knob::MemoryMax)? {
+                Setting::Bytes(Max::Value(limit)) if counts.oom > 0 => {
+                    Some(Culprit { place: place.clone(), limit: limit.0 })
+                }
+                _ => None,
+            }
+        })
+    }
+}
+
+/// A file that is not there says that the cgroup has no such controller, as long as the cgroup itself was opened.
+fn absent_is_none(result: Result<String>) -> Result<Option<String>> {
+    match result {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.errno == Errno::NOENT => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Returns whether a v1 memory mirror has a limit of its own, which says that all of its subtree is in it.
+pub(in crate::kernel) fn is_limited(mirror: &Dir) -> bool {
+    const UNCOUNTABLE: u64 = 0x7fff_ffff_fffe_0000;
+    let limit = mirror.read("memory.limit_in_bytes").ok().and_then(|text| text.trim().parse::<u64>().ok());
+    limit.is_some_and(|limit| limit < UNCOUNTABLE)
+}

@@ -1,0 +1,211 @@
+//! The root cgroup: made or found at start, left behind clean at the end. And the supervisor's own leaf in it.
+//!
+//! Directories of the root's path that we make are marked with an xattr, so that whoever shuts down cleanly, maybe
+//! another daemon after a crash, takes away what was made, and nothing that was there before.
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use rustix::fs::XattrFlags;
+use rustix::io::Errno;
+
+use super::dir::Dir;
+use super::inhabitants::own_cgroup;
+use super::mirror::c_name;
+use super::{Cgroups, Hierarchy, Place, Removal, is_busy, remove_below};
+use crate::kernel::error::{KernelError, Result};
+use crate::kernel::host::{Binding, Host};
+use crate::model::error::{Code, Error};
+use crate::model::limits::Controller;
+
+/// `trusted.` works for root in every hierarchy, `user.` for a delegatee in cgroup2.
+const MARKS: [&str; 2] = ["trusted.treeherd.made", "user.treeherd.made"];
+
+const SUPERVISOR: &str = "supervisor";
+
+/// How many supervisor leaves may be in use at once: one for each daemon of an overlapping restart, with room.
+const SUPERVISORS_MAX: u32 = 64;
+
+/// The supervisor's move into its leaf.
+#[derive(Debug)]
+pub(super) struct Moved {
+    /// Where it was before, below the mount point.
+    home: String,
+}
+
+impl Cgroups {
+    /// Makes the root cgroup and `herd/` in it, or takes over those that are there; what an earlier daemon left in the
+    /// herd stays and is listed by [`Cgroups::leftovers`], and v1 mirrors whose place is gone are removed.
+    ///
+    /// `root` is a path below the cgroup2 mount point: `treeherd`, `system.slice/treeherd.service`.
+    ///
+    /// # Errors
+    /// [`Code::BadValue`]: not such a path. Else what the kernel answered: EROFS and EACCES say that the hierarchy was not
+    /// given to us.
+    pub fn create(host: Arc<Host>, root: &str) -> std::result::Result<Self, Error> {
+        let root = root.trim_matches('/').to_owned();
+        if root.split('/').any(|name| matches!(name, "" | "." | "..") || name.contains('\0')) {
+            return Err(Error::new(Code::BadValue, format!("{root:?} is not the path of a cgroup"))
+                .remedy("use names joined by slashes, as in treeherd or system.slice/treeherd.service"));
+        }
+        let mount = Dir::mount(&host.cgroup2)?;
+        let mut spine = mount.descend("")?;
+        for name in root.split('/') {
+            spine = make_or_open(&spine, name)?;
+        }
+        match spine.make(Place::herd().name()) {
+            Err(error) if error.errno != Errno::EXIST => return Err(error.into()),
+            _ => {}
+        }
+        let hierarchies = open_hierarchies(&host)?;
+        let (moved, changing) = (Mutex::new(None), Mutex::new(()));
+        let cgroups = Self { host, root, mount, spine, hierarchies, moved, changing };
+        cgroups.drop_orphaned_mirrors()?;
+        Ok(cgroups)
+    }
+
+    /// Moves this process into a freshly made leaf beside the herd, and returns the leaf's name: `supervisor`, with a
+    /// number behind it where another daemon is still in that one.
+    ///
+    /// Fresh, because some kernels kill at birth whatever is cloned by a process whose own cgroup was killed once.
+    ///
+    /// # Errors
+    /// What the kernel answered; EEXIST if 64 such leaves are in use.
+    pub fn enter_supervisor(&self) -> Result<String> {
+        let own = own_cgroup()?;
+        let own = self.host.below_mount(&own).unwrap_or_else(|| "/".to_owned());
+        for number in 1..=SUPERVISORS_MAX {
+            let name = if number == 1 { SUPERVISOR.to_owned() } else { format!("{SUPERVISOR}-{number}") };
+            // One that is left over and empty makes room for a fresh one.
+            match self.spine.remove(&c_name(&name)?) {
+                Err(error) if is_busy(error.errno) => continue,
+                Err(error) if !error.is_gone() => return Err(error),
+                _ => {}
+            }
+            match self.spine.make(&name) {
+                Err(error) if error.errno == Errno::EXIST => continue,
+                other => other?,
+            }
+            if let Err(error) = self.spine.descend(&name).and_then(|leaf| leaf.write("cgroup.procs", "0")) {
+                drop(self.spine.remove(&c_name(&name)?));
+                return Err(
+                    error.hint("this process may not be moved within cgroup2: run as root, or delegate the cgroup")
+                );
+            }
+            let mut moved = self.moved.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            moved.get_or_insert(Moved { home: own.trim_start_matches('/').to_owned() });
+            return Ok(name);
+        }
+        Err(KernelError::new("mkdir", format!("{}/{SUPERVISOR}", self.spine.label()), Errno::EXIST))
+    }
+
+    /// Moves this process back to where it was before [`Cgroups::enter_supervisor`], or to the mount point's cgroup if
+    /// that place is gone. Does nothing if it never moved.
+    ///
+    /// # Errors
+    /// What the kernel answered; EBUSY if the place has handed controllers down meanwhile.
+    pub fn leave_supervisor(&self) -> Result<()> {
+        let mut moved = self.moved.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let Some(Moved { home }) = moved.as_ref() else { return Ok(()) };
+        match self.mount.descend(home).and_then(|home| home.write("cgroup.procs", "0")) {
+            Err(error) if error.is_gone() => self.mount.write("cgroup.procs", "0")?,
+            other => other?,
+        }
+        *moved = None;
+        Ok(())
+    }
+
+    /// Removes the herd, the supervisor's leaves and, where we made it, the root, in every hierarchy; this process is
+    /// moved back to where it was. In a root that stays, the controllers are disabled: a service manager cannot start a
+    /// service again in a cgroup that still hands them down.
+    ///
+    /// # Errors
+    /// What the kernel answered, other than that something is gone or busy.
+    pub fn remove_root(&self) -> Result<Removal> {
+        if self.remove(&Place::herd())? == Removal::Busy {
+            return Ok(Removal::Busy);
+        }
+        let enabled = self.spine.read("cgroup.subtree_control")?;
+        if !enabled.trim().is_empty() {
+            let disable: Vec<String> = enabled.split_whitespace().map(|name| format!("-{name}")).collect();
+            self.spine.write("cgroup.subtree_control", &disable.join(" "))?;
+        }
+        self.leave_supervisor()?;
+        let mut outcome = Removal::Removed;
+        for child in self.spine.children()? {
+            let Ok(name) = child.to_str() else { continue };
+            let is_ours = name.strip_prefix(SUPERVISOR).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'));
+            if is_ours && remove_below(&self.spine, name)? == Removal::Busy {
+                outcome = Removal::Busy;
+            }
+        }
+        unmake_path(&self.mount, &self.root)?;
+        for hierarchy in self.each_hierarchy() {
+            unmake_path(&hierarchy.mount, &self.root)?;
+        }
+        Ok(outcome)
+    }
+}
+
+fn make_or_open(above: &Dir, name: &str) -> Result<Dir> {
+    match above.make(name) {
+        Ok(()) => {
+            let dir = above.descend(name)?;
+            mark(&dir);
+            Ok(dir)
+        }
+        Err(error) if error.errno == Errno::EXIST => above.descend(name),
+        // A read-only or foreign hierarchy may still contain the root: then there is nothing to make.
+        Err(error) => above.descend(name).map_err(|_| error),
+    }
+}
+
+/// Marks a directory as made by us. A hierarchy that takes no mark keeps the directory for ever, and nothing worse.
+pub(super) fn mark(dir: &Dir) {
+    let _is_marked =
+        MARKS.iter().any(|name| rustix::fs::fsetxattr(dir.as_fd(), *name, b"1", XattrFlags::empty()).is_ok());
+}
+
+fn is_marked(dir: &Dir) -> bool {
+    MARKS.iter().any(|name| rustix::fs::fgetxattr(dir.as_fd(), *name, &mut [0u8; 8]).is_ok())
+}
+
+/// Removes the directories of a path that we made, from the last one upwards; one that is in use stays.
+fn unmake_path(mount: &Dir, path: &str) -> Result<()> {
+    let mut path = path;
+    loop {
+        let (above, name) = path.rsplit_once('/').unwrap_or(("", path));
+        let parent = mount.descend(above);
+        match parent.as_ref().map(|parent| (parent, parent.descend(name))) {
+            Ok((parent, Ok(dir))) if is_marked(&dir) => match parent.remove(&c_name(name)?) {
+                Err(error) if is_busy(error.errno) => return Ok(()),
+                Err(error) if !error.is_gone() => return Err(error),
+                _ => {}
+            },
+            Ok((_, Ok(_))) => return Ok(()),
+            Ok((_, Err(error))) if !error.is_gone() => return Err(error),
+            Err(error) if !error.is_gone() => return Err(error.clone()),
+            _ => {}
+        }
+        if above.is_empty() {
+            return Ok(());
+        }
+        path = above;
+    }
+}
+
+fn open_hierarchies(host: &Host) -> Result<BTreeMap<Controller, Arc<Hierarchy>>> {
+    let mut hierarchies: BTreeMap<Controller, Arc<Hierarchy>> = BTreeMap::new();
+    for (controller, binding) in &host.bindings {
+        let Binding::V1 { mount: path } = binding else { continue };
+        let open: Option<Arc<Hierarchy>> = hierarchies.values().find(|open| open.path == *path).cloned();
+        let hierarchy = match open {
+            Some(open) => open,
+            None => Arc::new(Hierarchy { path: path.clone(), mount: Dir::mount(Path::new(path))? }),
+        };
+        hierarchies.insert(*controller, hierarchy);
+    }
+    Ok(hierarchies)
+}
