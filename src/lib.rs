@@ -12,6 +12,8 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod api;
+pub mod daemon;
+pub mod herd;
 pub mod kernel;
 pub mod machine;
 pub mod model;

@@ -28,6 +28,7 @@ use crate::kernel::error::{KernelError, Result};
 use crate::kernel::host::Host;
 use crate::model::limits::Controller;
 
+mod claim;
 pub(crate) mod dir;
 mod inhabitants;
 mod limit;
@@ -38,6 +39,7 @@ mod root;
 
 use dir::{Dir, Step, walk};
 
+pub use claim::RootClaim;
 pub use inhabitants::Laggard;
 pub(in crate::kernel) use oom::is_limited;
 pub use oom::{Culprit, OomCounts};

@@ -63,6 +63,18 @@ impl Machine {
         self.agents.get(&key)?.parent
     }
 
+    /// Returns how deep an agent stands.
+    #[must_use]
+    pub fn level_of(&self, key: AgentKey) -> Option<Level> {
+        self.agents.get(&key).map(|agent| agent.level)
+    }
+
+    /// Says whether an agent has ended, or is forgotten.
+    #[must_use]
+    pub fn has_ended(&self, key: AgentKey) -> bool {
+        self.agents.get(&key).is_none_or(super::agent::Agent::has_ended)
+    }
+
     /// Returns the limits over an agent's subtree.
     #[must_use]
     pub fn limits_of(&self, key: AgentKey) -> Option<&Limits> {

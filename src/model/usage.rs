@@ -36,6 +36,35 @@ pub struct Usage {
     pub io_pressure_avg10: Option<f64>,
 }
 
+impl Usage {
+    /// Adds the use of another cgroup that is not above or below this one. Pressures do not add up: the higher one is kept.
+    pub fn add(&mut self, other: &Self) {
+        let sum = |mine: &mut Option<u64>, theirs: Option<u64>| {
+            if let Some(theirs) = theirs {
+                *mine = Some(mine.unwrap_or(0).saturating_add(theirs));
+            }
+        };
+        let high =
+            |mine: &mut Option<f64>, theirs: Option<f64>| *mine = mine.iter().copied().chain(theirs).reduce(f64::max);
+        sum(&mut self.cpu_usage_us, other.cpu_usage_us);
+        sum(&mut self.cpu_user_us, other.cpu_user_us);
+        sum(&mut self.cpu_system_us, other.cpu_system_us);
+        sum(&mut self.cpu_throttled, other.cpu_throttled);
+        sum(&mut self.memory_current_bytes, other.memory_current_bytes);
+        sum(&mut self.memory_peak_bytes, other.memory_peak_bytes);
+        sum(&mut self.processes, other.processes);
+        sum(&mut self.tasks, other.tasks);
+        sum(&mut self.io_read_bytes, other.io_read_bytes);
+        sum(&mut self.io_write_bytes, other.io_write_bytes);
+        high(&mut self.cpu_pressure_avg10, other.cpu_pressure_avg10);
+        high(&mut self.memory_pressure_avg10, other.memory_pressure_avg10);
+        high(&mut self.io_pressure_avg10, other.io_pressure_avg10);
+        if other.memory_source == MemorySource::Cgroup {
+            self.memory_source = MemorySource::Cgroup;
+        }
+    }
+}
+
 /// Where a memory figure comes from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -1,0 +1,110 @@
+//! Who comes in: connections, who is behind them, and how they go.
+
+use std::io::ErrorKind;
+use std::sync::Arc;
+
+use mio::Interest;
+
+use super::client::Client;
+use super::supervisor::{Source, Supervisor};
+use crate::api::CLIENTS_MAX;
+use crate::api::message::answer_line;
+use crate::kernel::{pidfd, socket};
+use crate::machine::{AgentKey, Caller, Input};
+use crate::model::error::{Code, Error};
+
+/// The key of no agent: a process inside the herd that no agent of ours owns may do nothing.
+const NOBODY: AgentKey = AgentKey(0);
+
+impl Supervisor {
+    pub(super) fn accept(&mut self) {
+        loop {
+            let Some(listener) = &self.listener else { return };
+            match listener.accept() {
+                Ok((stream, _)) => self.welcome(stream),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => {
+                    tracing::warn!("accept: {error}");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn welcome(&mut self, stream: mio::net::UnixStream) {
+        let stream: std::os::unix::net::UnixStream = stream.into();
+        let caller = match self.caller(&stream) {
+            Ok(caller) => caller,
+            Err(error) => return tracing::warn!("who connected: {error}"),
+        };
+        if self.clients.len() >= CLIENTS_MAX {
+            let error =
+                Error::new(Code::TooManyClients, format!("{CLIENTS_MAX} clients are connected, the most there may be"));
+            let line = answer_line(&serde_json::Value::Null, Err(error.remedy("close a connection first")));
+            // The socket's buffer is empty: one line always fits, or the other side is gone already.
+            drop(std::io::Write::write(&mut &stream, &line));
+            return;
+        }
+        self.take_client(stream, caller);
+    }
+
+    /// Adds a connection.
+    pub(super) fn take_client(&mut self, stream: std::os::unix::net::UnixStream, caller: Caller) {
+        if let Err(error) = stream.set_nonblocking(true) {
+            return tracing::warn!("take a client: {error}");
+        }
+        let id = self.fresh();
+        let mut client = Client::new(mio::net::UnixStream::from_std(stream), caller);
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        match self.poll.registry().register(client.stream(), Source::Client(id).token(), interest) {
+            Ok(()) => drop(self.clients.insert(id, client)),
+            Err(error) => tracing::warn!("take a client: {error}"),
+        }
+    }
+
+    /// Finds out who is behind a connection: whoever is inside the herd speaks as its agent.
+    fn caller(&self, stream: &std::os::unix::net::UnixStream) -> Result<Caller, Error> {
+        let peer = socket::peer(stream)?;
+        let name: Arc<str> = format!("uid {}, pid {}", peer.uid, peer.pid).into();
+        let cgroup = peer.cgroup.or_else(|| pidfd::cgroup_of(peer.pid));
+        let agent = cgroup.and_then(|cgroup| self.agent_of(&cgroup));
+        let name = match agent.and_then(|key| self.machine.id_of(key)) {
+            Some(id) => format!("agent {id}, {name}").into(),
+            None => name,
+        };
+        Ok(Caller { name, agent })
+    }
+
+    /// Finds the agent in whose cgroup a process is; [`NOBODY`] for a process in the herd that belongs to none.
+    pub(super) fn agent_of(&self, cgroup: &str) -> Option<AgentKey> {
+        let below = cgroup.strip_prefix(&self.tools.cgroups.herd_path())?.strip_prefix('/')?;
+        let names = below.split('/').collect::<Vec<_>>();
+        // a / level-1 / b / run-3: every second name is an agent's.
+        let id = names.iter().step_by(2).next_back()?;
+        let key = id.parse().ok().and_then(|id| self.machine.key_of(&id));
+        Some(key.unwrap_or(NOBODY))
+    }
+
+    /// Serves what a client has sent.
+    pub(super) fn serve_client(&mut self, id: u64) {
+        let Some(client) = self.clients.get_mut(&id) else { return };
+        let has_more = client.receive();
+        let lines = client.lines();
+        let is_eager = has_more || client.has_lines() && !lines.is_empty();
+        for line in lines {
+            self.request(id, &line);
+        }
+        if is_eager {
+            self.eager.insert(id);
+        }
+        self.stirred.insert(id);
+    }
+
+    pub(super) fn drop_client(&mut self, id: u64, mut client: Client) {
+        if let Err(error) = self.poll.registry().deregister(client.stream()) {
+            tracing::debug!("let a client go: {error}");
+        }
+        self.feed(Input::Departed(id));
+    }
+}

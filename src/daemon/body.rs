@@ -1,0 +1,73 @@
+//! What the shell keeps of each agent: descriptors, watches, the bookkeeping of its output. No decision hangs on it.
+
+use std::os::fd::OwnedFd;
+
+use crate::kernel::cgroup::Place;
+use crate::kernel::watch::WatchId;
+use crate::model::id::{AgentId, Run};
+use crate::output::Spool;
+
+/// One agent.
+#[derive(Debug)]
+pub(super) struct Body {
+    pub id: AgentId,
+    /// Its cgroup.
+    pub home: Place,
+    pub home_watch: Option<WatchId>,
+    /// The main process that runs: its run and its pidfd.
+    pub process: Option<(Run, OwnedFd)>,
+    /// The watch on the cgroup of the present run.
+    pub leaf_watch: Option<(Run, WatchId)>,
+    pub spool: Option<Spool>,
+    /// The run whose spawn made the spool files.
+    pub spool_from: Option<Run>,
+    /// The watches on its two spool files.
+    pub streams: [Ear; 2],
+    /// The last lines of stderr at its last failure.
+    pub last_lines: Vec<String>,
+}
+
+/// How a spool file is listened to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Ear {
+    /// Nothing was ever written, or there is no file.
+    #[default]
+    Deaf,
+    /// The next write fires this one-shot watch.
+    Armed(WatchId),
+    /// It was written to, and is looked at when its damping interval is over.
+    Due,
+}
+
+impl Body {
+    pub fn new(id: AgentId, home: Place) -> Self {
+        Self {
+            id,
+            home,
+            home_watch: None,
+            process: None,
+            leaf_watch: None,
+            spool: None,
+            spool_from: None,
+            streams: [Ear::Deaf; 2],
+            last_lines: Vec::new(),
+        }
+    }
+
+    pub fn run_place(&self, run: Run) -> Place {
+        self.home.join(&format!("run-{run}"))
+    }
+}
+
+/// What a watch is on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Watched {
+    /// The `cgroup.events` of an agent's cgroup.
+    Home(crate::machine::AgentKey),
+    /// The `cgroup.events` of a run's cgroup.
+    Leaf(crate::machine::AgentKey, Run),
+    /// A spool file.
+    Stream(crate::machine::AgentKey, crate::model::stream::Stream),
+    /// The `memory.events.local` of a memory domain.
+    Memory(Place),
+}

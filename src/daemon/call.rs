@@ -1,0 +1,395 @@
+//! What each method does: the ones that change something go to the machine, the ones that read are answered here.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::client::Follow;
+use super::follow::read;
+use super::job::{Job, Measured};
+use super::supervisor::{Supervisor, now};
+use crate::api::CALLS_MAX;
+use crate::api::message::Incoming;
+use crate::api::method::{Call, EventQuery, Events, Hello, LogQuery, Offsets, Selection, Shown, Stats, grace};
+use crate::kernel::pidfd;
+use crate::kernel::stat;
+use crate::machine::{AgentKey, Input, ReplyTo};
+use crate::model::error::{Code, Error};
+use crate::model::id::{AgentId, Level};
+use crate::model::request::{Answer, Request, Target};
+use crate::model::status::{AgentStatus, millis};
+use crate::model::stream::Stream;
+use crate::model::usage::{MemorySource, Usage};
+use crate::output::Cursor;
+
+/// Figures of the herd and of each level, kept for an interval.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Sample {
+    herd: Option<Usage>,
+    levels: BTreeMap<Level, Usage>,
+}
+
+/// Whether a call is answered now or later.
+enum Answered {
+    Now(Value),
+    Later,
+}
+
+fn now_with<T: Serialize>(value: &T) -> Result<Answered, Error> {
+    let value = serde_json::to_value(value);
+    value
+        .map(Answered::Now)
+        .map_err(|error| Error::new(Code::BadValue, format!("the answer has no JSON form: {error}")))
+}
+
+impl Supervisor {
+    /// Takes one line of a client.
+    pub(super) fn request(&mut self, client_id: u64, line: &[u8]) {
+        if line.iter().all(u8::is_ascii_whitespace) {
+            return;
+        }
+        let incoming: Incoming = match serde_json::from_slice(line) {
+            Ok(incoming) => incoming,
+            Err(error) => {
+                let shown = String::from_utf8_lossy(&line[..line.len().min(60)]).into_owned();
+                let error = Error::new(Code::BadRequest, format!("not a JSON-RPC 2.0 request: {error}: {shown:?}"));
+                let error = error.remedy(r#"as in {"jsonrpc":"2.0","id":1,"method":"ps","params":{}}"#);
+                return self.answer(client_id, &Value::Null, Err(error));
+            }
+        };
+        let id = incoming.id.unwrap_or(Value::Null);
+        if incoming.jsonrpc != "2.0" {
+            let error = Error::new(Code::BadRequest, format!("jsonrpc is {:?}", incoming.jsonrpc));
+            return self.answer(client_id, &id, Err(error.remedy("send \"jsonrpc\":\"2.0\"")));
+        }
+        let outcome =
+            Call::parse(&incoming.method, incoming.params).and_then(|call| self.take_call(client_id, &id, call));
+        match outcome {
+            Ok(Answered::Now(value)) => self.answer(client_id, &id, Ok(value)),
+            Ok(Answered::Later) => {}
+            Err(error) => self.answer(client_id, &id, Err(error)),
+        }
+    }
+
+    fn answer(&mut self, client_id: u64, id: &Value, outcome: Result<Value, Error>) {
+        if let Some(client) = self.clients.get_mut(&client_id) {
+            client.answer(id, outcome);
+            self.stirred.insert(client_id);
+        }
+    }
+
+    /// Answers a call that the machine, or a hand, has decided upon.
+    pub(super) fn reply(&mut self, to: ReplyTo, outcome: Result<Answer, Error>) {
+        let value = outcome.and_then(|answer| {
+            let value = match answer {
+                Answer::Agent(status) => serde_json::to_value(self.with_lines(*status)),
+                Answer::Agents(statuses) => {
+                    serde_json::to_value(statuses.into_iter().map(|status| self.with_lines(status)).collect::<Vec<_>>())
+                }
+                Answer::Receipt(receipt) => serde_json::to_value(receipt),
+                Answer::Limits(limits) => serde_json::to_value(limits),
+            };
+            value.map_err(|error| Error::new(Code::BadValue, format!("the answer has no JSON form: {error}")))
+        });
+        self.reply_value(to, value);
+    }
+
+    pub(super) fn reply_value(&mut self, to: ReplyTo, value: Result<Value, Error>) {
+        let Some(client) = self.clients.get_mut(&to.client) else { return };
+        if let Some(id) = client.calls.remove(&to.call) {
+            client.answer(&id, value);
+            self.stirred.insert(to.client);
+        }
+    }
+
+    /// Adds to a status what only the shell knows.
+    fn with_lines(&self, mut status: AgentStatus) -> AgentStatus {
+        let body = self.machine.key_of(&status.id).and_then(|key| self.bodies.get(&key));
+        if let (Some(exit), Some(body)) = (&mut status.exit, body) {
+            exit.last_lines.clone_from(&body.last_lines);
+        }
+        status
+    }
+
+    fn take_call(&mut self, client_id: u64, id: &Value, call: Call) -> Result<Answered, Error> {
+        let request = match call {
+            Call::Hello(_) => return now_with(&self.hello()),
+            Call::Ps(selection) => return now_with(&self.ps(&selection)?),
+            Call::Process(of) => return now_with(&self.process(of.pid)?),
+            Call::Events(query) => return now_with(&self.events(client_id, id, query)?),
+            Call::Logs(query) => return self.logs(client_id, id, &query),
+            Call::Doctor(_) => return now_with(&super::doctor::doctor(&self.settings)),
+            Call::Show(of) => {
+                let key = self.readable(client_id, &of.id)?;
+                let reply = self.expect_reply(client_id, id)?;
+                self.hand(Job::Measure { call: Measured::Agent(reply, key), places: self.places(&[key]) });
+                return Ok(Answered::Later);
+            }
+            Call::Stats(_) => return self.stats(client_id, id),
+            Call::Spawn(spec) => Request::Spawn(spec),
+            Call::Pause(of) => Request::Pause(of.target),
+            Call::Resume(of) => Request::Resume(of.target),
+            Call::Terminate(ending) => Request::Terminate(ending.target, grace(ending.grace_ms)),
+            Call::Limit(change) => Request::Limit(change.scope, change.limits),
+            Call::Restart(of) => Request::Restart(of.id),
+            Call::Wait(of) => Request::Wait(of.ids),
+            Call::Cleanup(of) => Request::Cleanup(of.target),
+            Call::Shutdown(of) => Request::Shutdown(grace(of.grace_ms)),
+        };
+        let reply = self.expect_reply(client_id, id)?;
+        let Some(caller) = self.clients.get(&client_id).map(|client| client.caller.clone()) else {
+            return Ok(Answered::Later);
+        };
+        self.feed(Input::Asked(reply, caller, request));
+        Ok(Answered::Later)
+    }
+
+    /// Notes that a call will be answered later.
+    fn expect_reply(&mut self, client_id: u64, id: &Value) -> Result<ReplyTo, Error> {
+        let call = self.fresh();
+        let gone = || Error::new(Code::NoDaemon, "the client is gone");
+        let client = self.clients.get_mut(&client_id).ok_or_else(gone)?;
+        if !client.may_call() {
+            let error =
+                Error::new(Code::TooManyClients, format!("{CALLS_MAX} calls of this connection are not answered yet"));
+            return Err(error.remedy("wait for answers before sending more"));
+        }
+        client.calls.insert(call, id.clone());
+        Ok(ReplyTo { client: client_id, call })
+    }
+
+    fn hello(&self) -> Hello {
+        Hello {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            cgroup: self.root.clone(),
+            state_dir: self.settings.state_dir.display().to_string(),
+        }
+    }
+
+    fn ps(&self, selection: &Selection) -> Result<Vec<AgentStatus>, Error> {
+        let mut keys = self.machine.select(selection.target.as_ref().unwrap_or(&Target::All))?;
+        if let Some(parent) = &selection.parent {
+            let parent = self.find(parent)?;
+            keys.retain(|key| self.machine.parent_of(*key) == Some(parent));
+        }
+        let mono = now().mono;
+        Ok(keys.into_iter().map(|key| self.with_lines(self.machine.status(key, mono))).collect())
+    }
+
+    fn find(&self, id: &AgentId) -> Result<AgentKey, Error> {
+        self.machine.key_of(id).ok_or_else(|| {
+            Error::new(Code::NoSuchAgent, format!("no agent is called {id}")).remedy("`treeherd ps` lists all")
+        })
+    }
+
+    /// Finds an agent whose secrets (output, environment) this client may read: an agent sees itself and what is below it.
+    fn readable(&self, client_id: u64, id: &AgentId) -> Result<AgentKey, Error> {
+        let key = self.find(id)?;
+        let own = self.clients.get(&client_id).and_then(|client| client.caller.agent);
+        match own {
+            Some(own) if !self.machine.is_within(key, own) => {
+                let error =
+                    Error::new(Code::Forbidden, format!("an agent may not read the output and settings of {id}"));
+                Err(error.remedy("name the agent itself or one below it"))
+            }
+            _ => Ok(key),
+        }
+    }
+
+    fn process(&self, pid: i32) -> Result<AgentStatus, Error> {
+        let none = || {
+            Error::new(Code::NoSuchAgent, format!("process {pid} belongs to no agent"))
+                .remedy("`treeherd ps` lists all agents")
+        };
+        let cgroup = pidfd::cgroup_of(pid).ok_or_else(none)?;
+        let key = self.agent_of(&cgroup).filter(|key| self.machine.id_of(*key).is_some()).ok_or_else(none)?;
+        Ok(self.with_lines(self.machine.status(key, now().mono)))
+    }
+
+    fn events(&mut self, client_id: u64, id: &Value, query: EventQuery) -> Result<Events, Error> {
+        let own = self.clients.get(&client_id).and_then(|client| client.caller.agent);
+        if own.is_some() {
+            let of = query.agent.as_ref().or(query.parent.as_ref());
+            let error =
+                Error::new(Code::Forbidden, "an agent may read only the events of itself and of agents below it");
+            let of = of.ok_or_else(|| error.remedy("name one with agent or parent"))?.clone();
+            self.readable(client_id, &of)?;
+        }
+        if !query.follow {
+            return self.journal.read(&query);
+        }
+        let last = self.journal.last();
+        let next = query.since.map_or(last, |since| since.min(last)) + 1;
+        if let Some(client) = self.clients.get_mut(&client_id) {
+            client.follows.push(Follow::Events { call: id.clone(), query, next });
+            self.stirred.insert(client_id);
+        }
+        Ok(Events { events: Vec::new(), last, lost: 0 })
+    }
+
+    fn logs(&mut self, client_id: u64, id: &Value, query: &LogQuery) -> Result<Answered, Error> {
+        let key = self.readable(client_id, &query.id)?;
+        self.catch_up(key);
+        let Some(spool) = self.bodies.get(&key).and_then(|body| body.spool.as_ref()) else {
+            let error = Error::new(Code::WrongState, format!("logs {}: it never ran and has no output", query.id));
+            return Err(error.remedy("name an agent with a command"));
+        };
+        let streams: Vec<Stream> = query.stream.map_or_else(|| Stream::ALL.to_vec(), |stream| vec![stream]);
+        let mut cursor = match (query.lines, query.from) {
+            (Some(lines), None) => spool.from_tail(&self.tools.store, &query.id, &streams, lines)?,
+            (None, Some(from)) => Cursor { stdout: from.stdout, stderr: from.stderr },
+            (None, None) => {
+                let mut cursor = Cursor::default();
+                for stream in &streams {
+                    cursor.set(*stream, Some(spool.bounds(*stream).0));
+                }
+                cursor
+            }
+            (Some(_), Some(_)) => {
+                return Err(
+                    Error::new(Code::BadValue, "logs: both lines and from are given").remedy("give one of them")
+                );
+            }
+        };
+        for stream in Stream::ALL.into_iter().filter(|stream| !streams.contains(stream)) {
+            cursor.set(stream, None);
+        }
+        if !query.follow {
+            return now_with(&read(self, spool, &query.id, &mut cursor)?);
+        }
+        let next = Offsets { stdout: cursor.stdout, stderr: cursor.stderr };
+        let first = crate::api::method::Output { next, ..Default::default() };
+        if let Some(client) = self.clients.get_mut(&client_id) {
+            client.follows.push(Follow::Output { call: id.clone(), agent: key, id: query.id.clone(), cursor });
+            self.stirred.insert(client_id);
+        }
+        now_with(&first)
+    }
+
+    fn stats(&mut self, client_id: u64, id: &Value) -> Result<Answered, Error> {
+        let mono = now().mono;
+        let interval = self.settings.herd.monitoring_interval;
+        if let Some((_, sample)) = self.usage.as_ref().filter(|(at, _)| mono.since(*at) < interval) {
+            let sample = sample.clone();
+            return now_with(&self.counted(sample));
+        }
+        let reply = self.expect_reply(client_id, id)?;
+        let tops = self.machine.select(&Target::All)?;
+        self.hand(Job::Measure { call: Measured::Herd(reply), places: self.places(&tops) });
+        Ok(Answered::Later)
+    }
+
+    fn places(&self, keys: &[AgentKey]) -> Vec<(AgentKey, crate::kernel::cgroup::Place)> {
+        let made = keys.iter().filter(|key| self.machine.has_cgroup(**key));
+        made.filter_map(|key| Some((*key, self.bodies.get(key)?.home.clone()))).collect()
+    }
+
+    /// A hand has read the figures that somebody asked for.
+    pub(super) fn measured(&mut self, call: Measured, herd: Option<stat::Usage>, agents: Vec<(AgentKey, stat::Usage)>) {
+        match call {
+            Measured::Agent(to, key) => {
+                let usage = agents.into_iter().next().map(|(_, usage)| wire(&usage));
+                let shown = self.shown(key, usage);
+                self.reply_value(to, shown.and_then(|shown| to_value(&shown)));
+            }
+            Measured::Herd(to) => {
+                let mut sample = Sample { herd: herd.as_ref().map(wire), levels: BTreeMap::new() };
+                for (key, usage) in agents {
+                    if let Some(level) = self.machine.level_of(key) {
+                        sample.levels.entry(level).or_default().add(&wire(&usage));
+                    }
+                }
+                self.usage = Some((now().mono, sample.clone()));
+                let stats = self.counted(sample);
+                self.reply_value(to, to_value(&stats));
+            }
+        }
+    }
+
+    fn shown(&self, key: AgentKey, usage: Option<Usage>) -> Result<Shown, Error> {
+        let now = now();
+        let gone = || Error::new(Code::NoSuchAgent, "the agent was forgotten meanwhile");
+        let spec = self.machine.spec_of(key).ok_or_else(gone)?.as_ref().clone();
+        let status = self.with_lines(self.machine.status(key, now.mono));
+        let spool = self.bodies.get(&key).and_then(|body| body.spool.as_ref());
+        let bounds = |stream| spool.map(|spool| spool.bounds(stream));
+        let (stdout, stderr) = (bounds(Stream::Stdout), bounds(Stream::Stderr));
+        let uptime_ms = status
+            .started
+            .filter(|_| status.pid.is_some())
+            .map(|started| now.wall.0.saturating_sub(started.0) / 1_000_000);
+        Ok(Shown {
+            spec,
+            usage,
+            uptime_ms,
+            output_start: Offsets { stdout: stdout.map(|it| it.0), stderr: stderr.map(|it| it.0) },
+            output_end: Offsets { stdout: stdout.map(|it| it.1), stderr: stderr.map(|it| it.1) },
+            status,
+        })
+    }
+
+    fn counted(&self, sample: Sample) -> Stats {
+        let counts = self.machine.counts();
+        Stats {
+            agents: counts.levels.values().sum(),
+            levels: counts.levels,
+            states: counts.states,
+            causes: counts.causes,
+            detection: self.detection.report(),
+            usage: sample.herd,
+            usage_by_level: sample.levels,
+            clients: self.clients.len() as u64,
+            last_event: self.journal.last(),
+            uptime_ms: millis(now().mono.since(self.began)),
+        }
+    }
+
+    /// Hands have found out who neither freezes nor dies.
+    pub(super) fn laggards_found(&mut self, found: &[(AgentKey, String)], reply: Option<ReplyTo>) {
+        for (key, tasks) in found {
+            let now = now();
+            let mut event =
+                self.machine.event_about(now.mono, now.wall, crate::model::event::Kind::Lagging, Some(*key));
+            event.message = format!("still waited for: {tasks}");
+            self.publish(event);
+        }
+        let Some(to) = reply else { return };
+        let name = |key: &AgentKey| self.machine.id_of(*key).map_or_else(|| key.to_string(), ToString::to_string);
+        let list: Vec<String> = found.iter().map(|(key, tasks)| format!("{}: {tasks}", name(key))).collect();
+        let message = format!("not all is frozen within the time: {}", list.join("; "));
+        let error = Error::new(Code::TimedOut, message)
+            .remedy("it goes on in the background; `treeherd ps` and the events tell when it is done");
+        self.reply_value(to, Err(error));
+    }
+}
+
+fn to_value<T: Serialize>(value: &T) -> Result<Value, Error> {
+    serde_json::to_value(value)
+        .map_err(|error| Error::new(Code::BadValue, format!("the answer has no JSON form: {error}")))
+}
+
+/// Puts the kernel's figures into the wire's words.
+fn wire(usage: &stat::Usage) -> Usage {
+    let avg10 = |pressure: Option<stat::Pressure>| pressure.map(|pressure| pressure.some_avg10);
+    Usage {
+        cpu_usage_us: usage.cpu_usage_us,
+        cpu_user_us: usage.cpu_user_us,
+        cpu_system_us: usage.cpu_system_us,
+        cpu_throttled: usage.nr_throttled,
+        memory_current_bytes: usage.memory_current,
+        memory_peak_bytes: usage.memory_peak,
+        memory_source: match usage.memory_source {
+            Some(stat::MemorySource::Cgroup) => MemorySource::Cgroup,
+            Some(stat::MemorySource::Rss) | None => MemorySource::Rss,
+        },
+        processes: Some(usage.processes),
+        tasks: Some(usage.tasks),
+        io_read_bytes: usage.io_read_bytes,
+        io_write_bytes: usage.io_write_bytes,
+        cpu_pressure_avg10: avg10(usage.pressure_cpu),
+        memory_pressure_avg10: avg10(usage.pressure_memory),
+        io_pressure_avg10: avg10(usage.pressure_io),
+    }
+}

@@ -1,0 +1,196 @@
+//! One connection: bytes in, lines out, what it follows. Bounded in every direction.
+
+use std::collections::BTreeMap;
+use std::io::{ErrorKind, Read, Write};
+
+use mio::net::UnixStream;
+use serde_json::Value;
+
+use crate::api::message::{answer_line, notification_line};
+use crate::api::method::EventQuery;
+use crate::api::{CALLS_MAX, REQUEST_MAX};
+use crate::machine::{AgentKey, Caller};
+use crate::model::error::{Code, Error};
+use crate::model::id::AgentId;
+use crate::output::Cursor;
+
+/// How much may wait to be sent before notifications wait for the reader.
+pub(super) const ROOM: usize = 256 << 10;
+
+/// How much may wait to be sent before no request is read any more.
+const BACKLOG_MAX: usize = 4 << 20;
+
+/// How many requests of one client a turn takes.
+const REQUESTS_A_TURN: usize = 32;
+
+/// A connection.
+#[derive(Debug)]
+pub(super) struct Client {
+    stream: UnixStream,
+    pub caller: Caller,
+    input: Vec<u8>,
+    /// How much of `input` was searched for the end of a line.
+    searched: usize,
+    output: Vec<u8>,
+    sent: usize,
+    /// The calls that are not answered, by the machine's number, with the client's own `id`.
+    pub calls: BTreeMap<u64, Value>,
+    pub follows: Vec<Follow>,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Open,
+    /// It has closed its side, or was told to go: what waits is sent, then it is closed.
+    Leaving,
+    Broken,
+}
+
+/// What a client follows.
+#[derive(Debug)]
+pub(super) enum Follow {
+    /// Events from this number on; they wait in the journal, not here.
+    Events { call: Value, query: EventQuery, next: u64 },
+    /// An agent's output from this place on; it waits in the spool, not here.
+    Output { call: Value, agent: AgentKey, id: AgentId, cursor: Cursor },
+}
+
+impl Client {
+    pub fn new(stream: UnixStream, caller: Caller) -> Self {
+        Self {
+            stream,
+            caller,
+            input: Vec::new(),
+            searched: 0,
+            output: Vec::new(),
+            sent: 0,
+            calls: BTreeMap::new(),
+            follows: Vec::new(),
+            state: State::Open,
+        }
+    }
+
+    pub fn stream(&mut self) -> &mut UnixStream {
+        &mut self.stream
+    }
+
+    /// Reads what is there. Returns whether there may be more.
+    pub fn receive(&mut self) -> bool {
+        let mut chunk = [0u8; 16 << 10];
+        for _ in 0..8 {
+            if self.state != State::Open || self.input.len() > REQUEST_MAX || self.waiting() > BACKLOG_MAX {
+                return false;
+            }
+            match self.stream.read(&mut chunk) {
+                Ok(0) => {
+                    self.leave();
+                    return false;
+                }
+                Ok(read) => self.input.extend_from_slice(&chunk[..read]),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return false,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => {
+                    self.state = State::Broken;
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// Takes the complete lines out of what was read, a bounded number of them.
+    pub fn lines(&mut self) -> Vec<Vec<u8>> {
+        let mut lines = Vec::new();
+        let mut taken = 0;
+        while lines.len() < REQUESTS_A_TURN && self.waiting() <= BACKLOG_MAX {
+            let Some(end) = memchr::memchr(b'\n', &self.input[self.searched..]).map(|at| self.searched + at) else {
+                self.searched = self.input.len();
+                break;
+            };
+            lines.push(self.input[taken..end].to_vec());
+            taken = end + 1;
+            self.searched = taken;
+        }
+        self.input.drain(..taken);
+        self.searched -= taken;
+        if self.searched == self.input.len() && self.input.len() > REQUEST_MAX {
+            let message = format!("a request is longer than {REQUEST_MAX} bytes without an end of line");
+            let error = Error::new(Code::TooLarge, message).remedy("send one JSON-RPC message a line");
+            self.send(&answer_line(&Value::Null, Err(error)));
+            self.input = Vec::new();
+            self.searched = 0;
+            self.leave();
+        }
+        if self.input.is_empty() && self.input.capacity() > 64 << 10 {
+            self.input = Vec::new();
+        }
+        lines
+    }
+
+    /// Says whether complete requests wait for another turn.
+    pub fn has_lines(&self) -> bool {
+        self.state == State::Open && self.searched < self.input.len() && self.waiting() <= BACKLOG_MAX
+    }
+
+    pub fn answer(&mut self, id: &Value, outcome: Result<Value, Error>) {
+        self.send(&answer_line(id, outcome));
+    }
+
+    pub fn notify<P: serde::Serialize>(&mut self, method: &str, params: &P) {
+        self.send(&notification_line(method, params));
+    }
+
+    pub fn send(&mut self, line: &[u8]) {
+        if self.state != State::Broken {
+            self.output.extend_from_slice(line);
+        }
+    }
+
+    pub fn waiting(&self) -> usize {
+        self.output.len() - self.sent
+    }
+
+    pub fn has_room(&self) -> bool {
+        self.state == State::Open && self.waiting() < ROOM
+    }
+
+    pub fn may_call(&self) -> bool {
+        self.calls.len() < CALLS_MAX
+    }
+
+    /// Writes as much as the reader takes.
+    pub fn flush(&mut self) {
+        while self.sent < self.output.len() && self.state != State::Broken {
+            match self.stream.write(&self.output[self.sent..]) {
+                Ok(written) => self.sent += written,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => self.state = State::Broken,
+            }
+        }
+        if self.sent == self.output.len() {
+            self.output.clear();
+            self.sent = 0;
+            self.output.shrink_to(16 << 10);
+        } else if self.sent > ROOM {
+            self.output.drain(..self.sent);
+            self.sent = 0;
+        }
+    }
+
+    pub fn leave(&mut self) {
+        if self.state == State::Open {
+            self.state = State::Leaving;
+        }
+    }
+
+    /// Says whether the connection is to be dropped: broken, or done and with nothing left to send or to wait for.
+    pub fn is_over(&self) -> bool {
+        match self.state {
+            State::Open => false,
+            State::Leaving => self.waiting() == 0 && self.calls.is_empty(),
+            State::Broken => true,
+        }
+    }
+}

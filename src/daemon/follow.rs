@@ -1,0 +1,173 @@
+//! Those who follow events and output. Nothing is queued for them: a follower is a place in the journal or in a spool, and is
+//! moved on when its connection has room. Who is too slow finds out how much is not kept any more.
+
+use serde_json::Value;
+
+use super::client::{Client, Follow};
+use super::supervisor::Supervisor;
+use crate::api::method::{EventNote, EventQuery, Offsets, Output, OutputNote, OutputPiece};
+use crate::machine::AgentKey;
+use crate::model::event::Event;
+use crate::output::{Cursor, Read, Spool};
+
+/// How many bytes of output one message carries at most.
+pub(super) const PIECE_BUDGET: usize = 64 << 10;
+
+impl Supervisor {
+    /// Tells an event to those who are up to date; the others find it in the journal.
+    pub(super) fn tell_followers(&mut self, event: &Event) {
+        let mut json = None;
+        for (id, client) in &mut self.clients {
+            let has_room = client.has_room();
+            let mut lines = Vec::new();
+            for follow in &mut client.follows {
+                let Follow::Events { call, query, next } = follow else { continue };
+                self.stirred.insert(*id);
+                if *next != event.seq || !has_room {
+                    continue;
+                }
+                *next = event.seq + 1;
+                if query.wants(event) {
+                    let json = json.get_or_insert_with(|| serde_json::to_string(event).unwrap_or_default());
+                    lines.push(format!(
+                        "{{\"jsonrpc\":\"2.0\",\"method\":\"event\",\"params\":{{\"call\":{call},\"event\":{json}}}}}\n"
+                    ));
+                }
+            }
+            for line in lines {
+                client.send(line.as_bytes());
+            }
+        }
+    }
+
+    /// Has the followers of an agent's output looked after at the end of the turn.
+    pub(super) fn stir_followers(&mut self, key: AgentKey) {
+        for (id, client) in &self.clients {
+            if client.follows.iter().any(|follow| matches!(follow, Follow::Output { agent, .. } if *agent == key)) {
+                self.stirred.insert(*id);
+            }
+        }
+    }
+
+    /// Moves everything that a client follows on, as far as its connection has room; then sends.
+    pub(super) fn pump(&mut self, id: u64) {
+        let Some(mut client) = self.clients.remove(&id) else { return };
+        loop {
+            client.flush();
+            let mut follows = std::mem::take(&mut client.follows);
+            let mut has_moved = false;
+            follows.retain_mut(|follow| {
+                if !client.has_room() {
+                    return true;
+                }
+                match follow {
+                    Follow::Events { call, query, next } => {
+                        has_moved |= self.pump_events(&mut client, call, query, next);
+                        true
+                    }
+                    Follow::Output { call, agent, id, cursor } => {
+                        let (moved, is_last) = self.pump_output(&mut client, call, *agent, id, cursor);
+                        has_moved |= moved;
+                        !is_last
+                    }
+                }
+            });
+            client.follows = follows;
+            if !has_moved {
+                break;
+            }
+        }
+        client.flush();
+        if client.is_over() {
+            self.drop_client(id, client);
+        } else {
+            self.clients.insert(id, client);
+        }
+    }
+
+    fn pump_events(&mut self, client: &mut Client, call: &Value, query: &EventQuery, next: &mut u64) -> bool {
+        if *next > self.journal.last() {
+            return false;
+        }
+        let page = EventQuery { since: Some(*next - 1), ..query.clone() };
+        let Ok(page) = self.journal.read(&page) else { return false };
+        let has_moved = page.last >= *next;
+        *next = (page.last + 1).max(*next);
+        if page.lost > 0 {
+            client.notify("event", &EventNote { call: call.clone(), event: None, lost: page.lost });
+        }
+        for event in page.events {
+            client.notify("event", &EventNote { call: call.clone(), event: Some(event), lost: 0 });
+        }
+        has_moved
+    }
+
+    /// Returns whether anything was told, and whether it was the last.
+    fn pump_output(
+        &mut self,
+        client: &mut Client,
+        call: &Value,
+        agent: AgentKey,
+        id: &crate::model::id::AgentId,
+        cursor: &mut Cursor,
+    ) -> (bool, bool) {
+        let Some(body) = self.bodies.get(&agent) else { return (false, true) };
+        let Some(spool) = &body.spool else { return (false, false) };
+        let has_ended = self.machine.has_ended(agent);
+        let Ok(output) = read(self, spool, id, cursor) else { return (false, true) };
+        let is_last = has_ended && output.at_end;
+        let is_news = is_news(&output);
+        if is_news || is_last {
+            client.notify("output", &OutputNote { call: call.clone(), id: id.clone(), output, is_last });
+        }
+        (is_news, is_last)
+    }
+
+    /// An agent is forgotten: whoever follows its output has had the last of it.
+    pub(super) fn end_follows(&mut self, key: AgentKey) {
+        for (client_id, client) in &mut self.clients {
+            let mut ended = Vec::new();
+            client.follows.retain(|follow| match follow {
+                Follow::Output { call, agent, id, .. } if *agent == key => {
+                    ended.push((call.clone(), id.clone()));
+                    false
+                }
+                _ => true,
+            });
+            for (call, id) in ended {
+                client.notify("output", &OutputNote { call, id, output: Output::default(), is_last: true });
+                self.stirred.insert(*client_id);
+            }
+        }
+    }
+}
+
+/// Says whether a page has anything to tell.
+fn is_news(page: &Output) -> bool {
+    let gone = [page.gone.stdout, page.gone.stderr];
+    !page.pieces.is_empty() || gone.iter().flatten().any(|gone| *gone > 0)
+}
+
+/// Reads a page of an agent's output and moves the cursor over it.
+pub(super) fn read(
+    shell: &Supervisor,
+    spool: &Spool,
+    id: &crate::model::id::AgentId,
+    cursor: &mut Cursor,
+) -> Result<Output, crate::model::error::Error> {
+    let Read { pieces, gone, at_end } = spool.read(&shell.tools.store, id, cursor, PIECE_BUDGET)?;
+    Ok(Output {
+        pieces: pieces
+            .into_iter()
+            .map(|piece| OutputPiece {
+                stream: piece.stream,
+                offset: piece.offset,
+                time: piece.time,
+                data: piece.bytes,
+            })
+            .collect(),
+        next: Offsets { stdout: cursor.stdout, stderr: cursor.stderr },
+        gone: Offsets { stdout: cursor.stdout.map(|_| gone.stdout), stderr: cursor.stderr.map(|_| gone.stderr) },
+        at_end,
+    })
+}

@@ -1,0 +1,105 @@
+//! The hands: a fixed pool of threads for kernel calls that take long in proportion to a subtree.
+//!
+//! A spawn blocks its thread until `exec`, and a kill of 50,000 processes takes seconds: neither may hold up the news of
+//! another agent's death. Jobs go in over a queue, outcomes come back over a channel that wakes the loop. Spawns have
+//! threads of their own, so that a hanging spawn never waits in front of the kill that frees it. All threads live as long
+//! as the supervisor: a child's parent-death signal and a vfork are bound to its spawner's thread.
+
+use std::collections::VecDeque;
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+use mio::Waker;
+
+use super::job::{Job, Outcome, Tools};
+use crate::model::error::{Code, Error};
+
+/// Threads that spawn.
+const SPAWNERS: usize = 4;
+
+/// Threads that do everything else.
+const ACTORS: usize = 3;
+
+/// Enough for the deepest call here, which formats an error; the child of a spawn has a stack of its own.
+const STACK: usize = 256 << 10;
+
+/// The pool. Dropping it lets the threads finish what is queued and end.
+#[derive(Debug)]
+pub(super) struct Hands {
+    spawns: Arc<Queue>,
+    acts: Arc<Queue>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    jobs: Mutex<Jobs>,
+    some: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Jobs {
+    waiting: VecDeque<Job>,
+    is_closed: bool,
+}
+
+impl Hands {
+    /// Starts the threads.
+    pub fn start(tools: &Arc<Tools>, outcomes: &Sender<Outcome>, waker: &Arc<Waker>) -> Result<Self, Error> {
+        let hands = Self { spawns: Arc::default(), acts: Arc::default() };
+        for (name, count, queue) in [("spawner", SPAWNERS, &hands.spawns), ("hand", ACTORS, &hands.acts)] {
+            for _ in 0..count {
+                let (queue, tools, outcomes, waker) = (queue.clone(), tools.clone(), outcomes.clone(), waker.clone());
+                let thread = std::thread::Builder::new().name(name.to_owned()).stack_size(STACK);
+                thread
+                    .spawn(move || queue.work(&tools, &outcomes, &waker))
+                    .map_err(|error| Error::new(Code::Kernel, format!("start thread {name}: {error}")))?;
+            }
+        }
+        Ok(hands)
+    }
+
+    /// Hands a job out.
+    pub fn take(&self, job: Job) {
+        let queue = if matches!(job, Job::Spawn(_)) { &self.spawns } else { &self.acts };
+        queue.lock().waiting.push_back(job);
+        queue.some.notify_one();
+    }
+}
+
+impl Drop for Hands {
+    fn drop(&mut self) {
+        for queue in [&self.spawns, &self.acts] {
+            queue.lock().is_closed = true;
+            queue.some.notify_all();
+        }
+    }
+}
+
+impl Queue {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Jobs> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn next(&self) -> Option<Job> {
+        let mut jobs = self.lock();
+        loop {
+            if let Some(job) = jobs.waiting.pop_front() {
+                return Some(job);
+            }
+            if jobs.is_closed {
+                return None;
+            }
+            jobs = self.some.wait(jobs).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn work(&self, tools: &Tools, outcomes: &Sender<Outcome>, waker: &Waker) {
+        while let Some(job) = self.next() {
+            let outcome = job.run(tools);
+            // Nobody listens any more once the supervisor has ended: then the outcome is nobody's.
+            if outcomes.send(outcome).is_err() || waker.wake().is_err() {
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,341 @@
+//! What the hands do: one job is one order of the machine, carried out against the kernel.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::process::Signal;
+
+use super::launch::{self, Surroundings};
+use crate::kernel::cgroup::{Cgroups, Frozen, Place, Removal};
+use crate::kernel::spawn::{self, Way};
+use crate::kernel::stat;
+use crate::kernel::watch::{WatchId, Watches};
+use crate::machine::{AgentKey, Frost, Input, ReplyTo};
+use crate::model::error::Error;
+use crate::model::id::Run;
+use crate::model::limits::Limits;
+use crate::model::spec::AgentSpec;
+use crate::model::stage::{SpawnFailure, Stage};
+use crate::model::stream::Stream;
+use crate::output::Store;
+
+/// What every hand holds.
+#[derive(Debug)]
+pub(super) struct Tools {
+    pub cgroups: Cgroups,
+    pub store: Store,
+    pub watches: Watches,
+    pub way: Way,
+    pub surroundings: Surroundings,
+}
+
+/// A job.
+#[derive(Debug)]
+pub(super) enum Job {
+    Spawn(Box<SpawnJob>),
+    Signal {
+        agent: AgentKey,
+        place: Place,
+        signal: i32,
+    },
+    /// Kill one run; nobody waits for the outcome.
+    KillRun(Place),
+    Kill {
+        agent: AgentKey,
+        place: Place,
+        runs: Vec<(AgentKey, Place)>,
+    },
+    Freeze {
+        agent: AgentKey,
+        place: Place,
+        frost: Frost,
+    },
+    RemoveRun(Place),
+    Remove {
+        agent: AgentKey,
+        place: Place,
+    },
+    SetLimits {
+        change: u64,
+        settings: Vec<(Place, Limits)>,
+    },
+    FindLaggards {
+        agents: Vec<(AgentKey, Place)>,
+        reply: Option<ReplyTo>,
+    },
+    Measure {
+        call: Measured,
+        places: Vec<(AgentKey, Place)>,
+    },
+}
+
+/// Who asked for figures.
+#[derive(Debug)]
+pub(super) enum Measured {
+    /// One agent's, for `show`.
+    Agent(ReplyTo, AgentKey),
+    /// The herd's and every agent's, for `stats`.
+    Herd(ReplyTo),
+}
+
+/// What is needed to start a run.
+#[derive(Debug)]
+pub(super) struct SpawnJob {
+    pub agent: AgentKey,
+    pub run: Run,
+    pub spec: Arc<AgentSpec>,
+    pub home: Place,
+    /// The limits of the agent's cgroup, if that is to be made.
+    pub make: Option<Limits>,
+    /// The place and limits of the cgroup of its siblings together, if that is to be made.
+    pub make_level: Option<(Place, Limits)>,
+    /// Whether its spool files are to be made.
+    pub make_spool: bool,
+}
+
+/// What a spawn has brought forth.
+#[derive(Debug)]
+pub(super) struct Born {
+    pub agent: AgentKey,
+    pub run: Run,
+    /// The watch on the agent's cgroup, if that was made.
+    pub home: Option<WatchId>,
+    /// The main process, the watch on its run's cgroup, and the watches on its spool files; none of a group.
+    pub process: Option<(i32, OwnedFd)>,
+    pub leaf: Option<WatchId>,
+    pub streams: [Option<WatchId>; 2],
+    /// The places that were made with limits.
+    pub limited: Vec<(Place, Limits)>,
+}
+
+/// How a job came out.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// A fact for the machine.
+    Fact(Input),
+    /// Several facts for the machine.
+    Facts(Vec<Input>),
+    /// A run has started.
+    Born(Box<Born>),
+    /// A change of limits is done, in these places.
+    Limited(u64, Vec<(Place, Limits)>),
+    /// Who hangs, in words.
+    Laggards { found: Vec<(AgentKey, String)>, reply: Option<ReplyTo> },
+    /// Figures.
+    Measured { call: Measured, herd: Option<stat::Usage>, agents: Vec<(AgentKey, stat::Usage)> },
+    /// Something nobody waits for failed.
+    Fault(Error),
+    /// Something nobody waits for is done.
+    Nothing,
+}
+
+impl Job {
+    pub fn run(self, tools: &Tools) -> Outcome {
+        let cgroups = &tools.cgroups;
+        match self {
+            Self::Spawn(job) => job.run(tools),
+            Self::Signal { agent, place, signal } => {
+                let sent = Signal::from_named_raw(signal).map_or(Ok(0), |signal| cgroups.signal(&place, signal));
+                Outcome::Fact(Input::Signalled { agent, processes: sent.unwrap_or_else(|error| note(&error)) })
+            }
+            Self::KillRun(place) => nothing(cgroups.kill(&place)),
+            Self::Kill { agent, place, runs } => {
+                let counts =
+                    runs.iter().map(|(key, run)| (*key, cgroups.processes(run).map_or(0, |pids| pids.len() as u64)));
+                let counts = counts.collect();
+                cgroups.kill(&place).unwrap_or_else(|error| note(&error));
+                Outcome::Fact(Input::Killed { agent, counts })
+            }
+            Self::Freeze { agent, place, frost } => freeze(cgroups, agent, &place, frost),
+            Self::RemoveRun(place) => nothing(cgroups.remove(&place)),
+            Self::Remove { agent, place } => Outcome::Fact(match cgroups.remove(&place) {
+                Ok(Removal::Removed) => Input::Removed(agent),
+                Ok(Removal::Busy) => Input::RemoveRefused(agent),
+                Err(error) => {
+                    note::<()>(&error);
+                    Input::RemoveRefused(agent)
+                }
+            }),
+            Self::SetLimits { change, settings } => set_limits(cgroups, change, &settings),
+            Self::FindLaggards { agents, reply } => {
+                let found = agents.into_iter().map(|(key, place)| (key, laggards(cgroups, &place))).collect();
+                Outcome::Laggards { found, reply }
+            }
+            Self::Measure { call, places } => {
+                let herd = matches!(call, Measured::Herd(_)).then(|| cgroups.usage(&Place::herd()).ok()).flatten();
+                let agents =
+                    places.iter().filter_map(|(key, place)| Some((*key, cgroups.usage(place).ok()?))).collect();
+                Outcome::Measured { call, herd, agents }
+            }
+        }
+    }
+}
+
+/// Logs an error of something that will be tried again or is seen otherwise, and goes on with the default.
+fn note<T: Default>(error: &crate::kernel::error::KernelError) -> T {
+    tracing::warn!("{error}");
+    T::default()
+}
+
+fn nothing<T>(outcome: crate::kernel::error::Result<T>) -> Outcome {
+    outcome.map_or_else(|error| Outcome::Fault(error.into()), |_| Outcome::Nothing)
+}
+
+fn freeze(cgroups: &Cgroups, agent: AgentKey, place: &Place, frost: Frost) -> Outcome {
+    let frozen = match frost {
+        Frost::Frozen => Frozen::Frozen,
+        Frost::Thawed => Frozen::Thawed,
+    };
+    if let Err(error) = cgroups.set_frozen(place, frozen) {
+        note::<()>(&error);
+    }
+    let mut facts = vec![Input::FreezerWritten { agent, written: frost }];
+    // An empty cgroup, or one frozen from above, is frozen without a notification.
+    if let Ok(events) = cgroups.events(place) {
+        facts.push(Input::FrostSeen { agent, frost: if events.frozen { Frost::Frozen } else { Frost::Thawed } });
+    }
+    Outcome::Facts(facts)
+}
+
+/// Sets limits in several places; when one is refused, those before it get back what they had.
+fn set_limits(cgroups: &Cgroups, change: u64, settings: &[(Place, Limits)]) -> Outcome {
+    let mut undo: Vec<(&Place, Limits)> = Vec::new();
+    for (place, limits) in settings {
+        let before = cgroups.limits_now(place, limits.iter().map(|(knob, _)| knob));
+        if let Err(error) = cgroups.set_limits(place, limits) {
+            for (place, before) in undo.iter().rev() {
+                if let Err(error) = cgroups.set_limits(place, before) {
+                    tracing::warn!("put limits back: {error}");
+                }
+            }
+            return Outcome::Fact(Input::LimitsRefused(change, error));
+        }
+        undo.push((place, before));
+    }
+    Outcome::Limited(change, settings.to_vec())
+}
+
+fn laggards(cgroups: &Cgroups, place: &Place) -> String {
+    let tasks = cgroups.laggards(place);
+    if tasks.is_empty() {
+        return "nothing that can be named".to_owned();
+    }
+    let name = |task: &crate::kernel::cgroup::Laggard| {
+        let wchan = task.wchan.as_deref().map(|wchan| format!(" in {wchan}")).unwrap_or_default();
+        format!(
+            "process {} ({}, state {}{wchan})",
+            task.pid,
+            crate::output::escape(task.comm.as_bytes(), crate::output::Colours::Escaped),
+            task.state
+        )
+    };
+    tasks.iter().map(name).collect::<Vec<_>>().join(", ")
+}
+
+/// What a spawn has made so far: taken back, last first, if a later step fails.
+#[derive(Default)]
+struct Made {
+    level: Option<Place>,
+    home: Option<Place>,
+    leaf: Option<Place>,
+    has_spool: bool,
+    watches: Vec<WatchId>,
+}
+
+impl SpawnJob {
+    fn run(self: Box<Self>, tools: &Tools) -> Outcome {
+        let mut made = Made::default();
+        match self.make_all(tools, &mut made) {
+            Ok(born) => Outcome::Born(Box::new(born)),
+            Err(failure) => {
+                made.take_back(tools, &self);
+                Outcome::Fact(Input::SpawnFailed { agent: self.agent, failure })
+            }
+        }
+    }
+
+    fn make_all(&self, tools: &Tools, made: &mut Made) -> Result<Born, SpawnFailure> {
+        let cgroups = &tools.cgroups;
+        if let Some((place, limits)) = &self.make_level {
+            cgroups.make(place, limits).map_err(|error| at(Stage::Cgroup, error))?;
+            made.level = Some(place.clone());
+        }
+        let mut born = Born {
+            agent: self.agent,
+            run: self.run,
+            home: None,
+            process: None,
+            leaf: None,
+            streams: [None; 2],
+            limited: Vec::new(),
+        };
+        born.limited.extend(self.make_level.clone());
+        born.limited.extend(self.make.clone().map(|limits| (self.home.clone(), limits)));
+        if let Some(limits) = &self.make {
+            cgroups.make(&self.home, limits).map_err(|error| at(Stage::Cgroup, error))?;
+            made.home = Some(self.home.clone());
+            let dir = cgroups.open_dir(&self.home).map_err(|error| at(Stage::Cgroup, error.into()))?;
+            born.home = Some(self.watch(tools, made, dir.as_fd(), "cgroup.events")?);
+        }
+        if self.spec.is_group() {
+            return Ok(born);
+        }
+        let place = self.home.join(&format!("run-{}", self.run));
+        let leaf = cgroups.make_leaf(&place).map_err(|error| at(Stage::Cgroup, error.into()))?;
+        made.leaf = Some(place.clone());
+        if self.make_spool {
+            tools.store.create(&self.spec.id).map_err(|error| at(Stage::Prepare, error))?;
+            made.has_spool = true;
+        }
+        born.leaf = Some(self.watch(tools, made, leaf.as_fd(), "cgroup.events")?);
+        let spool = tools.store.watch_dir(&self.spec.id).map_err(|error| at(Stage::Prepare, error))?;
+        for stream in Stream::ALL {
+            let once = tools.watches.add_modify_once(spool.as_fd(), stream.as_str());
+            let watch = once.map_err(|error| at(Stage::Prepare, error.into()))?;
+            made.watches.push(watch);
+            born.streams[stream as usize] = Some(watch);
+        }
+        let launch = launch::prepare(&self.spec, tools, &place, leaf)?;
+        let launched = spawn::spawn(&launch)?;
+        born.process = Some((launched.pid, launched.pidfd));
+        Ok(born)
+    }
+
+    fn watch(
+        &self,
+        tools: &Tools,
+        made: &mut Made,
+        dir: std::os::fd::BorrowedFd<'_>,
+        file: &str,
+    ) -> Result<WatchId, SpawnFailure> {
+        let watch = tools.watches.add_modify(dir, file).map_err(|error| at(Stage::Prepare, error.into()))?;
+        made.watches.push(watch);
+        Ok(watch)
+    }
+}
+
+impl Made {
+    fn take_back(self, tools: &Tools, job: &SpawnJob) {
+        for watch in self.watches {
+            // A one-shot watch may have fired already.
+            drop(tools.watches.remove(watch));
+        }
+        for place in [self.leaf, self.home, self.level].into_iter().flatten() {
+            match tools.cgroups.remove(&place) {
+                Ok(Removal::Removed) => {}
+                Ok(Removal::Busy) => tracing::warn!("take back {place}: a process is still in it"),
+                Err(error) => tracing::warn!("take back {place}: {error}"),
+            }
+        }
+        if self.has_spool
+            && let Err(error) = tools.store.remove(&job.spec.id)
+        {
+            tracing::warn!("take back the output of {}: {error}", job.spec.id);
+        }
+    }
+}
+
+/// Turns an error of a step into a spawn's failure.
+pub(super) fn at(stage: Stage, error: Error) -> SpawnFailure {
+    SpawnFailure { stage, errno: None, message: error.message, remedy: error.remedy }
+}

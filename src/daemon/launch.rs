@@ -1,0 +1,126 @@
+//! From a specification to everything that a child needs: its environment, its user, its files.
+
+use std::ffi::CString;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags};
+
+use super::job::{Tools, at};
+use crate::kernel::cgroup::Place;
+use crate::kernel::error::KernelError;
+use crate::kernel::spawn::{self, IoPriority, Launch, Resource, Way};
+use crate::kernel::user::{self, Credentials};
+use crate::model::error::{Code, Error};
+use crate::model::spec::{AgentSpec, IoClass, IoNice};
+use crate::model::stage::{SpawnFailure, Stage};
+use crate::model::stream::Stream;
+use crate::model::units::Max;
+
+/// The PATH of an agent that is given none.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What the daemon itself is and has, looked up once.
+#[derive(Debug)]
+pub(super) struct Surroundings {
+    own: Credentials,
+}
+
+impl Surroundings {
+    /// Looks up who we are.
+    pub fn look() -> Result<Self, Error> {
+        Ok(Self { own: user::lookup(None, None)? })
+    }
+}
+
+/// Makes everything ready for a child of this run.
+pub(super) fn prepare(spec: &AgentSpec, tools: &Tools, place: &Place, leaf: OwnedFd) -> Result<Launch, SpawnFailure> {
+    let credentials = match (&spec.user, &spec.group) {
+        (None, None) => None,
+        (user, group) => Some(user::lookup(user.as_deref(), group.as_deref()).map_err(|error| at(Stage::User, error))?),
+    };
+    let env = environment(spec, credentials.as_ref().unwrap_or(&tools.surroundings.own));
+    let path = env.iter().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH);
+    let program = &spec.command[0];
+    let mut enter = Vec::new();
+    if tools.way == Way::EnterItself {
+        enter.push(tools.cgroups.procs_fd(place).map_err(|error| at(Stage::Cgroup, error.into()))?);
+    }
+    enter.extend(tools.cgroups.entrances(place).map_err(|error| at(Stage::Cgroup, error.into()))?);
+    let writer = |stream| tools.store.writer(&spec.id, stream).map_err(|error| at(Stage::Prepare, error));
+    let text = |text: &str| {
+        CString::new(text)
+            .map_err(|_| at(Stage::Prepare, Error::new(Code::BadValue, format!("{text:?} contains a NUL byte"))))
+    };
+    let cwd = spec.cwd.as_deref().unwrap_or(Path::new("/"));
+    Ok(Launch {
+        argv: spec.command.iter().map(|word| text(word)).collect::<Result<_, _>>()?,
+        env: env.iter().map(|entry| text(entry)).collect::<Result<_, _>>()?,
+        search: spawn::path_candidates(program, path),
+        cwd: CString::new(cwd.as_os_str().as_bytes()).unwrap_or_default(),
+        stdin: stdin(spec.stdin.as_deref())?,
+        stdout: writer(Stream::Stdout)?,
+        stderr: writer(Stream::Stderr)?,
+        leaf,
+        enter,
+        credentials,
+        rlimits: rlimits(spec)?,
+        oom_score_adj: spec.oom_score_adj,
+        nice: spec.nice,
+        ionice: spec.ionice.map(io_priority),
+        no_new_privs: false,
+        way: tools.way,
+    })
+}
+
+/// A clean environment: PATH, HOME, USER and LANG, what is inherited by name, and what is given.
+fn environment(spec: &AgentSpec, who: &Credentials) -> Vec<String> {
+    let own = |name: &str| std::env::var(name).ok();
+    let mut env = std::collections::BTreeMap::from([
+        ("PATH".to_owned(), DEFAULT_PATH.to_owned()),
+        ("HOME".to_owned(), who.home.to_string_lossy().into_owned()),
+        ("USER".to_owned(), who.name.clone()),
+        ("LANG".to_owned(), own("LANG").unwrap_or_else(|| "C.UTF-8".to_owned())),
+    ]);
+    env.extend(spec.inherit_env.iter().filter_map(|name| Some((name.clone(), own(name)?))));
+    env.extend(spec.env.iter().map(|(name, value)| (name.clone(), value.clone())));
+    env.iter().map(|(name, value)| format!("{name}={value}")).collect()
+}
+
+/// Opens standard input; a fifo without a writer holds nobody up.
+fn stdin(path: Option<&Path>) -> Result<OwnedFd, SpawnFailure> {
+    let path = path.unwrap_or(Path::new("/dev/null"));
+    let failed = |operation: &str, errno| {
+        at(Stage::Stdio, KernelError::new(operation, format!("stdin {}", path.display()), errno).into())
+    };
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
+    let file = rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| failed("open", errno))?;
+    rustix::fs::fcntl_setfl(&file, OFlags::empty()).map_err(|errno| failed("set up", errno))?;
+    Ok(file)
+}
+
+fn rlimits(spec: &AgentSpec) -> Result<Vec<spawn::Rlimit>, SpawnFailure> {
+    let number = |value: Max<u64>| value.value().unwrap_or(u64::MAX);
+    spec.rlimits
+        .iter()
+        .map(|(name, pair)| {
+            let resource = Resource::from_name(&name.to_string());
+            let unknown =
+                || at(Stage::Rlimits, Error::new(Code::BadValue, format!("no resource limit is called {name}")));
+            Ok(spawn::Rlimit {
+                resource: resource.ok_or_else(unknown)?,
+                soft: number(pair.soft),
+                hard: number(pair.hard),
+            })
+        })
+        .collect()
+}
+
+fn io_priority(ionice: IoNice) -> IoPriority {
+    match ionice.class {
+        IoClass::Realtime => IoPriority::Realtime(ionice.level),
+        IoClass::BestEffort => IoPriority::BestEffort(ionice.level),
+        IoClass::Idle => IoPriority::Idle,
+    }
+}

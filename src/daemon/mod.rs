@@ -1,0 +1,36 @@
+//! THE SHELL. The one place where the machine meets the kernel: it carries messages between them and decides nothing.
+//!
+//! ```text
+//!              requests                    facts                         jobs
+//!  clients ───────────────▶ ┌──────┐ ◀──────────────── pidfds, inotify ┌───────┐
+//!          ◀─────────────── │ loop │ ─────────────────────────────────▶│ hands │──▶ kernel
+//!   answers, events, output └──────┘ ◀───────────────── outcomes ──────└───────┘
+//!                             │  ▲ step(now, input, &mut effects)
+//!                             ▼  │
+//!                           machine
+//! ```
+//!
+//! One thread decides, a few hands act. The loop sleeps in one `epoll_wait` until something happens or the machine's next
+//! deadline comes; an idle herd has neither.
+
+mod accept;
+mod body;
+mod call;
+mod client;
+mod doctor;
+mod follow;
+mod hands;
+mod job;
+mod journal;
+mod latency;
+mod launch;
+mod memory;
+mod output;
+mod perform;
+mod settings;
+mod start;
+mod supervisor;
+
+pub use doctor::doctor;
+pub use settings::{Residence, Settings};
+pub use start::{Running, serve, start};

@@ -1,0 +1,103 @@
+//! When spool files are looked at: woken by one-shot watches, damped, and never by a timer alone.
+
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use super::body::{Ear, Watched};
+use super::supervisor::{Chore, Supervisor, now};
+use crate::kernel::clock;
+use crate::machine::AgentKey;
+use crate::model::event::{Event, Kind};
+use crate::model::stream::Stream;
+
+/// How long a file that was written to is left alone: what is written meanwhile costs nobody anything.
+const DAMPING: Duration = Duration::from_millis(5);
+
+/// How much of its stderr a failure tells.
+const LAST_LINES: usize = 10;
+const LAST_BYTES: usize = 4096;
+
+impl Supervisor {
+    /// A spool file was written to: it is looked at when the damping interval is over.
+    pub(super) fn spool_written(&mut self, key: AgentKey, stream: Stream) {
+        let Some(body) = self.bodies.get_mut(&key) else { return };
+        let ear = &mut body.streams[stream as usize];
+        if *ear != Ear::Due {
+            *ear = Ear::Due;
+            self.chores.insert((clock::monotonic() + DAMPING, Chore::Spool(key, stream)));
+        }
+    }
+
+    /// Looks at a spool file, gives space back, listens again, and wakes the followers.
+    pub(super) fn look_at_spool(&mut self, key: AgentKey, stream: Stream) {
+        let is_unfinished = self.service(key, stream);
+        if is_unfinished {
+            return self.spool_written(key, stream);
+        }
+        self.arm(key, stream);
+        // What was written between the look and the watch has woken nobody.
+        if self.service(key, stream) {
+            self.spool_written(key, stream);
+        }
+    }
+
+    /// Returns whether there is more to do at once.
+    fn service(&mut self, key: AgentKey, stream: Stream) -> bool {
+        let Some(body) = self.bodies.get_mut(&key) else { return false };
+        let Some(spool) = &mut body.spool else { return false };
+        match spool.service(&self.tools.store, &body.id, stream, now().wall) {
+            Ok(serviced) => {
+                if let Some(fault) = serviced.fault {
+                    tracing::warn!("{fault}");
+                }
+                if serviced.grew {
+                    self.stir_followers(key);
+                }
+                serviced.unfinished
+            }
+            Err(error) => {
+                tracing::debug!("look at the output of {}: {error}", body.id);
+                false
+            }
+        }
+    }
+
+    fn arm(&mut self, key: AgentKey, stream: Stream) {
+        let Some(body) = self.bodies.get_mut(&key) else { return };
+        let ear = &mut body.streams[stream as usize];
+        if let Ear::Armed(_) = ear {
+            return;
+        }
+        *ear = Ear::Deaf;
+        let Ok(dir) = self.tools.store.watch_dir(&body.id) else { return };
+        match self.tools.watches.add_modify_once(dir.as_fd(), stream.as_str()) {
+            Ok(watch) => {
+                *ear = Ear::Armed(watch);
+                self.watched.insert(watch, Watched::Stream(key, stream));
+            }
+            Err(error) => tracing::warn!("listen to the output of {}: {error}", body.id),
+        }
+    }
+
+    /// Brings the bookkeeping of both streams up to date.
+    pub(super) fn catch_up(&mut self, key: AgentKey) {
+        for stream in Stream::ALL {
+            self.service(key, stream);
+        }
+    }
+
+    /// Adds to an event what only the shell knows: the last lines of stderr of a failure.
+    pub(super) fn decorate(&mut self, event: &mut Event) {
+        let (Kind::Failed, Some(exit), Some(id)) = (event.kind, &mut event.exit, &event.agent) else { return };
+        let Some(key) = self.machine.key_of(id) else { return };
+        if exit.cause != crate::model::status::Cause::Exec {
+            self.catch_up(key);
+        }
+        let Some(body) = self.bodies.get_mut(&key) else { return };
+        let lines = body.spool.as_ref().and_then(|spool| {
+            spool.last_lines(&self.tools.store, &body.id, Stream::Stderr, LAST_LINES, LAST_BYTES).ok()
+        });
+        body.last_lines = lines.unwrap_or_default();
+        exit.last_lines.clone_from(&body.last_lines);
+    }
+}

@@ -1,0 +1,147 @@
+//! From an order of the machine to the job or the message that carries it out: one arm each.
+
+use super::body::{Body, Ear};
+use super::job::{Job, SpawnJob};
+use super::supervisor::Supervisor;
+use crate::kernel::cgroup::Place;
+use crate::machine::{AgentKey, Effect, LimitPlace, SpawnOrder};
+use crate::model::event::{Event, Kind};
+use crate::model::id::Run;
+use crate::output::Spool;
+
+pub(super) fn perform(shell: &mut Supervisor, effect: Effect) {
+    match effect {
+        Effect::Spawn(order) => spawn(shell, *order),
+        Effect::Signal { agent, run, signal } => {
+            if let Some(place) = run_place(shell, agent, run) {
+                shell.hand(Job::Signal { agent, place, signal: signal.0 });
+            }
+        }
+        Effect::KillRun { agent, run } => {
+            if let Some(place) = run_place(shell, agent, run) {
+                shell.hand(Job::KillRun(place));
+            }
+        }
+        Effect::Kill { agent, runs } => {
+            let runs = runs.into_iter().filter_map(|(key, run)| Some((key, run_place(shell, key, run)?))).collect();
+            if let Some(place) = home(shell, agent) {
+                shell.hand(Job::Kill { agent, place, runs });
+            }
+        }
+        Effect::Freeze { agent, frost } => {
+            if let Some(place) = home(shell, agent) {
+                shell.hand(Job::Freeze { agent, place, frost });
+            }
+        }
+        Effect::RemoveRun { agent, run } => remove_run(shell, agent, run),
+        Effect::Remove(agent) => {
+            if let Some(place) = home(shell, agent) {
+                shell.hand(Job::Remove { agent, place });
+            }
+        }
+        Effect::SetLimits { change, settings } => {
+            let settings =
+                settings.into_iter().filter_map(|(place, limits)| Some((limit_place(shell, &place)?, limits)));
+            let settings = settings.collect();
+            shell.hand(Job::SetLimits { change, settings });
+        }
+        Effect::FindLaggards { agents, reply } => {
+            let agents = agents.into_iter().filter_map(|key| Some((key, home(shell, key)?))).collect();
+            shell.hand(Job::FindLaggards { agents, reply });
+        }
+        Effect::Reply(to, outcome) => shell.reply(to, outcome),
+        Effect::Publish(event) => shell.publish(*event),
+        Effect::Forget(agent) => forget(shell, agent),
+        Effect::Finish => shell.is_over = true,
+    }
+}
+
+fn home(shell: &Supervisor, key: AgentKey) -> Option<Place> {
+    shell.bodies.get(&key).map(|body| body.home.clone())
+}
+
+fn run_place(shell: &Supervisor, key: AgentKey, run: Run) -> Option<Place> {
+    shell.bodies.get(&key).map(|body| body.run_place(run))
+}
+
+fn limit_place(shell: &Supervisor, place: &LimitPlace) -> Option<Place> {
+    match place {
+        LimitPlace::Herd => Some(Place::herd()),
+        LimitPlace::Agent(key) => home(shell, *key),
+        LimitPlace::Children(key) => {
+            let level = shell.machine.level_of(*key)?.below();
+            Some(home(shell, *key)?.join(&format!("level-{level}")))
+        }
+    }
+}
+
+fn spawn(shell: &mut Supervisor, order: SpawnOrder) {
+    let key = order.agent;
+    let parent = shell.machine.parent_of(key);
+    let level = shell.machine.level_of(key).unwrap_or_default();
+    let above = match parent.and_then(|parent| home(shell, parent)) {
+        Some(parent) => parent.join(&format!("level-{level}")),
+        None => Place::herd(),
+    };
+    let id = order.spec.id.clone();
+    let body = shell.bodies.entry(key).or_insert_with(|| Body::new(id.clone(), above.join(id.as_str())));
+    let make_spool = !order.spec.is_group() && body.spool.is_none();
+    if make_spool {
+        body.spool = Some(Spool::new(order.spec.output_max));
+        body.spool_from = Some(order.run);
+    }
+    let home = body.home.clone();
+    shell.hand(Job::Spawn(Box::new(SpawnJob {
+        agent: key,
+        run: order.run,
+        home,
+        make: order.make,
+        make_level: order.make_level.map(|limits| (above, limits)),
+        make_spool,
+        spec: order.spec,
+    })));
+}
+
+fn remove_run(shell: &mut Supervisor, key: AgentKey, run: Run) {
+    let Some(body) = shell.bodies.get_mut(&key) else { return };
+    let place = body.run_place(run);
+    if let Some((_, watch)) = body.leaf_watch.take_if(|(watched, _)| *watched == run) {
+        shell.unwatch(watch);
+    }
+    shell.hand(Job::RemoveRun(place));
+}
+
+/// Drops everything of an agent that the machine has forgotten.
+fn forget(shell: &mut Supervisor, key: AgentKey) {
+    let Some(body) = shell.bodies.remove(&key) else { return };
+    for watch in body.home_watch.into_iter().chain(body.leaf_watch.map(|(_, watch)| watch)) {
+        shell.unwatch(watch);
+    }
+    for ear in body.streams {
+        if let Ear::Armed(watch) = ear {
+            shell.unwatch(watch);
+        }
+    }
+    shell.forget_memory(&body.home);
+    shell.end_follows(key);
+    if body.spool.is_some() {
+        // Before a new agent of this name makes its own: the removal is done here and now, it is two unlinks.
+        if let Err(error) = shell.tools.store.remove(&body.id) {
+            tracing::warn!("remove the output of {}: {error}", body.id);
+        }
+    }
+}
+
+/// Writes an event into the log of the daemon itself.
+pub(super) fn log(event: &Event) {
+    let agent = event.agent.as_ref().map_or("-", |agent| agent.as_str());
+    let level = event.level.unwrap_or_default();
+    let run = event.run.unwrap_or_default();
+    let (kind, message) = (event.kind, event.message.as_str());
+    match kind {
+        Kind::Failed | Kind::GaveUp | Kind::Oom | Kind::Forbidden | Kind::Late | Kind::Lagging => {
+            tracing::warn!(agent, level = level.0, run = run.0, "{kind} {message}");
+        }
+        _ => tracing::info!(agent, level = level.0, run = run.0, "{kind} {message}"),
+    }
+}

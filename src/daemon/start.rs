@@ -1,0 +1,335 @@
+//! From settings to a turning loop: every check is made before anything is changed, and what was made is taken back.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use mio::unix::SourceFd;
+use mio::{Interest, Poll, Waker};
+use rustix::event::{PollFd, PollFlags, Timespec};
+
+use super::hands::Hands;
+use super::job::Tools;
+use super::journal::Journal;
+use super::latency::Detection;
+use super::launch::Surroundings;
+use super::settings::{Residence, Settings};
+use super::supervisor::{Source, Supervisor, now};
+use crate::kernel::cgroup::{Cgroups, Place, Removal, RootClaim};
+use crate::kernel::error::KernelError;
+use crate::kernel::host::Host;
+use crate::kernel::spawn::{self, Way};
+use crate::kernel::watch::Watches;
+use crate::kernel::{clock, process, socket};
+use crate::machine::Machine;
+use crate::model::error::{Code, Error};
+use crate::model::event::Kind;
+use crate::model::limits::Knob;
+use crate::output::Store;
+
+/// How long what an earlier daemon left may take to die at start.
+const LEFTOVERS_BUDGET: Duration = Duration::from_secs(10);
+
+/// A supervisor that runs in a thread of this process.
+#[derive(Debug)]
+pub struct Running {
+    thread: JoinHandle<Result<(), Error>>,
+}
+
+impl Running {
+    /// Waits until the supervisor has ended.
+    ///
+    /// # Errors
+    /// Why it ended, if not because the herd was ended.
+    pub fn join(self) -> Result<(), Error> {
+        self.thread.join().unwrap_or_else(|_| Err(Error::new(Code::Kernel, "the supervisor's thread panicked")))
+    }
+
+    /// Says whether it has ended.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.thread.is_finished()
+    }
+}
+
+/// Starts a supervisor in a thread of this process.
+///
+/// # Errors
+/// Everything that can be wrong with the host or the settings; then nothing is left behind.
+pub fn start(settings: Settings) -> Result<Running, Error> {
+    let (report, started) = channel();
+    let thread = std::thread::Builder::new().name("treeherd".to_owned()).spawn(move || {
+        let outcome = Herdsman::build(settings, Manner::Library);
+        match outcome {
+            Ok(herdsman) => {
+                drop(report.send(Ok(())));
+                herdsman.run()
+            }
+            Err(error) => {
+                drop(report.send(Err(error.clone())));
+                Err(error)
+            }
+        }
+    });
+    let thread = thread.map_err(|error| Error::new(Code::Kernel, format!("start the supervisor's thread: {error}")))?;
+    started.recv().unwrap_or_else(|_| Err(Error::new(Code::Kernel, "the supervisor's thread ended at once")))?;
+    Ok(Running { thread })
+}
+
+/// Runs a daemon in the foreground until its herd is ended: by a request, SIGTERM or SIGINT. SIGHUP rereads the configuration.
+///
+/// # Errors
+/// As [`start`], and whatever ended the daemon against its will.
+pub fn serve(settings: Settings) -> Result<(), Error> {
+    let herdsman = Herdsman::build(settings, Manner::Daemon)?;
+    sd_notify::notify(&[sd_notify::NotifyState::Ready])
+        .unwrap_or_else(|error| tracing::debug!("tell systemd: {error}"));
+    herdsman.run()
+}
+
+/// Whether the process is ours alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Manner {
+    /// It is: signals are for us.
+    Daemon,
+    /// It belongs to somebody else's program.
+    Library,
+}
+
+/// A supervisor with everything that has to be taken back after it.
+struct Herdsman {
+    supervisor: Supervisor,
+    /// Held until the end: the root cgroup is ours as long as this is.
+    _root_claim: RootClaim,
+    /// Held until the end: the socket is ours as long as this is.
+    _claim: socket::StateDir,
+}
+
+/// The cgroups, taken back if the start fails.
+struct Undo(Option<Cgroups>);
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        if let Some(cgroups) = self.0.take() {
+            remove_root(&cgroups);
+        }
+    }
+}
+
+fn remove_root(cgroups: &Cgroups) {
+    match cgroups.remove_root() {
+        Ok(Removal::Removed) => {}
+        Ok(Removal::Busy) => tracing::warn!("the root cgroup stays: something is still in it"),
+        Err(error) => tracing::warn!("remove the root cgroup: {error}"),
+    }
+}
+
+impl Herdsman {
+    fn build(settings: Settings, manner: Manner) -> Result<Self, Error> {
+        settings.herd.check()?;
+        let claim = socket::claim_state_dir(&settings.state_dir)?;
+        let host = Arc::new(Host::discover()?);
+        let not_offered = check_offers(&host, &settings)?;
+        process::raise_descriptor_limit().map_err(|error| tracing::warn!("{error}")).ok();
+        let cgroups = Cgroups::create(host.clone(), &settings.cgroup)?;
+        // Only what is ours is taken back.
+        let root_claim = cgroups.claim()?;
+        let mut cgroups = Undo(Some(cgroups));
+        let own = cgroups.0.as_ref().expect("it was just put there");
+        let ended = prepare_cgroups(own, &settings)?;
+        let way = canary(own)?;
+        let store = Store::open(&settings.state_dir)?;
+        if !store.punches() {
+            tracing::warn!(
+                "the file system of {} cannot give space back: output is not bounded there",
+                settings.state_dir.display()
+            );
+        }
+        let (watches, surroundings) = (Watches::new()?, Surroundings::look()?);
+        let listener = socket::bind(&claim, &settings.socket(), None)?;
+        let journal = Journal::open(&settings.state_dir)?;
+        let poll = Poll::new().map_err(|error| Error::new(Code::Kernel, format!("epoll_create1: {error}")))?;
+        let tools = Tools { cgroups: cgroups.0.take().expect("it is still there"), store, watches, way, surroundings };
+        let root = format!("{}/{}", host.cgroup2.display(), settings.cgroup.trim_matches('/'));
+        let machine = Machine::new(settings.herd.clone(), root.clone(), not_offered, clock::wall().0);
+        let parts = Parts { settings, manner, tools, listener, journal, poll, machine, root };
+        let mut supervisor = parts.assemble()?;
+        supervisor.announce(ended);
+        Ok(Self { supervisor, _root_claim: root_claim, _claim: claim })
+    }
+
+    fn run(mut self) -> Result<(), Error> {
+        let outcome = self.supervisor.run();
+        sd_notify::notify(&[sd_notify::NotifyState::Stopping])
+            .unwrap_or_else(|error| tracing::debug!("tell systemd: {error}"));
+        if let Err(error) = std::fs::remove_file(self.supervisor.settings.socket()) {
+            tracing::warn!("remove the socket: {error}");
+        }
+        remove_root(&self.supervisor.tools.cgroups);
+        outcome
+    }
+}
+
+/// Refuses a configuration with limits that the host does not enforce.
+fn check_offers(host: &Host, settings: &Settings) -> Result<BTreeMap<Knob, Error>, Error> {
+    let not_offered: BTreeMap<Knob, Error> =
+        Knob::ALL.into_iter().filter_map(|knob| Some((knob, host.enforcer(knob).err()?))).collect();
+    let herd = &settings.herd;
+    let levels = herd.levels.values().flat_map(|level| [&level.each, &level.siblings]);
+    let asked = levels.chain([&herd.limits]).flat_map(|limits| limits.iter());
+    match asked.filter_map(|(knob, _)| not_offered.get(&knob)).next() {
+        Some(error) => Err(error.clone()),
+        None => Ok(not_offered),
+    }
+}
+
+/// Takes the root cgroup: nobody else's, empty, ourselves in a leaf of it if asked for, the herd's own limits set. Returns how
+/// many processes of an earlier daemon were ended.
+fn prepare_cgroups(cgroups: &Cgroups, settings: &Settings) -> Result<u64, Error> {
+    let ended = end_leftovers(cgroups)?;
+    if settings.residence == Residence::OwnLeaf {
+        cgroups.enter_supervisor()?;
+    }
+    if !settings.herd.limits.is_empty() {
+        cgroups.set_limits(&Place::herd(), &settings.herd.limits)?;
+    }
+    Ok(ended)
+}
+
+/// Ends what a daemon that died has left in the herd.
+fn end_leftovers(cgroups: &Cgroups) -> Result<u64, Error> {
+    let herd = Place::herd();
+    if cgroups.leftovers()?.is_empty() {
+        return Ok(0);
+    }
+    let ended = cgroups.kill(&herd)?;
+    let events = cgroups.events_fd(&herd)?;
+    let deadline = clock::monotonic() + LEFTOVERS_BUDGET;
+    while cgroups.events(&herd)?.populated {
+        let left = deadline.since(clock::monotonic());
+        if left.is_zero() {
+            let error = Error::new(Code::InUse, format!("{herd}: processes of an earlier daemon do not die"));
+            return Err(error.remedy("look at them with `ps`, or give this daemon another --cgroup"));
+        }
+        let timeout =
+            Timespec { tv_sec: i64::try_from(left.as_secs()).unwrap_or(1), tv_nsec: left.subsec_nanos().into() };
+        rustix::event::poll(&mut [PollFd::new(&events, PollFlags::PRI)], Some(&timeout))
+            .map_err(|errno| KernelError::new("poll", "cgroup.events", errno))?;
+    }
+    for place in cgroups.leftovers()?.iter().filter(|place| place.parent() == Some(Place::herd())) {
+        cgroups.remove(place)?;
+    }
+    Ok(ended)
+}
+
+/// Tries once whether a child can be cloned into a cgroup here.
+fn canary(cgroups: &Cgroups) -> Result<Way, Error> {
+    let place = Place::herd().join("canary");
+    let leaf = cgroups.make_leaf(&place)?;
+    let way = spawn::way_that_works(leaf.as_fd()).map_err(Error::from);
+    drop(leaf);
+    cgroups.remove(&place)?;
+    let way = way?;
+    if way == Way::EnterItself {
+        tracing::warn!(
+            "clone into a cgroup does not work here (a kernel bug after cgroup.kill); children enter by themselves"
+        );
+    }
+    Ok(way)
+}
+
+/// What a supervisor is assembled from.
+struct Parts {
+    settings: Settings,
+    manner: Manner,
+    tools: Tools,
+    listener: std::os::unix::net::UnixListener,
+    journal: Journal,
+    poll: Poll,
+    machine: Machine,
+    root: String,
+}
+
+impl Parts {
+    fn assemble(self) -> Result<Supervisor, Error> {
+        let failed = |what: &str, error: std::io::Error| Error::new(Code::Kernel, format!("{what}: {error}"));
+        let Self { settings, manner, tools, listener, journal, poll, machine, root } = self;
+        let registry = poll.registry();
+        let waker = Waker::new(registry, Source::Waker.token()).map_err(|error| failed("make a waker", error))?;
+        let watches = tools.watches.as_fd().as_raw_fd();
+        registry
+            .register(&mut SourceFd(&watches), Source::Watches.token(), Interest::READABLE)
+            .map_err(|error| failed("poll the watches", error))?;
+        listener.set_nonblocking(true).map_err(|error| failed("set up the socket", error))?;
+        let mut listener = mio::net::UnixListener::from_std(listener);
+        registry
+            .register(&mut listener, Source::Listener.token(), Interest::READABLE)
+            .map_err(|error| failed("poll the socket", error))?;
+        let signals = match manner {
+            Manner::Library => None,
+            Manner::Daemon => {
+                use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+                let mut signals = signal_hook_mio::v1_0::Signals::new([SIGTERM, SIGINT, SIGHUP])
+                    .map_err(|error| failed("listen to signals", error))?;
+                registry
+                    .register(&mut signals, Source::Signals.token(), Interest::READABLE)
+                    .map_err(|error| failed("poll signals", error))?;
+                Some(signals)
+            }
+        };
+        let (sender, outcomes) = channel();
+        let tools = Arc::new(tools);
+        let hands = Hands::start(&tools, &sender, &Arc::new(waker))?;
+        let detection = Detection::new(settings.herd.failure_detection_timeout);
+        Ok(Supervisor {
+            settings,
+            machine,
+            tools,
+            hands,
+            outcomes,
+            poll,
+            signals,
+            listener: Some(listener),
+            clients: BTreeMap::new(),
+            eager: std::collections::BTreeSet::new(),
+            stirred: std::collections::BTreeSet::new(),
+            bodies: std::collections::HashMap::new(),
+            watched: std::collections::HashMap::new(),
+            memory: super::memory::Memory::default(),
+            chores: std::collections::BTreeSet::new(),
+            journal,
+            detection,
+            began: clock::monotonic(),
+            next_id: 0,
+            is_over: false,
+            stops_asked: 0,
+            root,
+            usage: None,
+        })
+    }
+}
+
+impl Supervisor {
+    /// Tells that a daemon has begun, and what it found.
+    fn announce(&mut self, ended: u64) {
+        let limits = self.settings.herd.limits.clone();
+        self.watch_memory(&[(Place::herd(), limits)]);
+        let now = now();
+        let mut event = self.machine.event_about(now.mono, now.wall, Kind::HerdStarted, None);
+        event.pid = i32::try_from(std::process::id()).ok();
+        event.message = format!("treeherd {} supervises {}", env!("CARGO_PKG_VERSION"), self.root);
+        if ended > 0 {
+            event.message.push_str(&format!("; {ended} processes that an earlier daemon left were ended"));
+        }
+        self.publish(event);
+        tracing::info!("listening on {}", self.settings.socket().display());
+    }
+
+    /// Reads the configuration again and applies what can be applied.
+    pub(super) fn reread(&mut self) {
+        tracing::info!("SIGHUP: the configuration is read again");
+    }
+}

@@ -1,0 +1,593 @@
+//! The loop: one turn takes in what happened, lets the machine decide, and tells whoever has to know.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
+
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use super::body::{Body, Ear, Watched};
+use super::client::Client;
+use super::hands::Hands;
+use super::job::{Born, Job, Outcome, Tools};
+use super::journal::Journal;
+use super::latency::Detection;
+use super::memory::{Domain, LOOKS, Memory};
+use super::settings::Settings;
+use crate::kernel::cgroup::Place;
+use crate::kernel::watch::{Fact, Left, WatchId};
+use crate::kernel::{clock, pidfd};
+use crate::machine::{AgentKey, Caller, Effect, Frost, Input, Machine, Now, ReplyTo};
+use crate::model::error::{Code, Error};
+use crate::model::event::{Event, Kind};
+use crate::model::id::Run;
+use crate::model::limits::{Knob, Limits};
+use crate::model::request::Request;
+use crate::model::status::{Exit, Rusage};
+use crate::model::stream::Stream;
+use crate::model::time::Monotonic;
+
+/// How many events one poll takes in.
+const EVENTS: usize = 1024;
+
+/// What a token stands for: the kind in its lowest bits, a number above.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    Waker,
+    Watches,
+    Signals,
+    Listener,
+    Client(u64),
+    Process(AgentKey),
+    Memory(usize),
+}
+
+impl Source {
+    pub fn token(self) -> Token {
+        let number = |kind: usize, number: u64| Token(kind | usize::try_from(number << 3).unwrap_or(usize::MAX));
+        match self {
+            Self::Waker => Token(0),
+            Self::Watches => Token(1),
+            Self::Signals => Token(2),
+            Self::Listener => Token(3),
+            Self::Client(id) => number(4, id),
+            Self::Process(key) => number(5, key.0),
+            Self::Memory(id) => number(6, id as u64),
+        }
+    }
+
+    fn of(token: Token) -> Self {
+        let number = (token.0 >> 3) as u64;
+        match token.0 & 7 {
+            0 => Self::Waker,
+            1 => Self::Watches,
+            2 => Self::Signals,
+            3 => Self::Listener,
+            4 => Self::Client(number),
+            5 => Self::Process(AgentKey(number)),
+            _ => Self::Memory(token.0 >> 3),
+        }
+    }
+}
+
+/// Something that the shell itself does at a time.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Chore {
+    /// Look at a spool file that was written to.
+    Spool(AgentKey, Stream),
+    /// Look at the counters of a memory domain.
+    Memory(Place),
+}
+
+/// Everything that the loop has.
+pub(super) struct Supervisor {
+    pub settings: Settings,
+    pub machine: Machine,
+    pub tools: Arc<Tools>,
+    pub hands: Hands,
+    pub outcomes: Receiver<Outcome>,
+    pub poll: Poll,
+    pub signals: Option<signal_hook_mio::v1_0::Signals>,
+    pub listener: Option<mio::net::UnixListener>,
+    pub clients: BTreeMap<u64, Client>,
+    /// Clients that have more for the next turn.
+    pub eager: BTreeSet<u64>,
+    /// Clients that have something to send, or follow something that moved.
+    pub stirred: BTreeSet<u64>,
+    pub bodies: HashMap<AgentKey, Body>,
+    pub watched: HashMap<WatchId, Watched>,
+    pub memory: Memory,
+    pub chores: BTreeSet<(Monotonic, Chore)>,
+    pub journal: Journal,
+    pub detection: Detection,
+    pub began: Monotonic,
+    pub next_id: u64,
+    pub is_over: bool,
+    pub stops_asked: u32,
+    pub root: String,
+    pub usage: Option<(Monotonic, super::call::Sample)>,
+}
+
+impl std::fmt::Debug for Supervisor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Supervisor").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+/// Returns the time on both clocks.
+pub(super) fn now() -> Now {
+    Now { mono: clock::monotonic(), wall: clock::wall() }
+}
+
+impl Supervisor {
+    /// Turns until the herd has ended.
+    pub fn run(&mut self) -> Result<(), Error> {
+        let mut events = Events::with_capacity(EVENTS);
+        while !self.is_over {
+            self.turn(&mut events)?;
+        }
+        for client in self.clients.values_mut() {
+            client.flush();
+        }
+        self.journal.flush();
+        Ok(())
+    }
+
+    fn turn(&mut self, events: &mut Events) -> Result<(), Error> {
+        let timeout = self.timeout();
+        self.detection.before_poll();
+        match self.poll.poll(events, timeout) {
+            Err(error) if error.kind() != std::io::ErrorKind::Interrupted => {
+                return Err(Error::new(Code::Kernel, format!("epoll_wait: {error}")));
+            }
+            _ => {}
+        }
+        let sources: Vec<Source> = events.iter().map(|event| Source::of(event.token())).collect();
+        self.detection.after_poll(clock::monotonic(), sources.len() == EVENTS);
+        // News of agents first: no client may make another wait for it.
+        for source in &sources {
+            match *source {
+                Source::Process(key) => self.process_ended(key),
+                Source::Watches => self.watches_fired(),
+                Source::Memory(id) => self.memory_fired(id),
+                Source::Waker => {}
+                Source::Signals | Source::Listener | Source::Client(_) => {}
+            }
+        }
+        self.take_outcomes();
+        self.tell();
+        for source in sources {
+            match source {
+                Source::Signals => self.signals_came(),
+                Source::Listener => self.accept(),
+                Source::Client(id) => {
+                    self.eager.insert(id);
+                    self.stirred.insert(id);
+                }
+                _ => {}
+            }
+        }
+        for id in std::mem::take(&mut self.eager) {
+            self.serve_client(id);
+        }
+        self.do_chores();
+        if self.machine.next_deadline().is_some_and(|at| at <= clock::monotonic()) {
+            self.feed(Input::Ticked);
+        }
+        self.tell();
+        Ok(())
+    }
+
+    /// Writes down and sends out what this turn has brought.
+    fn tell(&mut self) {
+        self.journal.flush();
+        for id in std::mem::take(&mut self.stirred) {
+            self.pump(id);
+        }
+        if let Some(latency) = self.detection.told() {
+            let now = now();
+            let mut event = self.machine.event_about(now.mono, now.wall, Kind::Late, None);
+            let bound = humantime::format_duration(self.settings.herd.failure_detection_timeout);
+            event.message = format!("a death was told after up to {} ms; the bound is {bound}", latency.as_millis());
+            self.publish(event);
+        }
+    }
+
+    fn timeout(&self) -> Option<Duration> {
+        if !self.eager.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        let chore = self.chores.first().map(|(at, _)| *at);
+        let due = self.machine.next_deadline().into_iter().chain(chore).min()?;
+        Some(due.since(clock::monotonic()))
+    }
+
+    /// Lets the machine decide about one input, and carries out what it orders.
+    pub fn feed(&mut self, input: Input) {
+        let mut effects = Vec::new();
+        self.machine.step(now(), input, &mut effects);
+        for effect in effects {
+            self.perform(effect);
+        }
+    }
+
+    pub fn fresh(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    fn take_outcomes(&mut self) {
+        while let Ok(outcome) = self.outcomes.try_recv() {
+            match outcome {
+                Outcome::Fact(fact) => self.take_fact(fact),
+                Outcome::Facts(facts) => facts.into_iter().for_each(|fact| self.take_fact(fact)),
+                Outcome::Born(born) => self.born(*born),
+                Outcome::Limited(change, places) => {
+                    self.feed(Input::LimitsSet(change));
+                    self.watch_memory(&places);
+                }
+                Outcome::Laggards { found, reply } => self.laggards_found(&found, reply),
+                Outcome::Measured { call, herd, agents } => self.measured(call, herd, agents),
+                Outcome::Fault(error) => tracing::warn!("{error}"),
+                Outcome::Nothing => {}
+            }
+        }
+    }
+
+    fn take_fact(&mut self, fact: Input) {
+        match &fact {
+            Input::Removed(key) => self.forget_cgroups(*key),
+            Input::SpawnFailed { agent, .. } => {
+                let run = self.machine.run_of(*agent);
+                if let Some(body) = self.bodies.get_mut(agent).filter(|body| body.spool_from == run) {
+                    // The files that this very spawn made are taken back with it.
+                    body.spool = None;
+                }
+            }
+            _ => {}
+        }
+        self.feed(fact);
+    }
+
+    /// A run has started: listens for its end and its output.
+    fn born(&mut self, born: Born) {
+        let key = born.agent;
+        if let Some(body) = self.bodies.get_mut(&key) {
+            if let Some(watch) = born.home {
+                body.home_watch = Some(watch);
+                self.watched.insert(watch, Watched::Home(key));
+            }
+            if let Some(watch) = born.leaf {
+                body.leaf_watch = Some((born.run, watch));
+                self.watched.insert(watch, Watched::Leaf(key, born.run));
+            }
+            for stream in Stream::ALL {
+                if let Some(watch) = born.streams[stream as usize] {
+                    body.streams[stream as usize] = Ear::Armed(watch);
+                    self.watched.insert(watch, Watched::Stream(key, stream));
+                }
+            }
+        }
+        self.watch_memory(&born.limited);
+        let pid = born.process.as_ref().map(|(pid, _)| *pid);
+        self.feed(Input::Spawned { agent: key, pid });
+        let Some((_, process)) = born.process else { return };
+        let source = Source::Process(key);
+        let fd = process.as_raw_fd();
+        if let Some(body) = self.bodies.get_mut(&key) {
+            body.process = Some((born.run, process));
+        }
+        // A process that has ended already makes its pidfd readable at once.
+        if let Err(error) = self.poll.registry().register(&mut SourceFd(&fd), source.token(), Interest::READABLE) {
+            tracing::error!("watch the main process of {key}: {error}; its end is looked for now");
+            self.process_ended(key);
+        }
+        // What was written before the watches were known has fired them in vain.
+        for stream in Stream::ALL {
+            self.look_at_spool(key, stream);
+        }
+    }
+
+    /// A pidfd became readable.
+    fn process_ended(&mut self, key: AgentKey) {
+        let Some(body) = self.bodies.get_mut(&key) else { return };
+        let Some((run, process)) = body.process.take() else { return };
+        let ended = match pidfd::try_wait(process.as_fd()) {
+            Ok(None) => {
+                body.process = Some((run, process));
+                return;
+            }
+            Ok(Some(ended)) => Some(ended),
+            Err(error) => {
+                tracing::error!("read how {} ended: {error}", body.id);
+                None
+            }
+        };
+        if let Err(error) = self.poll.registry().deregister(&mut SourceFd(&process.as_raw_fd())) {
+            tracing::warn!("stop watching the main process of {}: {error}", body.id);
+        }
+        self.detection.note_death();
+        let descendants = self.descendants(key, run);
+        let exit = ended.as_ref().map_or(Exit::Unknown, |ended| match ended.status {
+            pidfd::Exit::Code(status) => Exit::Status(status),
+            pidfd::Exit::Signal { number, core } => Exit::Signal { number, core },
+        });
+        let rusage = ended.map(|ended| ended.rusage).map_or_else(Rusage::default, |rusage| Rusage {
+            user_us: rusage.user_us,
+            system_us: rusage.system_us,
+            max_rss_bytes: rusage.max_rss_bytes,
+        });
+        let home = self.bodies[&key].home.clone();
+        let oom = match exit {
+            Exit::Signal { number: libc::SIGKILL, .. } => self.memory.explain(&self.tools.cgroups, &home),
+            _ => None,
+        };
+        self.feed(Input::Exited { agent: key, run, exit, rusage, oom, descendants });
+    }
+
+    /// Counts what a main process left behind; 0 only if the kernel says that the run's cgroup is empty.
+    fn descendants(&self, key: AgentKey, run: Run) -> u64 {
+        let place = self.bodies[&key].run_place(run);
+        match self.tools.cgroups.events(&place) {
+            Ok(events) if events.populated => {
+                let processes = self.tools.cgroups.processes(&place).map_or(0, |pids| pids.len() as u64);
+                processes.max(1)
+            }
+            Err(error) if !error.is_gone() => {
+                tracing::error!("look for descendants in {place}: {error}");
+                1
+            }
+            _ => 0,
+        }
+    }
+
+    fn watches_fired(&mut self) {
+        let mut facts = Vec::new();
+        loop {
+            let left = match self.tools.watches.read(&mut facts) {
+                Ok(left) => left,
+                Err(error) => {
+                    tracing::error!("read watches: {error}");
+                    return;
+                }
+            };
+            for fact in facts.drain(..) {
+                match fact {
+                    Fact::Modified(watch) => self.watch_fired(watch),
+                    Fact::Gone(watch) => {
+                        if !matches!(self.watched.get(&watch), Some(Watched::Stream(..))) {
+                            self.watched.remove(&watch);
+                        }
+                    }
+                    Fact::Overflow => self.look_at_everything(),
+                }
+            }
+            if left == Left::Nothing {
+                return;
+            }
+        }
+    }
+
+    fn watch_fired(&mut self, watch: WatchId) {
+        match self.watched.get(&watch).cloned() {
+            Some(Watched::Home(key)) => self.look_at_home(key),
+            Some(Watched::Leaf(key, run)) => self.look_at_leaf(key, run),
+            Some(Watched::Stream(key, stream)) => {
+                self.watched.remove(&watch);
+                self.spool_written(key, stream);
+            }
+            Some(Watched::Memory(place)) => self.look_at_memory(&place),
+            None => {}
+        }
+    }
+
+    /// Facts were lost: every file that is watched is read.
+    fn look_at_everything(&mut self) {
+        tracing::warn!("the kernel's queue of facts was full; everything is looked at again");
+        for watched in self.watched.values().cloned().collect::<Vec<_>>() {
+            match watched {
+                Watched::Home(key) => self.look_at_home(key),
+                Watched::Leaf(key, run) => self.look_at_leaf(key, run),
+                Watched::Stream(key, stream) => self.spool_written(key, stream),
+                Watched::Memory(place) => self.look_at_memory(&place),
+            }
+        }
+    }
+
+    fn look_at_home(&mut self, key: AgentKey) {
+        let Some(body) = self.bodies.get(&key) else { return };
+        let Ok(events) = self.tools.cgroups.events(&body.home) else { return };
+        self.feed(Input::FrostSeen { agent: key, frost: if events.frozen { Frost::Frozen } else { Frost::Thawed } });
+        if !events.populated {
+            self.feed(Input::SubtreeEmptied(key));
+        }
+    }
+
+    fn look_at_leaf(&mut self, key: AgentKey, run: Run) {
+        let Some(body) = self.bodies.get(&key) else { return };
+        let is_empty = match self.tools.cgroups.events(&body.run_place(run)) {
+            Ok(events) => !events.populated,
+            Err(error) => error.is_gone(),
+        };
+        if is_empty {
+            self.feed(Input::RunEmptied { agent: key, run });
+        }
+    }
+
+    /// Listens to the memory limits that were just set.
+    pub fn watch_memory(&mut self, places: &[(Place, Limits)]) {
+        for (place, limits) in places {
+            if limits.get(Knob::MemoryMax).is_none() || self.memory.domains.contains_key(place) {
+                continue;
+            }
+            let owner = self.owner_of(place);
+            let mut domain = Domain { owner, eventfd: None, watch: None, told: 0, looks: 0 };
+            let cgroups = &self.tools.cgroups;
+            match cgroups.oom_eventfd(place) {
+                Ok(Some(eventfd)) => domain.eventfd = self.register_memory(eventfd),
+                Ok(None) => {
+                    let watch = cgroups
+                        .open_dir(place)
+                        .and_then(|dir| self.tools.watches.add_modify(dir.as_fd(), "memory.events.local"));
+                    domain.watch = watch.map_err(|error| tracing::warn!("watch the memory of {place}: {error}")).ok();
+                }
+                Err(error) => tracing::warn!("watch the memory of {place}: {error}"),
+            }
+            if let Some(watch) = domain.watch {
+                self.watched.insert(watch, Watched::Memory(place.clone()));
+            }
+            self.memory.domains.insert(place.clone(), domain);
+        }
+    }
+
+    fn register_memory(&mut self, eventfd: OwnedFd) -> Option<(usize, OwnedFd)> {
+        let id = usize::try_from(self.fresh()).ok()?;
+        let fd = eventfd.as_raw_fd();
+        match self.poll.registry().register(&mut SourceFd(&fd), Source::Memory(id).token(), Interest::READABLE) {
+            Ok(()) => Some((id, eventfd)),
+            Err(error) => {
+                tracing::warn!("watch a memory limit: {error}");
+                None
+            }
+        }
+    }
+
+    /// Finds the agent whose subtree a place is, or whose children's.
+    fn owner_of(&self, place: &Place) -> Option<AgentKey> {
+        let name = if place.name().starts_with("level-") && place.parent()? != Place::herd() {
+            place.parent()?.name().to_owned()
+        } else {
+            place.name().to_owned()
+        };
+        self.machine.key_of(&name.parse().ok()?)
+    }
+
+    fn memory_fired(&mut self, id: usize) {
+        let fired = self
+            .memory
+            .domains
+            .iter_mut()
+            .find(|(_, domain)| domain.eventfd.as_ref().is_some_and(|(own, _)| *own == id));
+        let Some((place, domain)) = fired else { return };
+        if let Some((_, eventfd)) = &domain.eventfd {
+            // The count says nothing; reading it makes the next one fire.
+            let mut count = [0u8; 8];
+            if let Err(error) = rustix::io::read(eventfd, &mut count) {
+                tracing::debug!("read the notification of {place}: {error}");
+            }
+        }
+        domain.looks = LOOKS.len();
+        let place = place.clone();
+        self.chores.insert((clock::monotonic() + LOOKS[0], Chore::Memory(place)));
+    }
+
+    fn look_at_memory(&mut self, place: &Place) {
+        let kills = self.memory.untold(&self.tools.cgroups, place);
+        let now = now();
+        if let Some(domain) = self.memory.domains.get_mut(place) {
+            let look = LOOKS.len() - domain.looks;
+            domain.looks = if kills > 0 { 0 } else { domain.looks.saturating_sub(1) };
+            if let (true, Some(after)) = (domain.looks > 0, LOOKS.get(look + 1)) {
+                self.chores.insert((now.mono + *after, Chore::Memory(place.clone())));
+            }
+        }
+        if kills == 0 {
+            return;
+        }
+        let owner = self.memory.domains.get(place).and_then(|domain| domain.owner);
+        let mut event = self.machine.event_about(now.mono, now.wall, Kind::Oom, owner);
+        let oom = self.memory.culprit(&self.tools.cgroups, place);
+        let limit = oom.culprit.as_ref().map(|culprit| format!(" at the limit of {culprit}")).unwrap_or_default();
+        event.message = format!("the OOM killer ended {kills} of its processes{limit}");
+        event.oom = Some(oom);
+        self.publish(event);
+    }
+
+    fn do_chores(&mut self) {
+        let now = clock::monotonic();
+        while self.chores.first().is_some_and(|(at, _)| *at <= now) {
+            match self.chores.pop_first() {
+                Some((_, Chore::Spool(key, stream))) => self.look_at_spool(key, stream),
+                Some((_, Chore::Memory(place))) => self.look_at_memory(&place),
+                None => {}
+            }
+        }
+    }
+
+    fn signals_came(&mut self) {
+        let Some(signals) = &mut self.signals else { return };
+        let came: BTreeSet<i32> = signals.pending().collect();
+        for signal in came {
+            match signal {
+                SIGHUP => self.reread(),
+                SIGTERM | SIGINT => self.stop(if signal == SIGTERM { "SIGTERM" } else { "SIGINT" }),
+                _ => {}
+            }
+        }
+    }
+
+    /// Ends the herd in order; asked a second time, at once.
+    fn stop(&mut self, why: &str) {
+        self.stops_asked += 1;
+        let grace = (self.stops_asked > 1).then_some(Duration::ZERO);
+        let caller = Caller { name: format!("{why} to the daemon").into(), agent: None };
+        tracing::info!("{why}: the herd is being ended");
+        self.feed(Input::Asked(ReplyTo { client: 0, call: 0 }, caller, Request::Shutdown(grace)));
+    }
+
+    /// Numbers an event, writes it down and tells those who are up to date.
+    pub fn publish(&mut self, mut event: Event) {
+        self.decorate(&mut event);
+        self.journal.append(&mut event);
+        super::perform::log(&event);
+        self.tell_followers(&event);
+    }
+
+    /// The cgroups of an agent and all below it are gone, and so is what listened to them.
+    fn forget_cgroups(&mut self, key: AgentKey) {
+        let Some(home) = self.bodies.get(&key).map(|body| body.home.clone()) else { return };
+        let mut keys = vec![key];
+        while let Some(key) = keys.pop() {
+            keys.extend(self.machine.children_of(key));
+            let Some(body) = self.bodies.get_mut(&key) else { continue };
+            let watches = body.home_watch.take().into_iter().chain(body.leaf_watch.take().map(|(_, watch)| watch));
+            for watch in watches.collect::<Vec<_>>() {
+                self.unwatch(watch);
+            }
+        }
+        self.forget_memory(&home);
+    }
+
+    pub fn forget_memory(&mut self, place: &Place) {
+        for domain in self.memory.forget(place) {
+            if let Some((_, eventfd)) = domain.eventfd
+                && let Err(error) = self.poll.registry().deregister(&mut SourceFd(&eventfd.as_raw_fd()))
+            {
+                tracing::warn!("stop watching a memory limit: {error}");
+            }
+            if let Some(watch) = domain.watch {
+                self.unwatch(watch);
+            }
+        }
+    }
+
+    pub fn unwatch(&mut self, watch: WatchId) {
+        self.watched.remove(&watch);
+        // It may have ended by itself, with its file.
+        drop(self.tools.watches.remove(watch));
+    }
+
+    /// Sends a job to the hands.
+    pub fn hand(&self, job: Job) {
+        self.hands.take(job);
+    }
+
+    /// Carries out an order; see `perform.rs`.
+    fn perform(&mut self, effect: Effect) {
+        super::perform::perform(self, effect);
+    }
+}
