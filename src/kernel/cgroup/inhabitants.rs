@@ -124,8 +124,8 @@ impl Cgroups {
         Ok(reached.len() as u64)
     }
 
-    /// Names the tasks that keep a subtree from being frozen or empty, 64 of them at most: all that neither stand in the
-    /// freezer nor are stopped, traced or dead.
+    /// Names the tasks that keep a subtree from being frozen or empty, 64 of them at most: all that run, or wait
+    /// in the kernel without hearing signals (`D`). A task that waits for its vfork child is `D` too, and counts as frozen.
     #[must_use]
     pub fn laggards(&self, place: &Place) -> Vec<Laggard> {
         let pids = self.processes(place).unwrap_or_default();
@@ -175,12 +175,8 @@ fn laggards_of(pid: i32) -> Vec<Laggard> {
         let read = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/{file}")).ok();
         let (comm, state) = comm_and_state(&read("stat")?)?;
         let wchan = read("wchan").filter(|wchan| !matches!(wchan.as_str(), "" | "0"));
-        // Where the kernel does not tell the function, a task in the freezer looks like any sleeper and is left out too.
-        let stands = match state {
-            'Z' | 'X' | 'T' | 't' => true,
-            'S' | 'I' => wchan.as_deref().is_none_or(|wchan| wchan.contains("freezer")),
-            _ => false,
-        };
+        // A sleeper hears the freezer and the kill at once, and in the freezer it looks like any other sleeper.
+        let stands = matches!(state, 'Z' | 'X' | 'T' | 't' | 'S' | 'I');
         (!stands).then_some(Laggard { pid, tid, comm, state, wchan })
     })
     .collect()

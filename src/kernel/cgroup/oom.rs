@@ -29,8 +29,7 @@ pub struct OomCounts {
     /// How often this cgroup's own limit was reached and nothing could be reclaimed. On v1, where that is not counted:
     /// how often an allocation met the limit, reclaims included (`memory.failcnt`).
     pub oom: u64,
-    /// How many processes of this very cgroup (on cgroup2 before 5.12: and of those below it) the OOM killer killed,
-    /// whoever's limit was reached.
+    /// How many processes of this very cgroup the OOM killer killed, whoever's limit was reached.
     pub oom_kill: u64,
 }
 

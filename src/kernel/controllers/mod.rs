@@ -18,12 +18,13 @@ use crate::model::error::{Code, Error};
 use crate::model::limits::{Controller, Knob, Limits, Setting};
 use crate::model::units::{Bytes, Max};
 
+mod cpuset;
 mod texts;
 mod v1;
 mod v2;
 mod writer;
 
-pub(crate) use v1::fill_cpuset;
+pub(crate) use cpuset::fill_cpuset;
 
 /// Which kind of hierarchy a directory belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

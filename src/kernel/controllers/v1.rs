@@ -8,7 +8,7 @@
 
 use rustix::io::Errno;
 
-use super::{Before, World, is_rounded, refused, texts, writer};
+use super::{Before, World, cpuset, is_rounded, refused, texts, writer};
 use crate::kernel::cgroup::dir::Dir;
 use crate::kernel::error::{KernelError, Result};
 use crate::model::error::{Code, Error};
@@ -124,7 +124,7 @@ pub(super) fn write(dir: &Dir, knob: Knob, setting: &Setting) -> Result<()> {
         (Knob::PidsMax, Setting::Count(count)) => writer::pids(dir, World::V1, *count),
         (Knob::CpuMax, Setting::Cpu(max)) => write_cpu(dir, *max),
         (Knob::CpuWeight, Setting::Weight(weight)) => writer::cpu_share(dir, World::V1, shares(*weight)),
-        (Knob::CpusetCpus, Setting::Cpus(cpus)) => dir.write("cpuset.cpus", &cpus.to_string()),
+        (Knob::CpusetCpus, Setting::Cpus(cpus)) => cpuset::write(dir, &cpus.to_string()),
         (Knob::IoMax, Setting::Io(max)) => writer::io_throttle_v1(dir, max),
         (Knob::IoWeight, Setting::Weight(weight)) => dir.write("blkio.bfq.weight", &weight.to_string()),
         (Knob::Hugetlb2MbMax | Knob::Hugetlb1GbMax, Setting::Bytes(value)) => {
@@ -189,16 +189,6 @@ fn read_io(dir: &Dir, device: Option<(u32, u32)>) -> Result<Option<Setting>> {
     let rate = |index: usize| texts::throttle(&files[index], device);
     let max = IoMax { device, rbps: rate(0), wbps: rate(1), riops: rate(2), wiops: rate(3) };
     Ok(Some(Setting::Io(max)))
-}
-
-/// Fills the CPUs and memory nodes of a new cpuset mirror from the one above: a cgroup without them takes no process.
-pub(crate) fn fill_cpuset(above: &Dir, dir: &Dir) -> Result<()> {
-    for file in ["cpuset.cpus", "cpuset.mems"] {
-        if dir.read(file)?.trim().is_empty() {
-            dir.write(file, above.read(file)?.trim())?;
-        }
-    }
-    Ok(())
 }
 
 fn hugetlb_file(knob: Knob) -> &'static str {
