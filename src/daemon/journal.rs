@@ -169,7 +169,7 @@ impl Half {
         if self.first == 0 {
             self.first = seq;
         }
-        if self.index.is_empty() || seq % STRIDE == 0 {
+        if self.index.is_empty() || seq.is_multiple_of(STRIDE) {
             self.index.push_back((seq, at));
         }
     }
