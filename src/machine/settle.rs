@@ -102,7 +102,7 @@ impl Machine {
     }
 
     fn start(&mut self, step: &mut Step, key: AgentKey) {
-        let deadline = step.now.mono + self.config.spawn_timeout;
+        let timeout = step.now.mono + self.config.spawn_timeout;
         let parent = self.agents[&key].parent;
         let make_level = parent.filter(|parent| self.agents[parent].nursery == Home::None).map(|parent| {
             self.agent_mut(parent).nursery = Home::Making;
@@ -116,7 +116,8 @@ impl Machine {
         if make.is_some() {
             agent.home = Home::Making;
         }
-        agent.phase = Phase::Spawning { deadline: Some(deadline) };
+        // A group has no process: there is nothing that could hang, and no run whose kill would free it.
+        agent.phase = Phase::Spawning { deadline: (!agent.spec.is_group()).then_some(timeout) };
         agent.paused_total = Duration::ZERO;
         agent.began = None;
         let order = SpawnOrder { agent: key, run: agent.run, spec: agent.spec.clone(), make, make_level };
