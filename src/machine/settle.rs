@@ -306,7 +306,9 @@ impl Machine {
         if !is_told {
             self.stamp(step, key, &mut record);
         }
-        if let (false, false, Some(by)) = (is_told, was_exec, is_down.as_ref().map(|down| &down.by).or(cycle.as_ref()))
+        // Who failed on its own before anybody asked has failed, whoever ended what it left behind.
+        if let (false, true, Some(by)) =
+            (is_told, record.is_success(), is_down.as_ref().map(|down| &down.by).or(cycle.as_ref()))
         {
             record.cause = Cause::Terminated;
             record.by = Some(by.to_string());
