@@ -161,14 +161,13 @@ impl Machine {
 
     pub(super) fn spawned(&mut self, step: &mut Step, key: AgentKey, pid: Option<i32>) {
         let Some(agent) = self.agents.get_mut(&key) else { return };
-        if !matches!(agent.phase, Phase::Spawning { .. }) {
-            return;
-        }
+        let Phase::Spawning { deadline } = agent.phase else { return };
+        let ladder = deadline.is_none().then_some(Ladder::Late(step.now.mono + KILL_RETRY));
         let is_made = agent.home == Home::Making;
         agent.began = Some(step.now);
         agent.ended = None;
         agent.phase = match pid {
-            Some(pid) => Phase::Running { pid, ladder: None },
+            Some(pid) => Phase::Running { pid, ladder },
             None => Phase::Group,
         };
         if let Some(down) = &mut agent.down {
@@ -250,6 +249,12 @@ impl Machine {
         if let Some(by) = agent.down.as_ref().map(|down| &down.by).or(agent.cycle.as_ref()) {
             record.cause = Cause::Terminated;
             record.by = Some(by.to_string());
+        } else if let (Some(Ladder::Late(_)), Cause::Signal) = (ladder, record.cause) {
+            // It was ours: the end is that of a spawn which took too long, not of a program.
+            let timeout = humantime::format_duration(self.config.spawn_timeout);
+            record.cause = Cause::Exec;
+            record.stage = Some(Stage::Killed);
+            record.error = Some(format!("its program did not start within {timeout}"));
         }
         if left_behind == 0 {
             return self.run_is_over(step, key, record);
@@ -261,7 +266,8 @@ impl Machine {
         let is_bad = !record.is_success();
         // What is left behind is ended now, unless the policy waits for it or a stop ends it anyway.
         let ends_them = on_main_exit == OnMainExit::Terminate && !is_asked;
-        let ladder = if ends_them { Some(Ladder::Polite(step.now.mono + grace)) } else { ladder };
+        let is_late = matches!(ladder, Some(Ladder::Late(_)));
+        let ladder = if ends_them && !is_late { Some(Ladder::Polite(step.now.mono + grace)) } else { ladder };
         if ends_them && is_bad {
             // A failure is a fact at once; a completion is proved by the empty cgroup only.
             self.tell_end(step, key, Outcome::Failed, &record);
@@ -298,8 +304,8 @@ impl Machine {
     /// Nothing of the run lives: decides what follows.
     fn run_is_over(&mut self, step: &mut Step, key: AgentKey, mut record: ExitRecord) {
         let now = step.now.mono;
-        let was_exec = record.cause == Cause::Exec;
         let agent = self.agent_mut(key);
+        let has_begun = agent.began.is_some();
         let ran = agent.began.map_or(Duration::ZERO, |began| now.since(began.mono));
         let is_told = agent.told == agent.run;
         let (run, cycle, is_down) = (agent.run, agent.cycle.take(), agent.down.clone());
@@ -320,7 +326,7 @@ impl Machine {
         };
         self.agent_mut(key).last = Some(Box::new(record.clone()));
         self.agent_mut(key).ended = Some(step.now);
-        if !was_exec {
+        if has_begun {
             step.order(Effect::RemoveRun { agent: key, run });
         }
         if is_down.is_some() {
@@ -484,15 +490,14 @@ impl Machine {
     /// Climbs the ladder of a run that is to end while its agent is not: signal, grace, kill.
     fn settle_ladder(&mut self, step: &mut Step, key: AgentKey, ladder: Option<Ladder>) {
         let now = step.now.mono;
-        let (Some(Ladder::Polite(at) | Ladder::Killed(at)), run) = (ladder, self.agents[&key].run) else { return };
-        if now < at {
-            return;
-        }
+        let Some(rung) = ladder.filter(|rung| now >= rung.due()) else { return };
+        let run = self.agents[&key].run;
         step.order(Effect::KillRun { agent: key, run });
-        if let Some(Ladder::Killed(_)) = ladder {
+        if !matches!(rung, Ladder::Polite(_)) {
             step.order(Effect::FindLaggards { agents: vec![key], reply: None });
         }
-        let next = Some(Ladder::Killed(now + KILL_RETRY));
+        let again = now + KILL_RETRY;
+        let next = Some(if matches!(rung, Ladder::Late(_)) { Ladder::Late(again) } else { Ladder::Killed(again) });
         match &mut self.agent_mut(key).phase {
             Phase::Running { ladder, .. } | Phase::Draining { ladder, .. } => *ladder = next,
             _ => {}
@@ -613,7 +618,7 @@ fn due(agent: &Agent) -> Option<Monotonic> {
     match &agent.phase {
         Phase::Spawning { deadline } => *deadline,
         Phase::Running { ladder, .. } | Phase::Draining { ladder, .. } => {
-            ladder.map(|(Ladder::Polite(at) | Ladder::Killed(at))| at)
+            ladder.map(Ladder::due)
         }
         Phase::Backoff { countdown: Countdown::Until(until) } => Some(*until),
         Phase::Ended { .. } => match agent.home {
