@@ -419,6 +419,10 @@ impl Machine {
         }
         let mut record = ExitRecord::new(Cause::Terminated);
         record.by = by;
+        if agent.run != Run(0) && matches!(agent.phase, Phase::Backoff { .. } | Phase::Held) {
+            // Its last run's end is told; that there is no next one is not.
+            self.publish(step, Kind::GaveUp, key, |event| event.message = format!("not started again: {record}"));
+        }
         let record = agent.last.as_deref().filter(|_| agent.run != Run(0)).cloned().unwrap_or(record);
         self.tell_end(step, key, outcome, &record);
         self.leave(step, key, outcome);
