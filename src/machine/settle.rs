@@ -217,9 +217,14 @@ impl Machine {
     fn expunge(&mut self, step: &mut Step, key: AgentKey) {
         let id = self.agents[&key].spec.id.clone();
         for child in self.agents[&key].children.clone() {
+            let message = format!("spawn {}: its parent {id} could not be started", self.agents[&child].spec.id);
             if let Some(reply) = self.agent_mut(child).reply.take() {
-                let message = format!("spawn {}: its parent {id} could not be started", self.agents[&child].spec.id);
                 step.reply(reply, Err(Error::new(Code::NoSuchParent, message)));
+            } else if !self.agents[&child].has_ended() {
+                // It was queued, or held by a pause: whoever asked for it was told that it will come.
+                let mut record = ExitRecord::new(Cause::Exec);
+                record.error = Some(message);
+                self.tell_end(step, child, Outcome::Failed, &record);
             }
             self.expunge(step, child);
         }
