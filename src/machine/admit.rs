@@ -9,7 +9,7 @@ use super::{Door, Machine, Step};
 use crate::model::config::RETAINED_MOST;
 use crate::model::error::{Code, Error};
 use crate::model::event::Kind;
-use crate::model::id::{AgentId, Level};
+use crate::model::id::{AgentId, Level, Priority};
 use crate::model::limits::Limits;
 use crate::model::request::Answer;
 use crate::model::spec::{Admission, AgentSpec};
@@ -113,6 +113,11 @@ impl Machine {
             let error = Error::new(Code::BoundReached, format!("{name} = {most} is reached: {of}"));
             Err(error.remedy(format!("wait until one ends, ask for admission = \"queue\", or raise {name}")))
         };
+        if let Some(parent) = parent.map(|parent| &self.agents[&parent]).filter(|it| matches!(it.phase, Phase::Queued)) {
+            let message = format!("its parent {} waits for room itself", parent.spec.id);
+            return Err(Error::new(Code::BoundReached, message)
+                .remedy("wait until the parent is admitted, or ask for admission = \"queue\""));
+        }
         if self.admitted >= bounds.max_agents {
             return full("max_agents", bounds.max_agents, &format!("the herd has {} agents", self.admitted));
         }
@@ -155,22 +160,20 @@ impl Machine {
         self.queue_moved = true;
     }
 
-    /// Lets in whoever there is room for now, the most urgent first.
+    /// Lets in the most urgent one that there is room for now, and asks to be called again.
     pub(super) fn settle_queue(&mut self, step: &mut Step) {
-        if self.queue.is_empty() {
-            return;
-        }
-        let waiting: Vec<_> = self.queue.iter().copied().collect();
-        for entry in waiting {
-            let (_, key) = entry;
-            let agent = &self.agents[&key];
-            if agent.down.is_none() && self.room(agent.parent, agent.level, &agent.limits).is_ok() {
-                self.queue.remove(&entry);
-                self.count_in(key);
-                self.enter(key, Phase::Held);
-                self.settle(step, key);
-            }
-        }
+        let has_room = |(_, key): &&(Reverse<Priority>, AgentKey)| {
+            let agent = &self.agents[key];
+            agent.down.is_none() && self.room(agent.parent, agent.level, &agent.limits).is_ok()
+        };
+        let Some(entry) = self.queue.iter().find(has_room).copied() else { return };
+        let (_, key) = entry;
+        self.queue.remove(&entry);
+        self.count_in(key);
+        self.enter(key, Phase::Held);
+        self.settle(step, key);
+        // Whoever waits for its parent to be let in may come before others now.
+        self.queue_moved = true;
     }
 
     /// Says whether a held agent can be started now.

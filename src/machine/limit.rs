@@ -153,12 +153,12 @@ impl Machine {
                 self.check_level(level)?;
                 let profile = self.config.levels.entry(level).or_default();
                 profile.total = profile.total.overlaid(limits);
-                self.queue_moved = true;
                 Vec::new()
             }
         };
         let key = self.fresh();
         self.changes.insert(key, change);
+        self.queue_moved = true;
         if settings.is_empty() {
             self.limits_set(step, key);
         } else {
@@ -296,6 +296,7 @@ impl Machine {
                 }
             }
         }
+        self.queue_moved = true;
         self.config.levels = change.levels;
         self.config.limits = change.herd;
         step.reply(change.reply, Err(error));

@@ -48,6 +48,8 @@ pub(super) enum Stage {
 pub(super) struct Stop {
     tops: Vec<AgentKey>,
     members: Vec<AgentKey>,
+    /// Agents that had ended before, whose cgroup was still there.
+    remains: Vec<AgentKey>,
     pub stage: Stage,
     began: Monotonic,
     replies: Vec<ReplyTo>,
@@ -142,7 +144,8 @@ impl Machine {
         self.begin_stop(step, &keys, grace, &caller.name, Some(to));
     }
 
-    /// Begins to end the subtrees of these agents; those of them that have ended are no matter.
+    /// Begins to end the subtrees of these agents. Of those that have ended, only the cgroup matters: until it is removed, a
+    /// process that moved itself out of its run may live in it.
     pub(super) fn begin_stop(
         &mut self,
         step: &mut Step,
@@ -153,6 +156,11 @@ impl Machine {
     ) {
         let live: Vec<_> = keys.iter().copied().filter(|key| !self.agents[key].has_ended()).collect();
         let tops = self.tops(&live);
+        let remains: Vec<_> = keys
+            .iter()
+            .copied()
+            .filter(|key| self.agents[key].has_ended() && self.agents[key].home != Home::None)
+            .collect();
         let stop_key = StopKey(self.fresh());
         let grace = grace.or_else(|| tops.iter().map(|key| self.agents[key].spec.grace).max()).unwrap_or_default();
         let now = step.now.mono;
@@ -166,12 +174,16 @@ impl Machine {
             pending: members.iter().copied().collect(),
             signals: BTreeSet::new(),
             kills: BTreeSet::new(),
-            unremoved: tops.iter().copied().collect(),
+            unremoved: tops.iter().chain(&remains).copied().collect(),
             tops: tops.clone(),
             members: members.clone(),
+            remains: remains.clone(),
         };
         for key in members {
             self.put_down(key, stop_key, &stop, by);
+        }
+        for key in remains {
+            self.agent_mut(key).stops.push(stop_key);
         }
         self.set_stop_timer(stop_key, None, &stop.stage);
         self.stops.insert(stop_key, stop);
@@ -385,7 +397,7 @@ impl Machine {
         for reply in &stop.replies {
             step.reply(*reply, Ok(Answer::Receipt(receipt.clone())));
         }
-        for member in &stop.members {
+        for member in stop.members.iter().chain(&stop.remains) {
             if let Some(agent) = self.agents.get_mut(member) {
                 agent.stops.retain(|other| *other != key);
                 self.dirty.insert(*member);
