@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::client::Follow;
 use super::follow::read;
 use super::job::{Job, Measured};
+use super::reread::OURSELVES;
 use super::supervisor::{Supervisor, now};
 use crate::api::CALLS_MAX;
 use crate::api::message::Incoming;
@@ -81,6 +82,9 @@ impl Supervisor {
 
     /// Answers a call that the machine, or a hand, has decided upon.
     pub(super) fn reply(&mut self, to: ReplyTo, outcome: Result<Answer, Error>) {
+        if let (OURSELVES, Err(error)) = (to, &outcome) {
+            return tracing::error!("{error}");
+        }
         let value = outcome.and_then(|answer| {
             let value = match answer {
                 Answer::Agent(status) => serde_json::to_value(self.with_lines(*status)),

@@ -27,10 +27,12 @@ mod launch;
 mod memory;
 mod output;
 mod perform;
+mod reread;
 mod settings;
 mod start;
 mod supervisor;
 
 pub use doctor::doctor;
+pub use reread::read_config;
 pub use settings::{Residence, Settings};
 pub use start::{Running, serve, start};

@@ -327,9 +327,4 @@ impl Supervisor {
         self.publish(event);
         tracing::info!("listening on {}", self.settings.socket().display());
     }
-
-    /// Reads the configuration again and applies what can be applied.
-    pub(super) fn reread(&mut self) {
-        tracing::info!("SIGHUP: the configuration is read again");
-    }
 }

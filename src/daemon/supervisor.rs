@@ -17,11 +17,12 @@ use super::job::{Born, Job, Outcome, Tools};
 use super::journal::Journal;
 use super::latency::Detection;
 use super::memory::{Domain, LOOKS, Memory};
+use super::reread::OURSELVES;
 use super::settings::Settings;
 use crate::kernel::cgroup::Place;
 use crate::kernel::watch::{Fact, Left, WatchId};
 use crate::kernel::{clock, pidfd};
-use crate::machine::{AgentKey, Caller, Effect, Frost, Input, Machine, Now, ReplyTo};
+use crate::machine::{AgentKey, Caller, Effect, Frost, Input, Machine, Now};
 use crate::model::error::{Code, Error};
 use crate::model::event::{Event, Kind};
 use crate::model::id::Run;
@@ -210,8 +211,12 @@ impl Supervisor {
     pub fn feed(&mut self, input: Input) {
         let mut effects = Vec::new();
         self.machine.step(now(), input, &mut effects);
+        self.perform_all(effects);
+    }
+
+    pub fn perform_all(&mut self, effects: Vec<Effect>) {
         for effect in effects {
-            self.perform(effect);
+            super::perform::perform(self, effect);
         }
     }
 
@@ -536,7 +541,7 @@ impl Supervisor {
         let grace = (self.stops_asked > 1).then_some(Duration::ZERO);
         let caller = Caller { name: format!("{why} to the daemon").into(), agent: None };
         tracing::info!("{why}: the herd is being ended");
-        self.feed(Input::Asked(ReplyTo { client: 0, call: 0 }, caller, Request::Shutdown(grace)));
+        self.feed(Input::Asked(OURSELVES, caller, Request::Shutdown(grace)));
     }
 
     /// Numbers an event, writes it down and tells those who are up to date.
@@ -584,10 +589,5 @@ impl Supervisor {
     /// Sends a job to the hands.
     pub fn hand(&self, job: Job) {
         self.hands.take(job);
-    }
-
-    /// Carries out an order; see `perform.rs`.
-    fn perform(&mut self, effect: Effect) {
-        super::perform::perform(self, effect);
     }
 }

@@ -169,6 +169,15 @@ impl Machine {
         self.timers.first().map(|(at, _)| *at)
     }
 
+    /// Takes over the bounds and times of a configuration that was read again; its limits are changed by requests. A bound
+    /// that is below what is there already keeps out what comes, and ends nothing.
+    pub fn reconfigure(&mut self, now: Now, config: &HerdConfig, effects: &mut Vec<Effect>) {
+        let (limits, levels) = (std::mem::take(&mut self.config.limits), std::mem::take(&mut self.config.levels));
+        self.config = HerdConfig { limits, levels, ..config.clone() };
+        self.queue_moved = true;
+        self.settle_dirty(&mut Step { now, effects });
+    }
+
     /// Settles every agent and every stop again. It orders nothing, or there is a bug: that is what tests call it for.
     pub fn settle_everything(&mut self, now: Now, effects: &mut Vec<Effect>) {
         self.dirty.extend(self.agents.keys());
