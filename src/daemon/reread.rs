@@ -20,7 +20,8 @@ pub fn read_config(path: &std::path::Path) -> Result<HerdConfig, Error> {
     let shown = path.display();
     let bytes = std::fs::read(path).map_err(|error| Error::new(Code::BadTree, format!("read {shown}: {error}")))?;
     let tree = Tree::parse(&bytes).map_err(|mistakes| {
-        let list: Vec<String> = mistakes.iter().map(|mistake| format!("{shown}:{mistake}; {}", mistake.remedy)).collect();
+        let list: Vec<String> =
+            mistakes.iter().map(|mistake| format!("{shown}:{mistake}; {}", mistake.remedy)).collect();
         Error::new(Code::BadTree, list.join("\n")).remedy(format!("`treeherd check {shown}` shows each in its place"))
     })?;
     if let Some(agent) = tree.agents.first() {
@@ -49,7 +50,8 @@ impl Supervisor {
         self.settings.herd = config.clone();
         self.perform_all(effects);
         self.relimit(LimitScope::Herd, &before.limits, &config.limits);
-        let levels: std::collections::BTreeSet<Level> = before.levels.keys().chain(config.levels.keys()).copied().collect();
+        let levels: std::collections::BTreeSet<Level> =
+            before.levels.keys().chain(config.levels.keys()).copied().collect();
         for level in levels {
             let (old, new) = (before.level(level), config.level(level));
             self.relimit(LimitScope::Each(level), &old.each, &new.each);
@@ -62,7 +64,9 @@ impl Supervisor {
     /// Asks for what has changed; a limit that is not in the file any more is told, as there is no telling what it should become.
     fn relimit(&mut self, scope: LimitScope, old: &Limits, new: &Limits) {
         for (knob, setting) in old.iter().filter(|(knob, _)| new.get(*knob).is_none()) {
-            tracing::warn!("SIGHUP: {knob} = {setting} of {scope:?} stays until it is set to something else, or to max");
+            tracing::warn!(
+                "SIGHUP: {knob} = {setting} of {scope:?} stays until it is set to something else, or to max"
+            );
         }
         let changed: Limits = new
             .iter()

@@ -226,7 +226,7 @@ fn end_leftovers(cgroups: &Cgroups) -> Result<u64, Error> {
 }
 
 /// Tries once whether a child can be cloned into a cgroup here.
-fn canary(cgroups: &Cgroups) -> Result<Way, Error> {
+pub(super) fn canary(cgroups: &Cgroups) -> Result<Way, Error> {
     let place = Place::herd().join("canary");
     let leaf = cgroups.make_leaf(&place)?;
     let way = spawn::way_that_works(leaf.as_fd()).map_err(Error::from);

@@ -183,14 +183,7 @@ impl Observer {
     }
 
     /// Compares what the machine has ordered and told with what is true.
-    pub fn after(
-        &mut self,
-        machine: &Machine,
-        kernel: &Kernel,
-        now: Now,
-        asked: Option<ReplyTo>,
-        effects: &[Effect],
-    ) {
+    pub fn after(&mut self, machine: &Machine, kernel: &Kernel, now: Now, asked: Option<ReplyTo>, effects: &[Effect]) {
         self.learn(machine, asked);
         let was_queued = self.queued.clone();
         let mut together: BTreeMap<String, BTreeSet<AgentKey>> = BTreeMap::new();
@@ -259,7 +252,11 @@ impl Observer {
                 assert!(self.spawning.insert(key), "{key}: two spawns at once");
                 assert!(!self.down.contains(&key), "{key}: what was stopped does not run again");
                 for above in self.chain(key) {
-                    assert_ne!(self.frosts.get(&above), Some(&Frost::Frozen), "{key}: clone into a frozen cgroup hangs");
+                    assert_ne!(
+                        self.frosts.get(&above),
+                        Some(&Frost::Frozen),
+                        "{key}: clone into a frozen cgroup hangs"
+                    );
                     assert!(!self.removing.contains(&above), "{key}: a spawn into {above}, which is being removed");
                     assert!(!self.paused.contains(&above), "{key}: a spawn into {above}, which is paused");
                 }
@@ -572,7 +569,11 @@ impl Observer {
             assert_eq!(machine.limits_of(*key), Some(&dir.limits), "{key}: its limits are the kernel's");
             if let Some(limits) = &dir.nursery {
                 let level = self.known[key].level.below();
-                assert_eq!(machine.config().level(level).siblings, *limits, "{key}: the limits of its children together");
+                assert_eq!(
+                    machine.config().level(level).siblings,
+                    *limits,
+                    "{key}: the limits of its children together"
+                );
             }
         }
         assert_eq!(machine.config().limits, kernel.herd, "the herd's limits are the kernel's");
@@ -592,10 +593,14 @@ impl Observer {
         let bounds = &self.config.bounds;
         let at_level = counts.levels.get(&known.level).copied().unwrap_or(0);
         let siblings = known.parent.map_or(0, |parent| {
-            machine.children_of(parent).into_iter().filter(|it| {
-                let state = state(machine, *it);
-                !state.has_ended() && state != State::Queued
-            }).count()
+            machine
+                .children_of(parent)
+                .into_iter()
+                .filter(|it| {
+                    let state = state(machine, *it);
+                    !state.has_ended() && state != State::Queued
+                })
+                .count()
         });
         let is_full = at_level >= bounds.max_agents_per_level.into()
             || counts.levels.values().sum::<u64>() >= bounds.max_agents.into()

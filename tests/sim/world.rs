@@ -264,9 +264,7 @@ impl World {
                     Input::Spawned { agent, pid: self.kernel.spawn(&order, parent, temper) }
                 }
             }
-            Effect::Signal { agent, run, .. } => {
-                Input::Signalled { agent, processes: self.kernel.signal(agent, run) }
-            }
+            Effect::Signal { agent, run, .. } => Input::Signalled { agent, processes: self.kernel.signal(agent, run) },
             Effect::KillRun { agent, run } => {
                 if self.kernel.kill_run(agent, run) {
                     let answer = Input::SpawnFailed { agent, failure: failure(Stage::Killed) };
