@@ -550,6 +550,10 @@ impl Supervisor {
         self.journal.append(&mut event);
         super::perform::log(&event);
         self.tell_followers(&event);
+        if let Some(key) = event.agent.as_ref().and_then(|id| self.machine.key_of(id)) {
+            // It may have been the end of what somebody follows.
+            self.stir_followers(key);
+        }
     }
 
     /// The cgroups of an agent and all below it are gone, and so is what listened to them.
