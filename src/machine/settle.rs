@@ -582,7 +582,7 @@ impl Machine {
     /// Sets the agent's one timer to the next thing that it waits for.
     fn set_timer(&mut self, key: AgentKey) {
         let Some(agent) = self.agents.get(&key) else { return };
-        let due = due(agent);
+        let due = if self.is_removal_held(agent) { None } else { due(agent) };
         if due == agent.due {
             return;
         }

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::agent::{Down, Home, Outcome, Phase, Signal};
+use super::agent::{Agent, Down, Home, Outcome, Phase, Signal};
 use super::input::{AgentKey, Caller, Effect, Frost, ReplyTo};
 use super::{Door, Machine, Step, Timer};
 use crate::model::error::{Code, Error};
@@ -453,14 +453,21 @@ impl Machine {
             Home::Emptying(retry) => step.now.mono >= retry,
             Home::None | Home::Making | Home::Removing => false,
         };
+        if is_due && !self.is_removal_held(agent) {
+            self.agent_mut(key).home = Home::Removing;
+            step.order(Effect::Remove(key));
+        }
+    }
+
+    /// Says whether an ended agent's cgroup is left to something else than time: an agent above that will take it along, or a
+    /// write that is on a hand.
+    pub(super) fn is_removal_held(&self, agent: &Agent) -> bool {
         let goes_along = agent.parent.is_some_and(|parent| {
             let parent = &self.agents[&parent];
             parent.down.is_some() || parent.has_ended()
         });
-        if is_due && !goes_along && agent.freezer.ordered.is_none() {
-            self.agent_mut(key).home = Home::Removing;
-            step.order(Effect::Remove(key));
-        }
+        let is_there = matches!(agent.home, Home::Made | Home::Emptying(_));
+        agent.has_ended() && is_there && (goes_along || agent.freezer.ordered.is_some())
     }
 
     /// Says how an agent that is to end has ended.
