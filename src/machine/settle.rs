@@ -428,7 +428,7 @@ impl Machine {
             // Its last run's end is told; that there is no next one is not.
             self.publish(step, Kind::GaveUp, key, |event| event.message = format!("not started again: {record}"));
         }
-        let record = agent.last.as_deref().filter(|_| agent.run != Run(0)).cloned().unwrap_or(record);
+        let record = agent.last.as_deref().cloned().unwrap_or(record);
         self.tell_end(step, key, outcome, &record);
         self.leave(step, key, outcome);
         self.note_ended(step.now.mono, key);
