@@ -384,9 +384,7 @@ impl Machine {
                 if let Some(tally) = stop.tallies.get_mut(&key) {
                     tally.emptied = Some(now);
                 }
-                if stop.pending.is_empty() {
-                    self.dirty_stops.insert(stop_key);
-                }
+                self.dirty_stops.insert(stop_key);
             }
         }
     }
