@@ -249,6 +249,7 @@ impl Machine {
     fn settle_door(&mut self, step: &mut Step) {
         let is_over = self.door == Door::Closed
             && self.stops.is_empty()
+            && self.changes.is_empty()
             && self.agents.values().all(|agent| agent.has_ended() && agent.home == Home::None);
         if is_over {
             self.door = Door::Finished;
