@@ -629,7 +629,7 @@ fn due(agent: &Agent) -> Option<Monotonic> {
         Phase::Running { ladder, .. } | Phase::Draining { ladder, .. } => {
             ladder.map(Ladder::due)
         }
-        Phase::Backoff { countdown: Countdown::Until(until) } => Some(*until),
+        Phase::Backoff { countdown: Countdown::Until(until) } if agent.down.is_none() => Some(*until),
         Phase::Ended { .. } => match agent.home {
             Home::Emptying(retry) => Some(retry),
             Home::None => agent.expires.filter(|_| agent.children.is_empty() && agent.stops.is_empty()),
