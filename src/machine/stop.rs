@@ -342,16 +342,16 @@ impl Machine {
 
     pub(super) fn killed(&mut self, top: AgentKey, counts: &[(AgentKey, u64)]) {
         for (stop_key, stop) in &mut self.stops {
-            if !stop.kills.remove(&top) {
-                continue;
-            }
+            // Another stop's kill of the same agents is news for this one, too.
             for (key, count) in counts {
                 if let Some(tally) = stop.tallies.get_mut(key) {
-                    // What an earlier kill of this stop has counted and is still dying is not counted twice.
+                    // What an earlier kill has counted and is still dying is not counted twice.
                     tally.killed = tally.killed.max(*count);
                 }
             }
-            self.dirty_stops.insert(*stop_key);
+            if stop.kills.remove(&top) {
+                self.dirty_stops.insert(*stop_key);
+            }
         }
     }
 
