@@ -282,7 +282,7 @@ impl Machine {
             Stage::Freezing(deadline) => {
                 let is_frozen = |top: &AgentKey| {
                     let agent = &self.agents[top];
-                    agent.home != Home::Made || agent.freezer.seen == Frost::Frozen
+                    agent.home != Home::Made || agent.freezer.is_confirmed()
                 };
                 if now >= deadline || stop.tops.iter().all(is_frozen) {
                     Stage::Killing(now + KILL_RETRY)
