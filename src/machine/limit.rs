@@ -285,6 +285,12 @@ impl Machine {
             let message = format!("level {level} siblings: {knob} = {mine} is wider than the herd's {theirs}");
             return Err(Error::new(Code::LimitTooWide, message).remedy("lower it, or raise the herd's"));
         }
+        let in_making =
+            self.agents.values().find(|agent| agent.level.below() == level && agent.nursery == Home::Making);
+        if let Some(parent) = in_making {
+            let message = format!("level {level} siblings: the first child of {} is being started", parent.spec.id);
+            return Err(Error::new(Code::WrongState, message).remedy("ask again when it runs"));
+        }
         let profile = self.config.levels.entry(level).or_default();
         profile.siblings = profile.siblings.overlaid(limits);
         let parents = self.agents.values().filter(|agent| agent.level.below() == level && agent.nursery == Home::Made);
