@@ -211,6 +211,11 @@ impl Observer {
             assert!(!self.has_finished, "nothing is ordered after the end: {effect:?}");
             self.ordered(machine, kernel, now, effect);
         }
+        for group in &mut self.groups {
+            if group.tops.iter().any(|key| self.frosts.get(key) == Some(&Frost::Frozen)) {
+                group.freezes_since.get_or_insert(now.mono);
+            }
+        }
         self.check_always(machine, kernel, now);
         self.check_queue(machine, &was_queued);
     }
