@@ -101,6 +101,13 @@ pub(super) struct Freezer {
     pub told: Frost,
 }
 
+impl Freezer {
+    /// Says whether the kernel has confirmed that the subtree is frozen, and nothing is on its way to change that.
+    pub fn is_confirmed(&self) -> bool {
+        self.seen == Frost::Frozen && self.written == Frost::Frozen && self.ordered.is_none()
+    }
+}
+
 /// The request to end an agent, as far as it concerns this agent.
 #[derive(Clone, Debug)]
 pub(super) struct Down {

@@ -25,6 +25,9 @@ pub(super) struct Change {
     herd: Limits,
 }
 
+/// How many changes of limits may wait for the one that is on a hand.
+const WAITING_CHANGES_MOST: usize = 1000;
+
 /// Narrows `outer` by every setting of `inner` that is not wider.
 fn tighten(outer: &mut Limits, inner: &Limits) {
     for (knob, setting) in inner.iter() {
@@ -122,7 +125,37 @@ impl Machine {
         self.config.levels.get(&level).map(|profile| profile.siblings.clone()).unwrap_or_default()
     }
 
+    /// Begins a change of limits, or has it wait until the one before is done: two hands would carry out two changes of one
+    /// knob in an order that nobody chose, and what the kernel refuses must not be taken back from under another change.
     pub(super) fn ask_limit(
+        &mut self,
+        step: &mut Step,
+        to: ReplyTo,
+        scope: LimitScope,
+        limits: Limits,
+    ) -> Result<(), Error> {
+        if self.changes.is_empty() {
+            return self.change_limits(step, to, scope, &limits);
+        }
+        if self.waiting_changes.len() >= WAITING_CHANGES_MOST {
+            let message = format!("change limits: {WAITING_CHANGES_MOST} changes wait already");
+            return Err(Error::new(Code::BoundReached, message).remedy("ask again in a moment"));
+        }
+        self.waiting_changes.push_back((to, scope, limits));
+        Ok(())
+    }
+
+    /// Begins the changes that waited, until one is on a hand.
+    fn next_change(&mut self, step: &mut Step) {
+        while self.changes.is_empty() {
+            let Some((to, scope, limits)) = self.waiting_changes.pop_front() else { return };
+            if let Err(error) = self.change_limits(step, to, scope, &limits) {
+                step.reply(to, Err(error));
+            }
+        }
+    }
+
+    fn change_limits(
         &mut self,
         step: &mut Step,
         to: ReplyTo,
@@ -160,7 +193,7 @@ impl Machine {
         self.changes.insert(key, change);
         self.queue_moved = true;
         if settings.is_empty() {
-            self.limits_set(step, key);
+            self.tell_change(step, key);
         } else {
             step.order(Effect::SetLimits { change: key, settings });
         }
@@ -252,6 +285,12 @@ impl Machine {
             let message = format!("level {level} siblings: {knob} = {mine} is wider than the herd's {theirs}");
             return Err(Error::new(Code::LimitTooWide, message).remedy("lower it, or raise the herd's"));
         }
+        let in_making =
+            self.agents.values().find(|agent| agent.level.below() == level && agent.nursery == Home::Making);
+        if let Some(parent) = in_making {
+            let message = format!("level {level} siblings: the first child of {} is being started", parent.spec.id);
+            return Err(Error::new(Code::WrongState, message).remedy("ask again when it runs"));
+        }
         let profile = self.config.levels.entry(level).or_default();
         profile.siblings = profile.siblings.overlaid(limits);
         let parents = self.agents.values().filter(|agent| agent.level.below() == level && agent.nursery == Home::Made);
@@ -259,6 +298,11 @@ impl Machine {
     }
 
     pub(super) fn limits_set(&mut self, step: &mut Step, key: u64) {
+        self.tell_change(step, key);
+        self.next_change(step);
+    }
+
+    fn tell_change(&mut self, step: &mut Step, key: u64) {
         let Some(change) = self.changes.remove(&key) else { return };
         let level = |level: &Level| self.config.levels.get(level).cloned().unwrap_or_default();
         let now = match &change.scope {
@@ -300,5 +344,6 @@ impl Machine {
         self.config.levels = change.levels;
         self.config.limits = change.herd;
         step.reply(change.reply, Err(error));
+        self.next_change(step);
     }
 }

@@ -428,7 +428,7 @@ impl Machine {
             // Its last run's end is told; that there is no next one is not.
             self.publish(step, Kind::GaveUp, key, |event| event.message = format!("not started again: {record}"));
         }
-        let record = agent.last.as_deref().filter(|_| agent.run != Run(0)).cloned().unwrap_or(record);
+        let record = agent.last.as_deref().cloned().unwrap_or(record);
         self.tell_end(step, key, outcome, &record);
         self.leave(step, key, outcome);
         self.note_ended(step.now.mono, key);
@@ -582,7 +582,7 @@ impl Machine {
     /// Sets the agent's one timer to the next thing that it waits for.
     fn set_timer(&mut self, key: AgentKey) {
         let Some(agent) = self.agents.get(&key) else { return };
-        let due = due(agent);
+        let due = if self.is_removal_held(agent) { None } else { due(agent) };
         if due == agent.due {
             return;
         }
@@ -626,8 +626,15 @@ impl Machine {
 fn due(agent: &Agent) -> Option<Monotonic> {
     match &agent.phase {
         Phase::Spawning { deadline } => *deadline,
+<<<<<<< HEAD
         Phase::Running { ladder, .. } | Phase::Draining { ladder, .. } => ladder.map(Ladder::due),
         Phase::Backoff { countdown: Countdown::Until(until) } => Some(*until),
+=======
+        Phase::Running { ladder, .. } | Phase::Draining { ladder, .. } => {
+            ladder.map(Ladder::due)
+        }
+        Phase::Backoff { countdown: Countdown::Until(until) } if agent.down.is_none() => Some(*until),
+>>>>>>> sim
         Phase::Ended { .. } => match agent.home {
             Home::Emptying(retry) => Some(retry),
             Home::None => agent.expires.filter(|_| agent.children.is_empty() && agent.stops.is_empty()),

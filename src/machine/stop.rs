@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::agent::{Down, Home, Outcome, Phase, Signal};
+use super::agent::{Agent, Down, Home, Outcome, Phase, Signal};
 use super::input::{AgentKey, Caller, Effect, Frost, ReplyTo};
 use super::{Door, Machine, Step, Timer};
 use crate::model::error::{Code, Error};
@@ -282,7 +282,7 @@ impl Machine {
             Stage::Freezing(deadline) => {
                 let is_frozen = |top: &AgentKey| {
                     let agent = &self.agents[top];
-                    agent.home != Home::Made || agent.freezer.seen == Frost::Frozen
+                    agent.home != Home::Made || agent.freezer.is_confirmed()
                 };
                 if now >= deadline || stop.tops.iter().all(is_frozen) {
                     Stage::Killing(now + KILL_RETRY)
@@ -342,16 +342,16 @@ impl Machine {
 
     pub(super) fn killed(&mut self, top: AgentKey, counts: &[(AgentKey, u64)]) {
         for (stop_key, stop) in &mut self.stops {
-            if !stop.kills.remove(&top) {
-                continue;
-            }
+            // Another stop's kill of the same agents is news for this one, too.
             for (key, count) in counts {
                 if let Some(tally) = stop.tallies.get_mut(key) {
-                    // What an earlier kill of this stop has counted and is still dying is not counted twice.
+                    // What an earlier kill has counted and is still dying is not counted twice.
                     tally.killed = tally.killed.max(*count);
                 }
             }
-            self.dirty_stops.insert(*stop_key);
+            if stop.kills.remove(&top) {
+                self.dirty_stops.insert(*stop_key);
+            }
         }
     }
 
@@ -384,9 +384,7 @@ impl Machine {
                 if let Some(tally) = stop.tallies.get_mut(&key) {
                     tally.emptied = Some(now);
                 }
-                if stop.pending.is_empty() {
-                    self.dirty_stops.insert(stop_key);
-                }
+                self.dirty_stops.insert(stop_key);
             }
         }
     }
@@ -453,14 +451,21 @@ impl Machine {
             Home::Emptying(retry) => step.now.mono >= retry,
             Home::None | Home::Making | Home::Removing => false,
         };
+        if is_due && !self.is_removal_held(agent) {
+            self.agent_mut(key).home = Home::Removing;
+            step.order(Effect::Remove(key));
+        }
+    }
+
+    /// Says whether an ended agent's cgroup is left to something else than time: an agent above that will take it along, or a
+    /// write that is on a hand.
+    pub(super) fn is_removal_held(&self, agent: &Agent) -> bool {
         let goes_along = agent.parent.is_some_and(|parent| {
             let parent = &self.agents[&parent];
             parent.down.is_some() || parent.has_ended()
         });
-        if is_due && !goes_along && agent.freezer.ordered.is_none() {
-            self.agent_mut(key).home = Home::Removing;
-            step.order(Effect::Remove(key));
-        }
+        let is_there = matches!(agent.home, Home::Made | Home::Emptying(_));
+        agent.has_ended() && is_there && (goes_along || agent.freezer.ordered.is_some())
     }
 
     /// Says how an agent that is to end has ended.
