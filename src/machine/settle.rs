@@ -145,6 +145,7 @@ impl Machine {
         if agent.home == Home::Making {
             agent.home = home;
         }
+        self.frost_moved.insert(key);
         self.dirty.insert(key);
         if home == Home::Made {
             let children = self.agents[&key].children.clone();
@@ -626,15 +627,10 @@ impl Machine {
 fn due(agent: &Agent) -> Option<Monotonic> {
     match &agent.phase {
         Phase::Spawning { deadline } => *deadline,
-<<<<<<< HEAD
-        Phase::Running { ladder, .. } | Phase::Draining { ladder, .. } => ladder.map(Ladder::due),
-        Phase::Backoff { countdown: Countdown::Until(until) } => Some(*until),
-=======
         Phase::Running { ladder, .. } | Phase::Draining { ladder, .. } => {
             ladder.map(Ladder::due)
         }
         Phase::Backoff { countdown: Countdown::Until(until) } if agent.down.is_none() => Some(*until),
->>>>>>> sim
         Phase::Ended { .. } => match agent.home {
             Home::Emptying(retry) => Some(retry),
             Home::None => agent.expires.filter(|_| agent.children.is_empty() && agent.stops.is_empty()),
