@@ -145,6 +145,7 @@ impl Machine {
         if agent.home == Home::Making {
             agent.home = home;
         }
+        self.frost_moved.insert(key);
         self.dirty.insert(key);
         if home == Home::Made {
             let children = self.agents[&key].children.clone();
