@@ -185,6 +185,7 @@ impl Machine {
     pub fn settle_everything(&mut self, now: Now, effects: &mut Vec<Effect>) {
         self.dirty.extend(self.agents.keys());
         self.dirty_stops.extend(self.stops.keys());
+        self.frost_moved.extend(self.agents.keys());
         self.queue_moved = true;
         self.settle_dirty(&mut Step { now, effects });
     }

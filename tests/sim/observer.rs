@@ -60,6 +60,8 @@ pub struct Observer {
     frosts: BTreeMap<AgentKey, Frost>,
     groups: Vec<Group>,
     paused: BTreeSet<AgentKey>,
+    /// The last pause or resume of each agent.
+    frost_asked: BTreeMap<AgentKey, ReplyTo>,
     backoffs: BTreeMap<AgentKey, Duration>,
     queued: BTreeSet<AgentKey>,
     /// Agents that were announced, and not yet ended.
@@ -90,6 +92,7 @@ impl Observer {
             frosts: BTreeMap::new(),
             groups: Vec::new(),
             paused: BTreeSet::new(),
+            frost_asked: BTreeMap::new(),
             backoffs: BTreeMap::new(),
             queued: BTreeSet::new(),
             announced: BTreeSet::new(),
@@ -165,6 +168,9 @@ impl Observer {
             for key in &keys {
                 self.paused.remove(key);
             }
+        }
+        if let Request::Pause(_) | Request::Resume(_) = request {
+            self.frost_asked.extend(keys.iter().map(|key| (*key, to)));
         }
         if let Request::Limit(LimitScope::Total(_) | LimitScope::Each(_) | LimitScope::Agent(_), _) = request {
             self.totals_changed = true;
@@ -337,7 +343,9 @@ impl Observer {
         assert!(!groups.is_empty(), "{top}: killed, and nobody asked");
         let is_right = |group: &&Group| {
             let is_late = group.freezes_since.is_some_and(|at| now.mono >= at + Duration::from_millis(500));
-            is_late || group.tops.len() == 1 || group.tops.iter().all(|key| kernel.is_still(*key))
+            // What has strayed from a run that is over is found and killed when its cgroup is removed, level or not.
+            let is_still = |key: &AgentKey| kernel.within(*key).all(|(_, it)| it.is_stopped || it.has_strayed);
+            is_late || group.tops.len() == 1 || group.tops.iter().all(is_still)
         };
         assert!(groups.iter().any(is_right), "{top}: killed while others of its group still run");
         let several = groups.iter().all(|group| group.tops.len() > 1);
@@ -358,12 +366,14 @@ impl Observer {
             (Request::Pause(_), Some(Answer::Agents(agents))) => {
                 for agent in agents.iter().filter(|it| it.paused == Paused::Own && !it.state.has_ended()) {
                     let key = self.names[&agent.id];
-                    assert!(kernel.is_still(key), "{}: said to be paused, and it runs", agent.id);
+                    let is_news = self.frost_asked.get(&key) == Some(&to) && !self.down.contains(&key);
+                    assert!(!is_news || kernel.is_still(key), "{}: said to be paused, and it runs", agent.id);
                 }
             }
             (Request::Resume(_), Some(Answer::Agents(agents))) => {
                 for agent in agents.iter().filter(|it| it.paused != Paused::Own && !it.state.has_ended()) {
-                    let dir = kernel.dirs.get(&self.names[&agent.id]);
+                    let key = self.names[&agent.id];
+                    let dir = kernel.dirs.get(&key).filter(|_| self.frost_asked.get(&key) == Some(&to));
                     assert!(dir.is_none_or(|dir| dir.freeze == Frost::Thawed), "{}: said to be resumed", agent.id);
                 }
             }
