@@ -1,0 +1,59 @@
+//! Where a daemon lives, and what it holds its herd to.
+
+use std::path::{Path, PathBuf};
+
+use crate::model::config::HerdConfig;
+
+/// What a daemon needs to know before it starts.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// What the herd is held to.
+    pub herd: HerdConfig,
+    /// The directory of the socket, the journal and the output. Made if its parent is there.
+    pub state_dir: PathBuf,
+    /// The root cgroup's path below the cgroup2 mount point: `treeherd`, `system.slice/treeherd.service`.
+    pub cgroup: String,
+    /// The socket; `treeherd.sock` in the state directory if none is given.
+    pub socket: Option<PathBuf>,
+    /// The file from which `herd` was read: it is read again on SIGHUP.
+    pub config: Option<PathBuf>,
+    /// Whether the supervisor moves into a cgroup of its own.
+    pub residence: Residence,
+}
+
+/// Where the supervising process itself lives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Residence {
+    /// In a fresh leaf beside the herd: a daemon.
+    OwnLeaf,
+    /// Where it is: a program that uses the library.
+    #[default]
+    Stay,
+}
+
+impl Settings {
+    /// Makes settings with everything but the state directory at its default.
+    #[must_use]
+    pub fn new(state_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            herd: HerdConfig::default(),
+            state_dir: state_dir.into(),
+            cgroup: "treeherd".to_owned(),
+            socket: None,
+            config: None,
+            residence: Residence::default(),
+        }
+    }
+
+    /// Returns the socket's path.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.socket.clone().unwrap_or_else(|| self.state_dir.join("treeherd.sock"))
+    }
+
+    /// Returns the state directory.
+    #[must_use]
+    pub fn state_dir(&self) -> &Path {
+        &self.state_dir
+    }
+}
