@@ -64,7 +64,8 @@ pub(super) fn run(global: &Global, args: RunArgs, screen: &mut Screen) -> Done {
         let error = Error::new(Code::BadTree, format!("{} has no agents", args.file.display()));
         return Err(error.remedy("add one, as in [agents.hello] with command = \"echo hello\"").into());
     }
-    log_to_stderr(global.log_format, "warn");
+    // What befalls agents is shown as events.
+    log_to_stderr(global.log_format, "error");
     let signals = signals().map_err(|error| Error::new(Code::Kernel, format!("catch signals: {error}")))?;
     let place = Place::choose(global)?;
     let mut settings = Settings::new(&place.dir);
@@ -158,7 +159,9 @@ fn watch(herd: &Herd, agents: Vec<AgentSpec>, signals: &UnixStream, view: &mut V
             Some(Message::NotEnded(error)) => tell(&error, false),
             None => {
                 view.flush()?;
-                wait(&client, Some((&crew.wake, signals)), None)?;
+                if wait(&client, Some((&crew.wake, signals)), None)? {
+                    take(&mut client, view)?;
+                }
             }
         }
         for _ in 0..arrived(signals) {
@@ -172,10 +175,15 @@ fn watch(herd: &Herd, agents: Vec<AgentSpec>, signals: &UnixStream, view: &mut V
 /// Shows what is here already.
 fn drain(client: &mut Client, view: &mut View<'_>) -> Result<(), Failure> {
     while client.has_more() {
-        let note = client.note()?;
-        view.take(note, client)?;
+        take(client, view)?;
     }
     Ok(())
+}
+
+/// Shows the next notification; waits for it if it is not here.
+fn take(client: &mut Client, view: &mut View<'_>) -> Result<(), Failure> {
+    let note = client.note()?;
+    view.take(note, client)
 }
 
 /// Shows the last of what the agents, which have all ended, wrote.
@@ -189,18 +197,22 @@ fn settle(client: &mut Client, view: &mut View<'_>) -> Result<(), Failure> {
         if !view.is_following() || left.is_zero() {
             return Ok(());
         }
-        wait(client, None, Some(left))?;
+        view.flush()?;
+        if wait(client, None, Some(left))? {
+            take(client, view)?;
+        }
     }
 }
 
-/// Waits until there is something to do.
-fn wait(client: &Client, others: Option<(&UnixStream, &UnixStream)>, most: Option<Duration>) -> Result<(), Error> {
+/// Waits until there is something to do, and says whether it is the supervisor that has something to tell.
+fn wait(client: &Client, others: Option<(&UnixStream, &UnixStream)>, most: Option<Duration>) -> Result<bool, Error> {
     let others = others.map(|(wake, signals)| [wake.as_fd(), signals.as_fd()]);
     let fds = std::iter::once(client.as_fd()).chain(others.into_iter().flatten());
     let mut fds: Vec<PollFd<'_>> = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
     let most = most.and_then(|most| Timespec::try_from(most).ok());
     match poll(&mut fds, most.as_ref()) {
-        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+        Ok(_) => Ok(!fds[0].revents().is_empty()),
+        Err(rustix::io::Errno::INTR) => Ok(false),
         Err(errno) => Err(Error::new(Code::Kernel, format!("poll: {errno}"))),
     }
 }

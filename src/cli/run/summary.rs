@@ -12,7 +12,6 @@ use crate::model::id::AgentId;
 use crate::model::spec::AgentSpec;
 use crate::model::status::{AgentStatus, ExitRecord, State};
 use crate::model::time::Wall;
-use crate::model::units::Bytes;
 
 /// What is known of one agent.
 #[derive(Clone, Debug, Serialize)]
@@ -87,7 +86,7 @@ impl Summary {
         record.state = Some(status.state);
         record.runs = status.run.0;
         record.exit = status.exit.clone().or(record.exit.take());
-        record.started = record.started.or(status.started);
+        record.started = record.started.into_iter().chain(status.started).min();
         record.ended = status.ended.or(record.ended);
     }
 
@@ -106,7 +105,7 @@ impl Summary {
         }
         let rows: Vec<_> = self.records.iter().filter(|record| !record.is_quiet_group()).map(Record::row).collect();
         screen.line("")?;
-        screen.table(&["ID", "STATE", "RUNS", "TIME", "MAX RSS", "EXIT"], &rows)?;
+        screen.table(&["ID", "STATE", "RUNS", "TIME", "EXIT"], &rows)?;
         let all = self.records.iter().filter(|record| !record.is_quiet_group()).count();
         let well = self.records.iter().filter(|record| !record.is_quiet_group() && record.is_well()).count();
         let verdict = if self.all_completed() {
@@ -135,7 +134,6 @@ impl Record {
             (None, None) => Cell::new("unknown").style(BAD),
         };
         let ms = self.started.zip(self.ended).map(|(from, to)| to.0.saturating_sub(from.0) / 1_000_000);
-        let rss = self.exit.as_ref().map(|exit| exit.rusage.max_rss_bytes).filter(|bytes| *bytes > 0);
         let exit = match (&self.exit, &self.refused) {
             (Some(exit), _) => exit.to_string(),
             (None, Some(error)) => error.message.clone(),
@@ -146,7 +144,6 @@ impl Record {
             state,
             Cell::number(self.runs),
             Cell::number(ms.map_or("-".to_owned(), duration)),
-            Cell::number(rss.map_or("-".to_owned(), |bytes| Bytes(bytes).to_string())),
             Cell::new(exit),
         ]
     }
