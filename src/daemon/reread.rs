@@ -37,7 +37,7 @@ impl Supervisor {
             return tracing::warn!("SIGHUP: there is no configuration file to read again; start with --config FILE");
         };
         match read_config(&path) {
-            Ok(config) => self.reconfigure(config),
+            Ok(config) => self.reconfigure(self.settings.flags.over(config)),
             Err(error) => tracing::error!("SIGHUP: nothing is changed: {error}"),
         }
     }

@@ -68,8 +68,11 @@ fn a_file_may_be_empty_or_have_groups_only() {
     assert!(tree.agents[0].is_group() && !tree.agents[1].is_group());
 }
 
+/// A line, a column, and a part of the message; `|` stands between parts of which one will do.
+type Told = (usize, usize, &'static str);
+
 /// Each bad file with the place and a part of the message of each mistake in it.
-const BAD: &[(&str, &[(usize, usize, &str)])] = &[
+const BAD: &[(&str, &[Told])] = &[
     ("[agents.a\ncommand = 'x'", &[(1, 10, "not TOML")]),
     ("[agents.a]\ncommand = ", &[(2, 11, "not TOML")]),
     ("[agent.a]", &[(1, 2, "there is no key \"agent\" in a tree file")]),
