@@ -134,8 +134,14 @@ fn every_order_of_a_terminate_and_a_restart() {
     let mut agent = spec("a", None);
     agent.restart.policy = RestartPolicy::Always;
     agent.restart.delay = Duration::ZERO;
-    let deeds =
-        [spawn(agent), Deed::Fork(0), Deed::Exit(0, 1), Deed::Pass, terminate(&["a"], Duration::from_secs(1)), Deed::Pass];
+    let deeds = [
+        spawn(agent),
+        Deed::Fork(0),
+        Deed::Exit(0, 1),
+        Deed::Pass,
+        terminate(&["a"], Duration::from_secs(1)),
+        Deed::Pass,
+    ];
     explore("terminate and restart", &deeds, &HerdConfig::default());
 }
 

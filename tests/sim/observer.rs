@@ -620,7 +620,10 @@ impl Observer {
             let is_over = kernel.in_run(*key, *run).next().is_none() && kernel.deaths.contains_key(&(*key, *run));
             // A completion is told when the agents below have ended, too.
             let waits = machine.key_of_state(*key) == Some(State::Running) && machine.run_of(*key) == Some(*run);
-            assert!(!is_over || waits || self.told.contains(&(*key, *run)), "{key}: the end of run {run} was never told");
+            assert!(
+                !is_over || waits || self.told.contains(&(*key, *run)),
+                "{key}: the end of run {run} was never told"
+            );
         }
     }
 

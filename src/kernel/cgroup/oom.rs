@@ -3,7 +3,7 @@
 //! | | victim's counter | whose limit |
 //! | --- | --- | --- |
 //! | cgroup2 | `oom_kill` of `memory.events.local` of the cgroup in which the victim was | `oom` of `memory.events.local` |
-//! | v1 | `oom_kill` of `memory.oom_control` of the mirror in which the victim was, and of no other one | `memory.failcnt` |
+//! | v1 | `oom_kill` of `memory.oom_control` of the mirror in which the victim was, and of no other one | `memory.failcnt`, `memory.memsw.failcnt` |
 //!
 //! On v1 no counter tells an OOM from a reclaim at the limit: `failcnt` rises with both. `memory.max_usage_in_bytes` does
 //! not help, as usage stands at the limit in both cases. The eventfd is signalled in the mirror whose limit was reached
@@ -64,8 +64,13 @@ impl Cgroups {
             Binding::V1 { .. } => {
                 let Some(dir) = self.mirror(place, Controller::Memory) else { return Ok(None) };
                 let control = dir.read("memory.oom_control")?;
-                let failures = dir.read("memory.failcnt")?.trim().parse().unwrap_or(0);
-                Ok(Some(OomCounts { oom: failures, oom_kill: flat(&control, "oom_kill").unwrap_or(0) }))
+                // Where swap is limited too, the limit on both together may be the one that is met.
+                let failures = |file| {
+                    absent_is_none(dir.read(file))
+                        .map(|text| text.and_then(|text| text.trim().parse::<u64>().ok()).unwrap_or(0))
+                };
+                let oom = failures("memory.failcnt")? + failures("memory.memsw.failcnt")?;
+                Ok(Some(OomCounts { oom, oom_kill: flat(&control, "oom_kill").unwrap_or(0) }))
             }
             Binding::Absent { .. } => Ok(None),
         }
