@@ -9,6 +9,7 @@ use super::link::connect;
 use super::list::{brief, limits};
 use super::screen::{BAD, BOLD, Cell, PLAIN, Screen};
 use crate::api::method::{Call, Ending, Grace, LimitChange, OfAgent, OfAgents, OfTarget};
+use crate::model::error::{Code, Error};
 use crate::model::id::AgentId;
 use crate::model::limits::Limits;
 use crate::model::request::Target;
@@ -65,7 +66,15 @@ pub(super) fn wait(global: &Global, args: WaitArgs, screen: &mut Screen) -> Done
     let mut daemon = connect(global)?;
     // A socket takes no timeout of zero.
     daemon.set_timeout(args.timeout.map(|timeout| timeout.max(Duration::from_millis(1))))?;
-    let agents: Vec<AgentStatus> = daemon.call(&Call::Wait(OfAgents { ids: args.ids }))?;
+    let answer = daemon.call::<Vec<AgentStatus>>(&Call::Wait(OfAgents { ids: args.ids }));
+    let agents = answer.map_err(|error| match args.timeout {
+        Some(timeout) if error.code == Code::TimedOut => {
+            let time = humantime::format_duration(timeout);
+            Error::new(Code::TimedOut, format!("not all have ended within {time}"))
+                .remedy("`treeherd ps` tells who lives")
+        }
+        _ => error,
+    })?;
     if screen.is_json {
         screen.json(&agents)?
     } else {

@@ -10,6 +10,7 @@ use super::target::Narrowing;
 use crate::api::method::{Call, OfAgent, Offsets, Selection, Shown};
 use crate::model::id::AgentId;
 use crate::model::limits::{Limits, Setting};
+use crate::model::spec::RestartPolicy;
 use crate::model::status::{AgentStatus, ExitRecord, Paused};
 use crate::model::units::Bytes;
 use crate::model::usage::{MemorySource, Usage};
@@ -109,7 +110,8 @@ fn facts(shown: &Shown) -> Vec<(&'static str, String)> {
     add("paused for", (status.paused_ms > 0).then(|| duration(status.paused_ms)));
     add("limits", (!status.limits.is_empty()).then(|| limits(&status.limits).join(", ")));
     let restart = &spec.restart;
-    add("restart", Some(format!("{}, first after {}", restart.policy.name(), duration(millis(restart.delay)))));
+    let again = || format!("{}, first after {}", restart.policy.name(), duration(millis(restart.delay)));
+    add("restart", (restart.policy != RestartPolicy::Never).then(again));
     add("stop", Some(format!("{}, killed after {}", spec.stop_signal, duration(millis(spec.grace)))));
     add("children", (!status.children.is_empty()).then(|| names(&status.children)));
     add("output", output(shown.output_start, shown.output_end));

@@ -28,12 +28,13 @@ mod stats;
 mod target;
 mod tell;
 
+use std::io::ErrorKind;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 
 use args::{Cli, Verb};
-use failure::Done;
+use failure::{Done, Failure};
 use screen::Screen;
 
 /// Reads the command line, does what it says, and returns the exit status.
@@ -45,13 +46,13 @@ pub fn main() -> ExitCode {
     };
     let is_json = cli.global.json;
     let mut screen = Screen::stdout(is_json);
-    let done = dispatch(cli, &mut screen).and_then(|code| {
-        screen.flush()?;
-        Ok(code)
-    });
-    match done {
-        Ok(code) => code,
-        Err(failure) => failure.report(is_json),
+    let done = dispatch(cli, &mut screen);
+    match (done, screen.flush()) {
+        // That nobody reads any more changes nothing about how it ended.
+        (Ok(code), Err(error)) if error.kind() == ErrorKind::BrokenPipe => code,
+        (Ok(_), Err(error)) => Failure::Stdout(error).report(is_json),
+        (Ok(code), Ok(())) => code,
+        (Err(failure), _) => failure.report(is_json),
     }
 }
 

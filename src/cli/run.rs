@@ -13,7 +13,7 @@ mod crew;
 mod summary;
 mod view;
 
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
@@ -81,8 +81,11 @@ pub(super) fn run(global: &Global, args: RunArgs, screen: &mut Screen) -> Done {
     let mut view = View::new(&agents, args.quiet, screen);
     let outcome = watch(&herd, agents, &signals, &mut view);
     let ended = end(herd);
-    view.finish()?;
-    outcome?;
+    match outcome.and_then(|()| Ok(view.finish()?)) {
+        // Nobody looks any more: the agents were ended, which is not what they were started for.
+        Err(Failure::Stdout(error)) if error.kind() == ErrorKind::BrokenPipe => return Ok(ExitCode::from(FAILED)),
+        other => other?,
+    }
     ended?;
     Ok(if view.all_completed() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
 }

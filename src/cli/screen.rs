@@ -82,7 +82,8 @@ impl Screen {
 
     /// Colours a text, if colours are shown.
     pub(super) fn paint(&self, style: Style, text: &str) -> String {
-        if self.is_coloured && style != PLAIN { format!("{style}{text}{style:#}") } else { text.to_owned() }
+        let is_painted = self.is_coloured && style != PLAIN && !text.is_empty();
+        if is_painted { format!("{style}{text}{style:#}") } else { text.to_owned() }
     }
 
     /// Writes rows under a header, in columns as wide as they need to be. The last one is cut at the edge of a terminal.

@@ -94,6 +94,11 @@ impl Summary {
         self.record(id).refused = Some(error.clone());
     }
 
+    /// Says whether an event has told that an agent failed.
+    pub(super) fn has_failed(&self, id: &AgentId) -> bool {
+        self.places.get(id).is_some_and(|at| self.records[*at].state == Some(State::Failed))
+    }
+
     /// Says whether every agent with a command was started and completed.
     pub(super) fn all_completed(&self) -> bool {
         self.records.iter().all(Record::is_well)

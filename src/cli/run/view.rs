@@ -148,6 +148,10 @@ impl<'s> View<'s> {
     /// Tells that an agent was not started.
     pub(super) fn refused(&mut self, id: &AgentId, error: &Error) -> io::Result<()> {
         self.summary.refused(id, error);
+        // A failure to start is told by its event, too.
+        if self.summary.has_failed(id) {
+            return Ok(());
+        }
         if self.is_quiet {
             super::super::failure::tell(error, self.screen.is_json);
             return Ok(());
