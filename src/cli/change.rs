@@ -93,7 +93,10 @@ pub(super) fn terminate(global: &Global, args: TerminateArgs, screen: &mut Scree
 
 /// `shutdown`
 pub(super) fn shutdown(global: &Global, args: GraceArgs, screen: &mut Screen) -> Done {
-    let receipt: Receipt = connect(global)?.call(&Call::Shutdown(Grace { grace_ms: args.millis() }))?;
+    let mut client = connect(global)?;
+    let receipt: Receipt = client.call(&Call::Shutdown(Grace { grace_ms: args.millis() }))?;
+    // Its last word is the end of the connection: then another one can start in its place.
+    while client.note().is_ok() {}
     told(&receipt, screen)
 }
 

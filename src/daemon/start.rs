@@ -101,11 +101,12 @@ enum Manner {
 
 /// A supervisor with everything that has to be taken back after it.
 struct Herdsman {
-    supervisor: Supervisor,
+    // In this order they are given up: when the clients see their connections end, another supervisor can start.
     /// Held until the end: the root cgroup is ours as long as this is.
     _root_claim: RootClaim,
     /// Held until the end: the socket is ours as long as this is.
     _claim: socket::StateDir,
+    supervisor: Supervisor,
 }
 
 /// The cgroups, taken back if the start fails.

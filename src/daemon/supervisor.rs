@@ -21,7 +21,7 @@ use super::reread::OURSELVES;
 use super::settings::Settings;
 use crate::kernel::cgroup::Place;
 use crate::kernel::watch::{Fact, Left, WatchId};
-use crate::kernel::{clock, pidfd};
+use crate::kernel::{clock, pidfd, process};
 use crate::machine::{AgentKey, Caller, Effect, Frost, Input, Machine, Now};
 use crate::model::error::{Code, Error};
 use crate::model::event::{Event, Kind};
@@ -324,7 +324,7 @@ impl Supervisor {
         let rusage = ended.map(|ended| ended.rusage).map_or_else(Rusage::default, |rusage| Rusage {
             user_us: rusage.user_us,
             system_us: rusage.system_us,
-            max_rss_bytes: rusage.max_rss_bytes,
+            max_rss_bytes: Some(rusage.max_rss_bytes).filter(|peak| *peak > process::own_peak()),
         });
         let home = self.bodies[&key].home.clone();
         let oom = match exit {

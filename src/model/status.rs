@@ -162,8 +162,10 @@ pub struct Rusage {
     pub user_us: u64,
     /// System CPU time in microseconds.
     pub system_us: u64,
-    /// The largest resident set, in bytes.
-    pub max_rss_bytes: u64,
+    /// The largest resident set, in bytes. Not known of a process that never used more than the supervisor itself: the kernel
+    /// counts in what it shared with it before `exec`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_rss_bytes: Option<u64>,
 }
 
 /// An OOM kill: whose limit was reached.
