@@ -606,7 +606,7 @@ impl Machine {
             let message = format!("restart {id}: its parent {} is {}", parent.spec.id, parent.state());
             return Err(Error::new(Code::NoSuchParent, message).remedy("restart the parent first"));
         }
-        if !agent.stops.is_empty() || !matches!(agent.home, Home::None | Home::Made) {
+        if !agent.stops.is_empty() || agent.home != Home::None {
             let message = format!("restart {id}: its end is not over yet");
             return Err(Error::new(Code::WrongState, message).remedy("ask again in a moment"));
         }
