@@ -387,7 +387,9 @@ impl Machine {
             self.tell_end(step, key, outcome, record);
         }
         let agent = &self.agents[&key];
-        if agent.down.is_none() && agent.spec.on_main_exit == OnMainExit::Terminate {
+        // Without its cgroup nothing below it can ever start.
+        let ends_them = agent.spec.on_main_exit == OnMainExit::Terminate || agent.home == Home::None;
+        if agent.down.is_none() && ends_them {
             let children: Vec<_> = agent.children.iter().copied().collect();
             let (grace, by) = (agent.spec.grace, format!("the end of {}", agent.spec.id));
             self.begin_stop(step, &children, Some(grace), &by.into(), None);
