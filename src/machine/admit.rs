@@ -22,6 +22,7 @@ impl Machine {
     pub(super) fn ask_spawn(&mut self, step: &mut Step, to: ReplyTo, spec: AgentSpec) -> Result<(), Error> {
         let (parent, level) = self.place(&spec)?;
         let limits = self.limits_for(&spec, parent, level)?;
+        self.check_counted(level, &limits)?;
         let room = self.room(parent, level, &limits);
         let is_queued = match (&room, spec.admission) {
             (Ok(()), _) => false,
@@ -134,7 +135,7 @@ impl Machine {
             let of = format!("{} has {} children", parent.spec.id, parent.admitted_children);
             return full("max_children", bounds.max_children, &of);
         }
-        self.total_room(level, limits)
+        self.total_room(level, limits, None)
     }
 
     /// Counts an agent against the bounds.

@@ -95,19 +95,25 @@ impl Machine {
         each.overlaid(own)
     }
 
-    /// Says whether a level's `total` has room for one more agent with these limits.
-    pub(super) fn total_room(&self, level: Level, limits: &Limits) -> Result<(), Error> {
+    /// Says no to limits that a level's `total` cannot count, whatever room there is.
+    pub(super) fn check_counted(&self, level: Level, limits: &Limits) -> Result<(), Error> {
+        let Some(profile) = self.config.levels.get(&level) else { return Ok(()) };
+        let is_counted = |knob| limits.get(knob).and_then(|setting| setting.amount()).is_some();
+        let uncounted = profile.total.iter().find(|(knob, total)| total.amount().is_some() && !is_counted(*knob));
+        let Some((knob, total)) = uncounted else { return Ok(()) };
+        let message =
+            format!("level {level} has a total of {knob} = {total}: an agent there needs a {knob} of its own");
+        Err(Error::new(Code::BoundReached, message).remedy(format!("give it a {knob}, or the level an `each`")))
+    }
+
+    /// Says whether a level's `total` has room for limits, those of `instead` not counted.
+    pub(super) fn total_room(&self, level: Level, limits: &Limits, instead: Option<AgentKey>) -> Result<(), Error> {
+        self.check_counted(level, limits)?;
         let Some(profile) = self.config.levels.get(&level) else { return Ok(()) };
         for (knob, total) in profile.total.iter() {
             let Some(total_amount) = total.amount() else { continue };
-            let Some(mine) = limits.get(knob).and_then(|setting| setting.amount()) else {
-                let message =
-                    format!("level {level} has a total of {knob} = {total}: an agent there needs a {knob} of its own");
-                return Err(
-                    Error::new(Code::BoundReached, message).remedy(format!("give it a {knob}, or the level an `each`"))
-                );
-            };
-            let members = self.levels.get(&level).into_iter().flatten();
+            let Some(mine) = limits.get(knob).and_then(|setting| setting.amount()) else { continue };
+            let members = self.levels.get(&level).into_iter().flatten().filter(|key| Some(**key) != instead);
             let used: u128 = members.filter_map(|key| self.agents[key].limits.get(knob)?.amount()).sum();
             if used + mine > total_amount {
                 let message = format!(
@@ -220,9 +226,13 @@ impl Machine {
         self.check_is_settable(key)?;
         self.check_own(&format!("limit {id}"), limits, agent.parent, agent.level)?;
         let is_made = agent.home == Home::Made;
+        let wanted = agent.limits.overlaid(limits);
+        // Lower is always right, were the total even lower; higher must have room.
+        if agent.is_admitted() && wanted.first_wider_than(&agent.limits).is_some() {
+            self.total_room(agent.level, &wanted, Some(key))?;
+        }
         let agent = self.agent_mut(key);
-        change.agents.insert(key, (agent.limits.clone(), Some(agent.spec.limits.clone())));
-        agent.limits = agent.limits.overlaid(limits);
+        change.agents.insert(key, (std::mem::replace(&mut agent.limits, wanted), Some(agent.spec.limits.clone())));
         std::sync::Arc::make_mut(&mut agent.spec).limits = agent.spec.limits.overlaid(limits);
         Ok(if is_made { vec![(LimitPlace::Agent(key), limits.clone())] } else { Vec::new() })
     }
