@@ -185,7 +185,9 @@ impl Machine {
             let parent = &self.agents[&parent];
             parent.home == Made && parent.nursery != Making
         });
-        parent_is_ready && matches!(agent.home, None | Made) && !self.is_held_by_frost(key)
+        // What is made gets limits that the kernel has not refused.
+        let limits_are_known = agent.home == Made || self.changes.is_empty();
+        parent_is_ready && matches!(agent.home, None | Made) && limits_are_known && !self.is_held_by_frost(key)
     }
 
     /// Says whether a spawn would enter a frozen cgroup, or one that is about to be frozen.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::agent::Home;
+use super::agent::{Home, Phase};
 use super::input::{AgentKey, Effect, LimitPlace, ReplyTo};
 use super::{Machine, Step};
 use crate::model::error::{Code, Error};
@@ -151,8 +151,10 @@ impl Machine {
         Ok(())
     }
 
-    /// Begins the changes that waited, until one is on a hand.
+    /// A change is over: begins those that waited, until one is on a hand, and lets the agents that waited for it start.
     fn next_change(&mut self, step: &mut Step) {
+        let held = self.agents.values().filter(|agent| matches!(agent.phase, Phase::Held));
+        self.dirty.extend(held.map(|agent| agent.key));
         while self.changes.is_empty() {
             let Some((to, scope, limits)) = self.waiting_changes.pop_front() else { return };
             if let Err(error) = self.change_limits(step, to, scope, &limits) {
