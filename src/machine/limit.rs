@@ -268,10 +268,18 @@ impl Machine {
         }
         let profile = self.config.levels.entry(level).or_default();
         profile.each = profile.each.overlaid(limits);
+        let wanted = |key: &AgentKey| {
+            let agent = &self.agents[key];
+            (*key, self.with_profile(&agent.spec.limits, agent.parent, level))
+        };
+        let wanted: BTreeMap<AgentKey, Limits> = members.iter().map(wanted).collect();
+        if let Err(error) = self.check_total(level, &wanted) {
+            self.config.levels.clone_from(&change.levels);
+            return Err(error);
+        }
         let mut settings = Vec::new();
-        for key in members {
+        for (key, wanted) in wanted {
             let agent = &self.agents[&key];
-            let wanted = self.with_profile(&agent.spec.limits, agent.parent, level);
             let changed: Limits = wanted
                 .iter()
                 .filter(|(knob, setting)| agent.limits.get(*knob) != Some(setting))
@@ -285,6 +293,22 @@ impl Machine {
             }
         }
         Ok(settings)
+    }
+
+    /// Says no if the agents of a level would have more than its total, and more than now.
+    fn check_total(&self, level: Level, wanted: &BTreeMap<AgentKey, Limits>) -> Result<(), Error> {
+        let total = self.config.level(level).total;
+        for (knob, total) in total.iter() {
+            let amount = |limits: &Limits| limits.get(knob).and_then(|setting| setting.amount()).unwrap_or(0);
+            let admitted = || wanted.iter().filter(|(key, _)| self.agents[key].is_admitted());
+            let before: u128 = admitted().map(|(key, _)| amount(&self.agents[key].limits)).sum();
+            let after: u128 = admitted().map(|(_, limits)| amount(limits)).sum();
+            if total.amount().is_some_and(|total| after > total) && after > before {
+                let message = format!("total of {knob} at level {level} = {total}: {after} would be given");
+                return Err(Error::new(Code::BoundReached, message).remedy("ask for less, or raise the total first"));
+            }
+        }
+        Ok(())
     }
 
     fn limit_siblings(&mut self, level: Level, limits: &Limits) -> Result<Vec<(LimitPlace, Limits)>, Error> {
