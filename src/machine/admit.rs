@@ -114,7 +114,8 @@ impl Machine {
             let error = Error::new(Code::BoundReached, format!("{name} = {most} is reached: {of}"));
             Err(error.remedy(format!("wait until one ends, ask for admission = \"queue\", or raise {name}")))
         };
-        if let Some(parent) = parent.map(|parent| &self.agents[&parent]).filter(|it| matches!(it.phase, Phase::Queued)) {
+        if let Some(parent) = parent.map(|parent| &self.agents[&parent]).filter(|it| matches!(it.phase, Phase::Queued))
+        {
             let message = format!("its parent {} waits for room itself", parent.spec.id);
             return Err(Error::new(Code::BoundReached, message)
                 .remedy("wait until the parent is admitted, or ask for admission = \"queue\""));

@@ -163,13 +163,7 @@ impl Machine {
         }
     }
 
-    fn change_limits(
-        &mut self,
-        step: &mut Step,
-        to: ReplyTo,
-        scope: LimitScope,
-        limits: &Limits,
-    ) -> Result<(), Error> {
+    fn change_limits(&mut self, step: &mut Step, to: ReplyTo, scope: LimitScope, limits: &Limits) -> Result<(), Error> {
         if limits.is_empty() {
             return Err(Error::new(Code::BadValue, "no limit is given").remedy("as in memory_max=512MiB"));
         }

@@ -629,9 +629,7 @@ impl Machine {
 fn due(agent: &Agent) -> Option<Monotonic> {
     match &agent.phase {
         Phase::Spawning { deadline } => *deadline,
-        Phase::Running { ladder, .. } | Phase::Draining { ladder, .. } => {
-            ladder.map(Ladder::due)
-        }
+        Phase::Running { ladder, .. } | Phase::Draining { ladder, .. } => ladder.map(Ladder::due),
         Phase::Backoff { countdown: Countdown::Until(until) } if agent.down.is_none() => Some(*until),
         Phase::Ended { .. } => match agent.home {
             Home::Emptying(retry) => Some(retry),

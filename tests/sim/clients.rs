@@ -128,7 +128,8 @@ fn some_grace(chance: &mut Chance) -> Option<Duration> {
 pub fn some_limits(chance: &mut Chance) -> Limits {
     let mut limits = Limits::default();
     for _ in 0..1 + chance.pick(2) {
-        let text = ["memory_max=64MiB", "memory_max=512MiB", "memory_max=4GiB", "pids_max=10", "pids_max=100", "cpu_max=50%"];
+        let text =
+            ["memory_max=64MiB", "memory_max=512MiB", "memory_max=4GiB", "pids_max=10", "pids_max=100", "cpu_max=50%"];
         limits.set_text(chance.of(&text)).unwrap();
     }
     limits

@@ -147,7 +147,8 @@ impl Kernel {
             }
         }
         for key in self.dirs.keys().copied().collect::<Vec<_>>() {
-            let is_populated = self.within(key).next().is_some() || self.hanging.keys().any(|it| self.is_within(*it, key));
+            let is_populated =
+                self.within(key).next().is_some() || self.hanging.keys().any(|it| self.is_within(*it, key));
             let is_frozen = self.is_to_freeze(key) && self.is_still(key);
             let runs: BTreeSet<Run> =
                 self.dirs[&key].runs.iter().copied().filter(|run| self.in_run(key, *run).next().is_some()).collect();
@@ -172,7 +173,10 @@ impl Kernel {
     fn make(&mut self, order: &SpawnOrder, parent: Option<AgentKey>) -> Hanging {
         let key = order.agent;
         if let Some(parent) = parent {
-            let above = self.dirs.get_mut(&parent).unwrap_or_else(|| panic!("{key}: a spawn below {parent}, which has no cgroup"));
+            let above = self
+                .dirs
+                .get_mut(&parent)
+                .unwrap_or_else(|| panic!("{key}: a spawn below {parent}, which has no cgroup"));
             match (&order.make_level, &above.nursery) {
                 (Some(limits), None) => above.nursery = Some(limits.clone()),
                 (None, Some(_)) => {}
@@ -343,7 +347,10 @@ impl Kernel {
 
     /// Kills a subtree, and counts the processes of these runs right before.
     pub fn kill(&mut self, top: AgentKey, runs: &[(AgentKey, Run)]) -> Vec<(AgentKey, u64)> {
-        assert!(!self.hanging.keys().any(|key| self.is_within(*key, top)), "{top}: killed while a spawn into it is on its way");
+        assert!(
+            !self.hanging.keys().any(|key| self.is_within(*key, top)),
+            "{top}: killed while a spawn into it is on its way"
+        );
         let count = |(agent, run): &(AgentKey, Run)| (*agent, self.in_run(*agent, *run).count() as u64);
         let counts = runs.iter().map(count).filter(|(_, count)| *count > 0).collect();
         for pid in self.within(top).map(|(pid, _)| pid).collect::<Vec<_>>() {
@@ -373,7 +380,10 @@ impl Kernel {
 
     /// Removes a cgroup and all below it; says no if something lives there.
     pub fn remove(&mut self, top: AgentKey) -> Result<(), ()> {
-        assert!(!self.hanging.keys().any(|key| self.is_within(*key, top)), "{top}: removed while a spawn into it is on its way");
+        assert!(
+            !self.hanging.keys().any(|key| self.is_within(*key, top)),
+            "{top}: removed while a spawn into it is on its way"
+        );
         if self.within(top).next().is_some() {
             return Err(());
         }

@@ -57,6 +57,8 @@ pub struct Observer {
     exits: BTreeMap<(AgentKey, Run), bool>,
     spawning: BTreeSet<AgentKey>,
     removing: BTreeSet<AgentKey>,
+    /// Agents whose subtree's kill was ordered since they were started last.
+    killed: BTreeSet<AgentKey>,
     frosts: BTreeMap<AgentKey, Frost>,
     groups: Vec<Group>,
     paused: BTreeSet<AgentKey>,
@@ -89,6 +91,7 @@ impl Observer {
             exits: BTreeMap::new(),
             spawning: BTreeSet::new(),
             removing: BTreeSet::new(),
+            killed: BTreeSet::new(),
             frosts: BTreeMap::new(),
             groups: Vec::new(),
             paused: BTreeSet::new(),
@@ -143,6 +146,7 @@ impl Observer {
                 let gone: Vec<_> = self.frosts.keys().copied().filter(|key| !kernel.dirs.contains_key(key)).collect();
                 for key in gone {
                     self.frosts.remove(&key);
+                    self.paused.remove(&key);
                 }
             }
             Input::RemoveRefused(agent) => {
@@ -172,7 +176,7 @@ impl Observer {
         if let Request::Pause(_) | Request::Resume(_) = request {
             self.frost_asked.extend(keys.iter().map(|key| (*key, to)));
         }
-        if let Request::Limit(LimitScope::Total(_) | LimitScope::Each(_) | LimitScope::Agent(_), _) = request {
+        if let Request::Limit(LimitScope::Total(_), _) = request {
             self.totals_changed = true;
         }
         let members = subtrees(machine, &keys);
@@ -192,14 +196,7 @@ impl Observer {
     }
 
     /// Compares what the machine has ordered and told with what is true.
-    pub fn after(
-        &mut self,
-        machine: &Machine,
-        kernel: &Kernel,
-        now: Now,
-        asked: Option<ReplyTo>,
-        effects: &[Effect],
-    ) {
+    pub fn after(&mut self, machine: &Machine, kernel: &Kernel, now: Now, asked: Option<ReplyTo>, effects: &[Effect]) {
         self.learn(machine, asked);
         let was_queued = self.queued.clone();
         let mut together: BTreeMap<String, BTreeSet<AgentKey>> = BTreeMap::new();
@@ -253,6 +250,7 @@ impl Observer {
             return;
         }
         self.down.remove(&key);
+        self.killed.remove(&key);
         self.backoffs.remove(&key);
         self.groups.retain(|group| !group.tops.contains(&key));
         self.announced.insert(key);
@@ -273,7 +271,11 @@ impl Observer {
                 assert!(self.spawning.insert(key), "{key}: two spawns at once");
                 assert!(!self.down.contains(&key), "{key}: what was stopped does not run again");
                 for above in self.chain(key) {
-                    assert_ne!(self.frosts.get(&above), Some(&Frost::Frozen), "{key}: clone into a frozen cgroup hangs");
+                    assert_ne!(
+                        self.frosts.get(&above),
+                        Some(&Frost::Frozen),
+                        "{key}: clone into a frozen cgroup hangs"
+                    );
                     assert!(!self.removing.contains(&above), "{key}: a spawn into {above}, which is being removed");
                     assert!(!self.paused.contains(&above), "{key}: a spawn into {above}, which is paused");
                 }
@@ -294,6 +296,7 @@ impl Observer {
                 self.assert_no_spawn_into(machine, *agent, "kill");
                 if !runs.is_empty() {
                     self.assert_frozen_together(kernel, now, *agent);
+                    self.killed.insert(*agent);
                 }
             }
             Effect::Remove(agent) => {
@@ -350,7 +353,8 @@ impl Observer {
             let is_still = |key: &AgentKey| kernel.within(*key).all(|(_, it)| it.is_stopped || it.has_strayed);
             is_late || group.tops.len() == 1 || group.tops.iter().all(is_still)
         };
-        assert!(groups.iter().any(is_right), "{top}: killed while others of its group still run");
+        let goes_along = self.chain(top).iter().skip(1).any(|above| self.killed.contains(above));
+        assert!(goes_along || groups.iter().any(is_right), "{top}: killed while others of its group still run");
         let several = groups.iter().all(|group| group.tops.len() > 1);
         if several {
             self.note("killed together");
@@ -376,7 +380,8 @@ impl Observer {
             (Request::Resume(_), Some(Answer::Agents(agents))) => {
                 for agent in agents.iter().filter(|it| it.paused != Paused::Own && !it.state.has_ended()) {
                     let key = self.names[&agent.id];
-                    let dir = kernel.dirs.get(&key).filter(|_| self.frost_asked.get(&key) == Some(&to));
+                    let is_news = self.frost_asked.get(&key) == Some(&to) && !self.down.contains(&key);
+                    let dir = kernel.dirs.get(&key).filter(|_| is_news);
                     assert!(dir.is_none_or(|dir| dir.freeze == Frost::Thawed), "{}: said to be resumed", agent.id);
                 }
             }
@@ -611,7 +616,11 @@ impl Observer {
             assert_eq!(machine.limits_of(*key), Some(&dir.limits), "{key}: its limits are the kernel's");
             if let Some(limits) = &dir.nursery {
                 let level = self.known[key].level.below();
-                assert_eq!(machine.config().level(level).siblings, *limits, "{key}: the limits of its children together");
+                assert_eq!(
+                    machine.config().level(level).siblings,
+                    *limits,
+                    "{key}: the limits of its children together"
+                );
             }
         }
         assert_eq!(machine.config().limits, kernel.herd, "the herd's limits are the kernel's");
@@ -619,7 +628,10 @@ impl Observer {
             let is_over = kernel.in_run(*key, *run).next().is_none() && kernel.deaths.contains_key(&(*key, *run));
             // A completion is told when the agents below have ended, too.
             let waits = machine.key_of_state(*key) == Some(State::Running) && machine.run_of(*key) == Some(*run);
-            assert!(!is_over || waits || self.told.contains(&(*key, *run)), "{key}: the end of run {run} was never told");
+            assert!(
+                !is_over || waits || self.told.contains(&(*key, *run)),
+                "{key}: the end of run {run} was never told"
+            );
         }
     }
 
@@ -633,10 +645,14 @@ impl Observer {
         let bounds = &self.config.bounds;
         let at_level = counts.levels.get(&known.level).copied().unwrap_or(0);
         let siblings = known.parent.map_or(0, |parent| {
-            machine.children_of(parent).into_iter().filter(|it| {
-                let state = state(machine, *it);
-                !state.has_ended() && state != State::Queued
-            }).count()
+            machine
+                .children_of(parent)
+                .into_iter()
+                .filter(|it| {
+                    let state = state(machine, *it);
+                    !state.has_ended() && state != State::Queued
+                })
+                .count()
         });
         let is_full = at_level >= bounds.max_agents_per_level.into()
             || counts.levels.values().sum::<u64>() >= bounds.max_agents.into()

@@ -207,10 +207,16 @@ fn swarm() {
         }
     }
     let seconds = began.elapsed().as_secs_f64();
-    eprintln!("{seeds} seeds, {steps} steps, {:.0} seeds/s, {:.0} steps/s", seeds as f64 / seconds, steps as f64 / seconds);
+    eprintln!(
+        "{seeds} seeds, {steps} steps, {:.0} seeds/s, {:.0} steps/s",
+        seeds as f64 / seconds,
+        steps as f64 / seconds
+    );
     eprintln!("{seen:?}");
     assert!(failed.is_empty(), "these seeds failed: {failed:?}");
-    for name in ["killed together", "exact receipts", "process:paused", "process:gave-up", "process:queued", "process:oom"] {
+    for name in
+        ["killed together", "exact receipts", "process:paused", "process:gave-up", "process:queued", "process:oom"]
+    {
         assert!(seeds < 1000 || seen.contains_key(name), "the swarm reaches {name:?}");
     }
 }
