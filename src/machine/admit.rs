@@ -22,6 +22,7 @@ impl Machine {
     pub(super) fn ask_spawn(&mut self, step: &mut Step, to: ReplyTo, spec: AgentSpec) -> Result<(), Error> {
         let (parent, level) = self.place(&spec)?;
         let limits = self.limits_for(&spec, parent, level)?;
+        self.check_counted(level, &limits)?;
         let room = self.room(parent, level, &limits);
         let is_queued = match (&room, spec.admission) {
             (Ok(()), _) => false,
@@ -135,7 +136,7 @@ impl Machine {
             let of = format!("{} has {} children", parent.spec.id, parent.admitted_children);
             return full("max_children", bounds.max_children, &of);
         }
-        self.total_room(level, limits)
+        self.total_room(level, limits, None)
     }
 
     /// Counts an agent against the bounds.
@@ -185,7 +186,9 @@ impl Machine {
             let parent = &self.agents[&parent];
             parent.home == Made && parent.nursery != Making
         });
-        parent_is_ready && matches!(agent.home, None | Made) && !self.is_held_by_frost(key)
+        // What is made gets limits that the kernel has not refused.
+        let limits_are_known = agent.home == Made || self.changes.is_empty();
+        parent_is_ready && matches!(agent.home, None | Made) && limits_are_known && !self.is_held_by_frost(key)
     }
 
     /// Says whether a spawn would enter a frozen cgroup, or one that is about to be frozen.

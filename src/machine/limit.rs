@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::agent::Home;
+use super::agent::{Home, Phase};
 use super::input::{AgentKey, Effect, LimitPlace, ReplyTo};
 use super::{Machine, Step};
 use crate::model::error::{Code, Error};
@@ -95,19 +95,25 @@ impl Machine {
         each.overlaid(own)
     }
 
-    /// Says whether a level's `total` has room for one more agent with these limits.
-    pub(super) fn total_room(&self, level: Level, limits: &Limits) -> Result<(), Error> {
+    /// Says no to limits that a level's `total` cannot count, whatever room there is.
+    pub(super) fn check_counted(&self, level: Level, limits: &Limits) -> Result<(), Error> {
+        let Some(profile) = self.config.levels.get(&level) else { return Ok(()) };
+        let is_counted = |knob| limits.get(knob).and_then(|setting| setting.amount()).is_some();
+        let uncounted = profile.total.iter().find(|(knob, total)| total.amount().is_some() && !is_counted(*knob));
+        let Some((knob, total)) = uncounted else { return Ok(()) };
+        let message =
+            format!("level {level} has a total of {knob} = {total}: an agent there needs a {knob} of its own");
+        Err(Error::new(Code::BoundReached, message).remedy(format!("give it a {knob}, or the level an `each`")))
+    }
+
+    /// Says whether a level's `total` has room for limits, those of `instead` not counted.
+    pub(super) fn total_room(&self, level: Level, limits: &Limits, instead: Option<AgentKey>) -> Result<(), Error> {
+        self.check_counted(level, limits)?;
         let Some(profile) = self.config.levels.get(&level) else { return Ok(()) };
         for (knob, total) in profile.total.iter() {
             let Some(total_amount) = total.amount() else { continue };
-            let Some(mine) = limits.get(knob).and_then(|setting| setting.amount()) else {
-                let message =
-                    format!("level {level} has a total of {knob} = {total}: an agent there needs a {knob} of its own");
-                return Err(
-                    Error::new(Code::BoundReached, message).remedy(format!("give it a {knob}, or the level an `each`"))
-                );
-            };
-            let members = self.levels.get(&level).into_iter().flatten();
+            let Some(mine) = limits.get(knob).and_then(|setting| setting.amount()) else { continue };
+            let members = self.levels.get(&level).into_iter().flatten().filter(|key| Some(**key) != instead);
             let used: u128 = members.filter_map(|key| self.agents[key].limits.get(knob)?.amount()).sum();
             if used + mine > total_amount {
                 let message = format!(
@@ -145,8 +151,10 @@ impl Machine {
         Ok(())
     }
 
-    /// Begins the changes that waited, until one is on a hand.
+    /// A change is over: begins those that waited, until one is on a hand, and lets the agents that waited for it start.
     fn next_change(&mut self, step: &mut Step) {
+        let held = self.agents.values().filter(|agent| matches!(agent.phase, Phase::Held));
+        self.dirty.extend(held.map(|agent| agent.key));
         while self.changes.is_empty() {
             let Some((to, scope, limits)) = self.waiting_changes.pop_front() else { return };
             if let Err(error) = self.change_limits(step, to, scope, &limits) {
@@ -214,9 +222,13 @@ impl Machine {
         self.check_is_settable(key)?;
         self.check_own(&format!("limit {id}"), limits, agent.parent, agent.level)?;
         let is_made = agent.home == Home::Made;
+        let wanted = agent.limits.overlaid(limits);
+        // Lower is always right, were the total even lower; higher must have room.
+        if agent.is_admitted() && wanted.first_wider_than(&agent.limits).is_some() {
+            self.total_room(agent.level, &wanted, Some(key))?;
+        }
         let agent = self.agent_mut(key);
-        change.agents.insert(key, (agent.limits.clone(), Some(agent.spec.limits.clone())));
-        agent.limits = agent.limits.overlaid(limits);
+        change.agents.insert(key, (std::mem::replace(&mut agent.limits, wanted), Some(agent.spec.limits.clone())));
         std::sync::Arc::make_mut(&mut agent.spec).limits = agent.spec.limits.overlaid(limits);
         Ok(if is_made { vec![(LimitPlace::Agent(key), limits.clone())] } else { Vec::new() })
     }
@@ -250,10 +262,18 @@ impl Machine {
         }
         let profile = self.config.levels.entry(level).or_default();
         profile.each = profile.each.overlaid(limits);
+        let wanted = |key: &AgentKey| {
+            let agent = &self.agents[key];
+            (*key, self.with_profile(&agent.spec.limits, agent.parent, level))
+        };
+        let wanted: BTreeMap<AgentKey, Limits> = members.iter().map(wanted).collect();
+        if let Err(error) = self.check_total(level, &wanted) {
+            self.config.levels.clone_from(&change.levels);
+            return Err(error);
+        }
         let mut settings = Vec::new();
-        for key in members {
+        for (key, wanted) in wanted {
             let agent = &self.agents[&key];
-            let wanted = self.with_profile(&agent.spec.limits, agent.parent, level);
             let changed: Limits = wanted
                 .iter()
                 .filter(|(knob, setting)| agent.limits.get(*knob) != Some(setting))
@@ -267,6 +287,22 @@ impl Machine {
             }
         }
         Ok(settings)
+    }
+
+    /// Says no if the agents of a level would have more than its total, and more than now.
+    fn check_total(&self, level: Level, wanted: &BTreeMap<AgentKey, Limits>) -> Result<(), Error> {
+        let total = self.config.level(level).total;
+        for (knob, total) in total.iter() {
+            let amount = |limits: &Limits| limits.get(knob).and_then(|setting| setting.amount()).unwrap_or(0);
+            let admitted = || wanted.iter().filter(|(key, _)| self.agents[key].is_admitted());
+            let before: u128 = admitted().map(|(key, _)| amount(&self.agents[key].limits)).sum();
+            let after: u128 = admitted().map(|(_, limits)| amount(limits)).sum();
+            if total.amount().is_some_and(|total| after > total) && after > before {
+                let message = format!("total of {knob} at level {level} = {total}: {after} would be given");
+                return Err(Error::new(Code::BoundReached, message).remedy("ask for less, or raise the total first"));
+            }
+        }
+        Ok(())
     }
 
     fn limit_siblings(&mut self, level: Level, limits: &Limits) -> Result<Vec<(LimitPlace, Limits)>, Error> {

@@ -93,6 +93,10 @@ impl Machine {
     /// Returns what should stand in an agent's `cgroup.freeze`.
     fn wanted_frost(&self, key: AgentKey) -> Frost {
         let agent = &self.agents[&key];
+        if agent.has_ended() {
+            // Its cgroup goes as it is.
+            return agent.freezer.written;
+        }
         let Some(down) = &agent.down else { return agent.freezer.own };
         let Some(stop) = self.stops.get(&down.stop) else { return agent.freezer.written };
         match stop.stage {

@@ -387,7 +387,9 @@ impl Machine {
             self.tell_end(step, key, outcome, record);
         }
         let agent = &self.agents[&key];
-        if agent.down.is_none() && agent.spec.on_main_exit == OnMainExit::Terminate {
+        // Without its cgroup nothing below it can ever start.
+        let ends_them = agent.spec.on_main_exit == OnMainExit::Terminate || agent.home == Home::None;
+        if agent.down.is_none() && ends_them {
             let children: Vec<_> = agent.children.iter().copied().collect();
             let (grace, by) = (agent.spec.grace, format!("the end of {}", agent.spec.id));
             self.begin_stop(step, &children, Some(grace), &by.into(), None);
@@ -606,7 +608,7 @@ impl Machine {
             let message = format!("restart {id}: its parent {} is {}", parent.spec.id, parent.state());
             return Err(Error::new(Code::NoSuchParent, message).remedy("restart the parent first"));
         }
-        if !agent.stops.is_empty() || !matches!(agent.home, Home::None | Home::Made) {
+        if !agent.stops.is_empty() || agent.home != Home::None {
             let message = format!("restart {id}: its end is not over yet");
             return Err(Error::new(Code::WrongState, message).remedy("ask again in a moment"));
         }

@@ -57,6 +57,8 @@ pub struct Observer {
     exits: BTreeMap<(AgentKey, Run), bool>,
     spawning: BTreeSet<AgentKey>,
     removing: BTreeSet<AgentKey>,
+    /// Agents whose subtree's kill was ordered since they were started last.
+    killed: BTreeSet<AgentKey>,
     frosts: BTreeMap<AgentKey, Frost>,
     groups: Vec<Group>,
     paused: BTreeSet<AgentKey>,
@@ -89,6 +91,7 @@ impl Observer {
             exits: BTreeMap::new(),
             spawning: BTreeSet::new(),
             removing: BTreeSet::new(),
+            killed: BTreeSet::new(),
             frosts: BTreeMap::new(),
             groups: Vec::new(),
             paused: BTreeSet::new(),
@@ -143,6 +146,7 @@ impl Observer {
                 let gone: Vec<_> = self.frosts.keys().copied().filter(|key| !kernel.dirs.contains_key(key)).collect();
                 for key in gone {
                     self.frosts.remove(&key);
+                    self.paused.remove(&key);
                 }
             }
             Input::RemoveRefused(agent) => {
@@ -172,7 +176,7 @@ impl Observer {
         if let Request::Pause(_) | Request::Resume(_) = request {
             self.frost_asked.extend(keys.iter().map(|key| (*key, to)));
         }
-        if let Request::Limit(LimitScope::Total(_) | LimitScope::Each(_) | LimitScope::Agent(_), _) = request {
+        if let Request::Limit(LimitScope::Total(_), _) = request {
             self.totals_changed = true;
         }
         let members = subtrees(machine, &keys);
@@ -246,6 +250,7 @@ impl Observer {
             return;
         }
         self.down.remove(&key);
+        self.killed.remove(&key);
         self.backoffs.remove(&key);
         self.groups.retain(|group| !group.tops.contains(&key));
         self.announced.insert(key);
@@ -291,6 +296,7 @@ impl Observer {
                 self.assert_no_spawn_into(machine, *agent, "kill");
                 if !runs.is_empty() {
                     self.assert_frozen_together(kernel, now, *agent);
+                    self.killed.insert(*agent);
                 }
             }
             Effect::Remove(agent) => {
@@ -347,7 +353,8 @@ impl Observer {
             let is_still = |key: &AgentKey| kernel.within(*key).all(|(_, it)| it.is_stopped || it.has_strayed);
             is_late || group.tops.len() == 1 || group.tops.iter().all(is_still)
         };
-        assert!(groups.iter().any(is_right), "{top}: killed while others of its group still run");
+        let goes_along = self.chain(top).iter().skip(1).any(|above| self.killed.contains(above));
+        assert!(goes_along || groups.iter().any(is_right), "{top}: killed while others of its group still run");
         let several = groups.iter().all(|group| group.tops.len() > 1);
         if several {
             self.note("killed together");
@@ -373,7 +380,8 @@ impl Observer {
             (Request::Resume(_), Some(Answer::Agents(agents))) => {
                 for agent in agents.iter().filter(|it| it.paused != Paused::Own && !it.state.has_ended()) {
                     let key = self.names[&agent.id];
-                    let dir = kernel.dirs.get(&key).filter(|_| self.frost_asked.get(&key) == Some(&to));
+                    let is_news = self.frost_asked.get(&key) == Some(&to) && !self.down.contains(&key);
+                    let dir = kernel.dirs.get(&key).filter(|_| is_news);
                     assert!(dir.is_none_or(|dir| dir.freeze == Frost::Thawed), "{}: said to be resumed", agent.id);
                 }
             }

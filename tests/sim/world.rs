@@ -199,7 +199,8 @@ impl World {
         moves
     }
 
-    pub fn make(&mut self, chosen: Move) {
+    /// Lets one thing happen; returns what the machine said to it.
+    pub fn make(&mut self, chosen: Move) -> Vec<Effect> {
         if self.tells {
             eprintln!("       {chosen:?}");
         }
@@ -209,25 +210,29 @@ impl World {
                 self.orders.retain(|_, orders| !orders.is_empty());
                 self.carry_out(lane, effect);
                 self.kernel.update();
+                Vec::new()
             }
             Move::Answer(lane) => {
                 let input = self.answers.get_mut(&lane).and_then(VecDeque::pop_front).unwrap();
                 self.answers.retain(|_, answers| !answers.is_empty());
-                self.step(input);
+                self.step(input)
             }
             Move::Notice(notice) => self.tell(notice),
             Move::Stop(pid) => {
                 self.kernel.processes.get_mut(&pid).unwrap().is_stopped = true;
                 self.kernel.update();
+                Vec::new()
             }
             Move::Obey(pid) => {
                 let exit = self.some_exit();
                 self.kernel.obey(pid, exit);
                 self.kernel.update();
+                Vec::new()
             }
             Move::Unjam(pid) => {
                 self.kernel.unjam(pid);
                 self.kernel.update();
+                Vec::new()
             }
         }
     }
@@ -296,7 +301,7 @@ impl World {
     }
 
     /// Reads what a notice is about, as it is now, and tells that.
-    fn tell(&mut self, notice: Notice) {
+    fn tell(&mut self, notice: Notice) -> Vec<Effect> {
         if !self.chance.comes(self.faults.doubles) {
             self.kernel.notices.remove(&notice);
         }
@@ -313,7 +318,7 @@ impl World {
             Notice::Subtree(agent) if self.kernel.within(agent).next().is_none() => Input::SubtreeEmptied(agent),
             Notice::Run(..) | Notice::Subtree(_) => {
                 self.kernel.notices.remove(&notice);
-                return;
+                return Vec::new();
             }
             Notice::Frost(agent) => {
                 let frost = if self.kernel.is_frozen(agent) {
@@ -325,7 +330,7 @@ impl World {
             }
             Notice::Oom(agent) => Input::OutOfMemory { agent, oom: some_oom() },
         };
-        self.step(input);
+        self.step(input)
     }
 
     /// Lets time pass.
