@@ -33,8 +33,8 @@ pub(super) struct Client {
     searched: usize,
     output: Vec<u8>,
     sent: usize,
-    /// The calls that are not answered, by the machine's number, with the client's own `id`.
-    pub calls: BTreeMap<u64, Value>,
+    /// The calls that are not answered, by the machine's number, with the client's own `id`; none if it wants no answer.
+    pub calls: BTreeMap<u64, Option<Value>>,
     pub follows: Vec<Follow>,
     state: State,
 }
