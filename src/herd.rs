@@ -92,7 +92,11 @@ impl Herd {
     pub fn start(settings: Settings) -> Result<Self, Error> {
         let socket = settings.socket();
         let running = Mutex::new(Some(daemon::start(settings)?));
-        Ok(Self { socket, running, idle: Mutex::default() })
+        let herd = Self { socket, running, idle: Mutex::default() };
+        // Whoever has started a herd can end it, however many others are connected by then.
+        let own = herd.connect_client()?;
+        herd.idle.lock().unwrap_or_else(PoisonError::into_inner).push(own);
+        Ok(herd)
     }
 
     /// Talks to the daemon that listens on a socket.

@@ -57,25 +57,26 @@ impl Supervisor {
                 let shown = String::from_utf8_lossy(&line[..line.len().min(60)]).into_owned();
                 let error = Error::new(Code::BadRequest, format!("not a JSON-RPC 2.0 request: {error}: {shown:?}"));
                 let error = error.remedy(r#"as in {"jsonrpc":"2.0","id":1,"method":"ps","params":{}}"#);
-                return self.answer(client_id, &Value::Null, Err(error));
+                return self.answer(client_id, Some(&Value::Null), Err(error));
             }
         };
-        let id = incoming.id.unwrap_or(Value::Null);
+        let id = incoming.id.as_ref();
         if incoming.jsonrpc != "2.0" {
             let error = Error::new(Code::BadRequest, format!("jsonrpc is {:?}", incoming.jsonrpc));
-            return self.answer(client_id, &id, Err(error.remedy("send \"jsonrpc\":\"2.0\"")));
+            return self.answer(client_id, id, Err(error.remedy("send \"jsonrpc\":\"2.0\"")));
         }
         let outcome =
-            Call::parse(&incoming.method, incoming.params).and_then(|call| self.take_call(client_id, &id, call));
+            Call::parse(&incoming.method, incoming.params).and_then(|call| self.take_call(client_id, id, call));
         match outcome {
-            Ok(Answered::Now(value)) => self.answer(client_id, &id, Ok(value)),
+            Ok(Answered::Now(value)) => self.answer(client_id, id, Ok(value)),
             Ok(Answered::Later) => {}
-            Err(error) => self.answer(client_id, &id, Err(error)),
+            Err(error) => self.answer(client_id, id, Err(error)),
         }
     }
 
-    fn answer(&mut self, client_id: u64, id: &Value, outcome: Result<Value, Error>) {
-        if let Some(client) = self.clients.get_mut(&client_id) {
+    /// Answers a call, unless its client wants no answer.
+    fn answer(&mut self, client_id: u64, id: Option<&Value>, outcome: Result<Value, Error>) {
+        if let (Some(client), Some(id)) = (self.clients.get_mut(&client_id), id) {
             client.answer(id, outcome);
             self.stirred.insert(client_id);
         }
@@ -102,7 +103,7 @@ impl Supervisor {
 
     pub(super) fn reply_value(&mut self, to: ReplyTo, value: Result<Value, Error>) {
         let Some(client) = self.clients.get_mut(&to.client) else { return };
-        if let Some(id) = client.calls.remove(&to.call) {
+        if let Some(id) = client.calls.remove(&to.call).flatten() {
             client.answer(&id, value);
             self.stirred.insert(to.client);
         }
@@ -117,7 +118,7 @@ impl Supervisor {
         status
     }
 
-    fn take_call(&mut self, client_id: u64, id: &Value, call: Call) -> Result<Answered, Error> {
+    fn take_call(&mut self, client_id: u64, id: Option<&Value>, call: Call) -> Result<Answered, Error> {
         let request = match call {
             Call::Hello(_) => return now_with(&self.hello()),
             Call::Ps(selection) => return now_with(&self.ps(&selection)?),
@@ -154,7 +155,7 @@ impl Supervisor {
     }
 
     /// Notes that a call will be answered later.
-    fn expect_reply(&mut self, client_id: u64, id: &Value) -> Result<ReplyTo, Error> {
+    fn expect_reply(&mut self, client_id: u64, id: Option<&Value>) -> Result<ReplyTo, Error> {
         let call = self.fresh();
         let gone = || Error::new(Code::NoDaemon, "the client is gone");
         let client = self.clients.get_mut(&client_id).ok_or_else(gone)?;
@@ -163,7 +164,7 @@ impl Supervisor {
                 Error::new(Code::TooManyClients, format!("{CALLS_MAX} calls of this connection are not answered yet"));
             return Err(error.remedy("wait for answers before sending more"));
         }
-        client.calls.insert(call, id.clone());
+        client.calls.insert(call, id.cloned());
         Ok(ReplyTo { client: client_id, call })
     }
 
@@ -216,7 +217,7 @@ impl Supervisor {
         Ok(self.with_lines(self.machine.status(key, now().mono)))
     }
 
-    fn events(&mut self, client_id: u64, id: &Value, query: EventQuery) -> Result<Events, Error> {
+    fn events(&mut self, client_id: u64, id: Option<&Value>, query: EventQuery) -> Result<Events, Error> {
         let own = self.clients.get(&client_id).and_then(|client| client.caller.agent);
         if own.is_some() {
             let of = query.agent.as_ref().or(query.parent.as_ref());
@@ -231,13 +232,13 @@ impl Supervisor {
         let last = self.journal.last();
         let next = query.since.map_or(last, |since| since.min(last)) + 1;
         if let Some(client) = self.clients.get_mut(&client_id) {
-            client.follows.push(Follow::Events { call: id.clone(), query, next });
+            client.follows.push(Follow::Events { call: id.cloned().unwrap_or_default(), query, next });
             self.stirred.insert(client_id);
         }
         Ok(Events { events: Vec::new(), last, lost: 0 })
     }
 
-    fn logs(&mut self, client_id: u64, id: &Value, query: &LogQuery) -> Result<Answered, Error> {
+    fn logs(&mut self, client_id: u64, id: Option<&Value>, query: &LogQuery) -> Result<Answered, Error> {
         let key = self.readable(client_id, &query.id)?;
         self.catch_up(key);
         let Some(spool) = self.bodies.get(&key).and_then(|body| body.spool.as_ref()) else {
@@ -270,13 +271,18 @@ impl Supervisor {
         let next = Offsets { stdout: cursor.stdout, stderr: cursor.stderr };
         let first = crate::api::method::Output { next, ..Default::default() };
         if let Some(client) = self.clients.get_mut(&client_id) {
-            client.follows.push(Follow::Output { call: id.clone(), agent: key, id: query.id.clone(), cursor });
+            client.follows.push(Follow::Output {
+                call: id.cloned().unwrap_or_default(),
+                agent: key,
+                id: query.id.clone(),
+                cursor,
+            });
             self.stirred.insert(client_id);
         }
         now_with(&first)
     }
 
-    fn stats(&mut self, client_id: u64, id: &Value) -> Result<Answered, Error> {
+    fn stats(&mut self, client_id: u64, id: Option<&Value>) -> Result<Answered, Error> {
         let mono = now().mono;
         let interval = self.settings.herd.monitoring_interval;
         if let Some((_, sample)) = self.usage.as_ref().filter(|(at, _)| mono.since(*at) < interval) {
