@@ -3,10 +3,11 @@
 //! | | victim's counter | whose limit |
 //! | --- | --- | --- |
 //! | cgroup2 | `oom_kill` of `memory.events.local` of the cgroup in which the victim was | `oom` of `memory.events.local` |
-//! | v1 | `oom_kill` of `memory.oom_control` of the mirror in which the victim was, and of no other one | `memory.failcnt`, `memory.memsw.failcnt` |
+//! | v1 | `oom_kill` of `memory.oom_control` of the mirror in which the victim was, and of no other one | `memory.failcnt` |
 //!
 //! On v1 no counter tells an OOM from a reclaim at the limit: `failcnt` rises with both. `memory.max_usage_in_bytes` does
-//! not help, as usage stands at the limit in both cases. The eventfd is signalled in the mirror whose limit was reached
+//! not help, as usage stands at the limit in both cases. Where swap is limited too, no counter may rise at all (6.18); then the
+//! nearest limit that was ever met is all that can be told ([`Cgroups::has_met_limit`]). The eventfd is signalled in the mirror whose limit was reached
 //! and in every one below it.
 
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -64,16 +65,25 @@ impl Cgroups {
             Binding::V1 { .. } => {
                 let Some(dir) = self.mirror(place, Controller::Memory) else { return Ok(None) };
                 let control = dir.read("memory.oom_control")?;
-                // Where swap is limited too, the limit on both together may be the one that is met.
-                let failures = |file| {
-                    absent_is_none(dir.read(file))
-                        .map(|text| text.and_then(|text| text.trim().parse::<u64>().ok()).unwrap_or(0))
-                };
-                let oom = failures("memory.failcnt")? + failures("memory.memsw.failcnt")?;
-                Ok(Some(OomCounts { oom, oom_kill: flat(&control, "oom_kill").unwrap_or(0) }))
+                let failures = dir.read("memory.failcnt")?.trim().parse().unwrap_or(0);
+                Ok(Some(OomCounts { oom: failures, oom_kill: flat(&control, "oom_kill").unwrap_or(0) }))
             }
             Binding::Absent { .. } => Ok(None),
         }
+    }
+
+    /// Says whether the memory of a v1 mirror, or memory and swap together, ever came so near its limit that the next charge,
+    /// which the kernel makes in batches of 64 pages, had to fail.
+    #[must_use]
+    pub fn has_met_limit(&self, place: &Place) -> bool {
+        const BATCH: u64 = 64 * 4096;
+        let Some(dir) = self.mirror(place, Controller::Memory) else { return false };
+        let number = |file: &str| dir.read(file).ok().and_then(|text| text.trim().parse::<u64>().ok());
+        ["memory", "memory.memsw"].iter().any(|which| {
+            let peak = number(&format!("{which}.max_usage_in_bytes"));
+            let limit = number(&format!("{which}.limit_in_bytes"));
+            peak.zip(limit).is_some_and(|(peak, limit)| peak + BATCH >= limit)
+        })
     }
 
     /// Opens an eventfd (non-blocking, close-on-exec) that the kernel signals when the place's v1 memory mirror, or one
