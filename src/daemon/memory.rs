@@ -44,6 +44,14 @@ pub(super) struct Memory {
     reached: BTreeMap<Place, u64>,
 }
 
+/// Names whose limit a place's is: an agent's, all children's of an agent, or the herd's.
+pub(super) fn name_of(place: &Place) -> String {
+    match place.parent() {
+        Some(parent) if parent != Place::herd() => format!("{} of {}", place.name(), parent.name()),
+        _ => place.name().to_owned(),
+    }
+}
+
 /// Returns a place and those above it, nearest first.
 fn chain(place: &Place) -> impl Iterator<Item = Place> {
     std::iter::successors(Some(place.clone()), Place::parent)
@@ -76,7 +84,7 @@ impl Memory {
         let met = || limited.iter().find(|(place, ..)| cgroups.has_met_limit(place));
         let found = counted.or_else(met);
         Oom {
-            culprit: found.map(|(place, ..)| place.name().to_owned()),
+            culprit: found.map(|(place, ..)| name_of(place)),
             limit_bytes: found.map(|(_, limit, _)| *limit),
             largest: None,
         }

@@ -20,6 +20,7 @@ mod client;
 mod doctor;
 mod follow;
 mod hands;
+mod hits;
 mod job;
 mod journal;
 mod latency;

@@ -124,7 +124,7 @@ fn forget(shell: &mut Supervisor, key: AgentKey) {
             shell.unwatch(watch);
         }
     }
-    shell.forget_memory(&body.home);
+    shell.forget_limits(&body.home);
     shell.end_follows(key);
     if body.spool.is_some() {
         // Before a new agent of this name makes its own: the removal is done here and now, it is two unlinks.

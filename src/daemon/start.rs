@@ -300,6 +300,7 @@ impl Parts {
             bodies: std::collections::HashMap::new(),
             watched: std::collections::HashMap::new(),
             memory: super::memory::Memory::default(),
+            hits: super::hits::Hits::default(),
             chores: std::collections::BTreeSet::new(),
             journal,
             detection,
@@ -317,7 +318,7 @@ impl Supervisor {
     /// Tells that a daemon has begun, and what it found.
     fn announce(&mut self, ended: u64) {
         let limits = self.settings.herd.limits.clone();
-        self.watch_memory(&[(Place::herd(), limits)]);
+        self.watch_limits(&[(Place::herd(), limits)]);
         let now = now();
         let mut event = self.machine.event_about(now.mono, now.wall, Kind::HerdStarted, None);
         event.pid = i32::try_from(std::process::id()).ok();

@@ -13,6 +13,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use super::body::{Body, Ear, Watched};
 use super::client::Client;
 use super::hands::Hands;
+use super::hits::Hits;
 use super::job::{Born, Job, Outcome, Tools};
 use super::journal::Journal;
 use super::latency::Detection;
@@ -82,6 +83,8 @@ pub(super) enum Chore {
     Spool(AgentKey, Stream),
     /// Look at the counters of a memory domain.
     Memory(Place),
+    /// Look at the counter of a limit on forks.
+    Forks(Place),
 }
 
 /// Everything that the loop has.
@@ -102,6 +105,7 @@ pub(super) struct Supervisor {
     pub bodies: HashMap<AgentKey, Body>,
     pub watched: HashMap<WatchId, Watched>,
     pub memory: Memory,
+    pub hits: Hits,
     pub chores: BTreeSet<(Monotonic, Chore)>,
     pub journal: Journal,
     pub detection: Detection,
@@ -233,7 +237,7 @@ impl Supervisor {
                 Outcome::Born(born) => self.born(*born),
                 Outcome::Limited(change, places) => {
                     self.feed(Input::LimitsSet(change));
-                    self.watch_memory(&places);
+                    self.watch_limits(&places);
                 }
                 Outcome::Laggards { found, reply } => self.laggards_found(&found, reply),
                 Outcome::Measured { call, herd, agents } => self.measured(call, herd, agents),
@@ -277,7 +281,7 @@ impl Supervisor {
                 }
             }
         }
-        self.watch_memory(&born.limited);
+        self.watch_limits(&born.limited);
         let pid = born.process.as_ref().map(|(pid, _)| *pid);
         self.feed(Input::Spawned { agent: key, pid });
         let Some((_, process)) = born.process else { return };
@@ -331,6 +335,8 @@ impl Supervisor {
             Exit::Signal { number: libc::SIGKILL, .. } => self.memory.explain(&self.tools.cgroups, &home),
             _ => None,
         };
+        // The kernel holds news of one file back for up to 10 ms: a limit that it died of is told before its death.
+        self.look_at_forks(&home);
         self.feed(Input::Exited { agent: key, run, exit, rusage, oom, descendants });
     }
 
@@ -386,6 +392,7 @@ impl Supervisor {
                 self.spool_written(key, stream);
             }
             Some(Watched::Memory(place)) => self.look_at_memory(&place),
+            Some(Watched::Forks(place)) => self.look_at_forks(&place),
             None => {}
         }
     }
@@ -399,6 +406,7 @@ impl Supervisor {
                 Watched::Leaf(key, run) => self.look_at_leaf(key, run),
                 Watched::Stream(key, stream) => self.spool_written(key, stream),
                 Watched::Memory(place) => self.look_at_memory(&place),
+                Watched::Forks(place) => self.look_at_forks(&place),
             }
         }
     }
@@ -423,8 +431,13 @@ impl Supervisor {
         }
     }
 
-    /// Listens to the memory limits that were just set.
-    pub fn watch_memory(&mut self, places: &[(Place, Limits)]) {
+    /// Listens to the limits that were just set.
+    pub fn watch_limits(&mut self, places: &[(Place, Limits)]) {
+        self.watch_memory(places);
+        self.watch_forks(places);
+    }
+
+    fn watch_memory(&mut self, places: &[(Place, Limits)]) {
         for (place, limits) in places {
             if limits.get(Knob::MemoryMax).is_none() || self.memory.domains.contains_key(place) {
                 continue;
@@ -462,7 +475,7 @@ impl Supervisor {
     }
 
     /// Finds the agent whose subtree a place is, or whose children's.
-    fn owner_of(&self, place: &Place) -> Option<AgentKey> {
+    pub fn owner_of(&self, place: &Place) -> Option<AgentKey> {
         let name = if place.name().starts_with("level-") && place.parent()? != Place::herd() {
             place.parent()?.name().to_owned()
         } else {
@@ -518,6 +531,7 @@ impl Supervisor {
             match self.chores.pop_first() {
                 Some((_, Chore::Spool(key, stream))) => self.look_at_spool(key, stream),
                 Some((_, Chore::Memory(place))) => self.look_at_memory(&place),
+                Some((_, Chore::Forks(place))) => self.look_at_forks(&place),
                 None => {}
             }
         }
@@ -568,10 +582,11 @@ impl Supervisor {
                 self.unwatch(watch);
             }
         }
-        self.forget_memory(&home);
+        self.forget_limits(&home);
     }
 
-    pub fn forget_memory(&mut self, place: &Place) {
+    pub fn forget_limits(&mut self, place: &Place) {
+        self.forget_forks(place);
         for domain in self.memory.forget(place) {
             if let Some((_, eventfd)) = domain.eventfd
                 && let Err(error) = self.poll.registry().deregister(&mut SourceFd(&eventfd.as_raw_fd()))

@@ -171,8 +171,8 @@ pub struct Rusage {
 /// An OOM kill: whose limit was reached.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Oom {
-    /// The culprit: the nearest agent, itself or above, whose own limit was reached; `herd` or `level-K` for theirs;
-    /// none if the host itself was out of memory.
+    /// The culprit: the nearest agent, itself or above, whose own limit was reached; `level-K of AGENT` for the limit on an
+    /// agent's children together, `herd` for the herd's; none if the host itself was out of memory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub culprit: Option<String>,
     /// That limit, in bytes.

@@ -104,6 +104,35 @@ impl Cgroups {
         Ok(Some(event))
     }
 
+    /// Reads how often a fork was refused at a place's own `pids_max`; `None` if it has none.
+    ///
+    /// # Errors
+    /// What the read answered; [`KernelError::is_gone`] if the place is gone.
+    ///
+    /// # Kernel
+    /// cgroup-v2.rst, "PID Interface Files", `pids.events`, `max`; before 6.11 it counts in the cgroup of the process that
+    /// wanted to fork, as on v1.
+    pub fn pids_hits(&self, place: &Place) -> Result<Option<u64>> {
+        let Some(dir) = self.pids_dir(place)? else { return Ok(None) };
+        Ok(absent_is_none(dir.read("pids.events"))?.and_then(|text| flat(&text, "max")))
+    }
+
+    /// Opens the directory whose `pids.events` tells of forks that were refused at a place; `None` if it has no pids controller.
+    ///
+    /// # Errors
+    /// What `openat2` answered.
+    pub fn pids_events_dir(&self, place: &Place) -> Result<Option<OwnedFd>> {
+        Ok(self.pids_dir(place)?.map(Dir::into_fd))
+    }
+
+    fn pids_dir(&self, place: &Place) -> Result<Option<Dir>> {
+        match self.host.binding(Controller::Pids) {
+            Binding::V2 => self.dir(place).map(Some),
+            Binding::V1 { .. } => Ok(self.mirror(place, Controller::Pids)),
+            Binding::Absent { .. } => Ok(None),
+        }
+    }
+
     /// Finds whose limit was reached: the first of the places (nearest first: a victim's, then those above it) that has a
     /// memory limit of its own and has ever met it.
     ///
