@@ -43,7 +43,8 @@ impl Habits {
         }
     }
 
-    pub fn request(&self, chance: &mut Chance) -> Request {
+    /// Makes up a request; mostly about agents that there are.
+    pub fn request(&self, chance: &mut Chance, known: &[AgentId]) -> Request {
         let weights = [self.spawn, self.stop, self.pause, self.restart, self.limit, self.other];
         let mut at = chance.pick(weights.iter().sum::<u32>() as usize);
         let mut kind = 0;
@@ -52,25 +53,29 @@ impl Habits {
             kind += 1;
         }
         match kind {
-            0 => Request::Spawn(Box::new(self.spec(chance))),
-            1 => Request::Terminate(self.target(chance), some_grace(chance)),
-            2 if chance.comes(50) => Request::Pause(self.target(chance)),
-            2 => Request::Resume(self.target(chance)),
-            3 => Request::Restart(self.name(chance)),
-            4 => Request::Limit(self.scope(chance), some_limits(chance)),
-            _ if chance.comes(50) => Request::Wait((0..1 + chance.pick(3)).map(|_| self.name(chance)).collect()),
-            _ => Request::Cleanup(self.target(chance)),
+            0 => Request::Spawn(Box::new(self.spec(chance, known))),
+            1 => Request::Terminate(self.target(chance, known), some_grace(chance)),
+            2 if chance.comes(50) => Request::Pause(self.target(chance, known)),
+            2 => Request::Resume(self.target(chance, known)),
+            3 => Request::Restart(self.name(chance, known)),
+            4 => Request::Limit(self.scope(chance, known), some_limits(chance)),
+            _ if chance.comes(50) => Request::Wait((0..1 + chance.pick(3)).map(|_| self.name(chance, known)).collect()),
+            _ => Request::Cleanup(self.target(chance, known)),
         }
     }
 
-    fn name(&self, chance: &mut Chance) -> AgentId {
+    fn name(&self, chance: &mut Chance, known: &[AgentId]) -> AgentId {
+        if known.is_empty() || chance.comes(20) { self.any_name(chance) } else { chance.of(known) }
+    }
+
+    fn any_name(&self, chance: &mut Chance) -> AgentId {
         id(NAMES[chance.pick(self.names)])
     }
 
-    fn scope(&self, chance: &mut Chance) -> LimitScope {
+    fn scope(&self, chance: &mut Chance, known: &[AgentId]) -> LimitScope {
         let level = some_level(chance);
         match chance.pick(6) {
-            0 | 1 => LimitScope::Agent(self.name(chance)),
+            0 | 1 => LimitScope::Agent(self.name(chance, known)),
             2 => LimitScope::Each(level),
             3 => LimitScope::Siblings(level),
             4 => LimitScope::Total(level),
@@ -78,20 +83,20 @@ impl Habits {
         }
     }
 
-    fn target(&self, chance: &mut Chance) -> Target {
+    fn target(&self, chance: &mut Chance, known: &[AgentId]) -> Target {
         match chance.pick(10) {
-            0..=5 => Target::Ids((0..1 + chance.pick(3)).map(|_| self.name(chance)).collect()),
+            0..=5 => Target::Ids((0..1 + chance.pick(3)).map(|_| self.name(chance, known)).collect()),
             6 | 7 => Target::Level(some_level(chance)),
             8 => Target::Session(chance.of(&["s1", "s2"]).parse().unwrap()),
             _ => Target::All,
         }
     }
 
-    fn spec(&self, chance: &mut Chance) -> AgentSpec {
-        let name = self.name(chance);
+    fn spec(&self, chance: &mut Chance, known: &[AgentId]) -> AgentSpec {
+        let name = self.any_name(chance);
         let mut spec = if chance.comes(20) { AgentSpec::group(name) } else { AgentSpec::new(name, ["work"]) };
         if chance.comes(70) {
-            spec.parent = Some(self.name(chance));
+            spec.parent = Some(self.name(chance, known));
         }
         if chance.comes(5) {
             spec.level = Some(some_level(chance));
@@ -137,5 +142,5 @@ pub fn some_limits(chance: &mut Chance) -> Limits {
 
 /// Picks who asks: mostly somebody outside the herd.
 pub fn some_caller(chance: &mut Chance, agents: &[AgentKey]) -> Option<AgentKey> {
-    if !agents.is_empty() && chance.comes(15) { Some(chance.of(agents)) } else { None }
+    if !agents.is_empty() && chance.comes(8) { Some(chance.of(agents)) } else { None }
 }

@@ -30,6 +30,8 @@ pub struct Asked {
     /// For each member whose end is this request's alone: its live processes and what had happened to them.
     exact: BTreeMap<AgentKey, (u64, Tally)>,
     is_answered: bool,
+    /// When the kill of its members is due, if it asks for their end.
+    kill_at: Option<Monotonic>,
 }
 
 /// Subtrees that are ended together.
@@ -57,6 +59,8 @@ pub struct Observer {
     exits: BTreeMap<(AgentKey, Run), bool>,
     spawning: BTreeSet<AgentKey>,
     removing: BTreeSet<AgentKey>,
+    /// Agents that are ended since the one above them has ended.
+    cascading: BTreeSet<AgentKey>,
     /// Agents whose subtree's kill was ordered since they were started last.
     killed: BTreeSet<AgentKey>,
     frosts: BTreeMap<AgentKey, Frost>,
@@ -91,6 +95,7 @@ impl Observer {
             exits: BTreeMap::new(),
             spawning: BTreeSet::new(),
             removing: BTreeSet::new(),
+            cascading: BTreeSet::new(),
             killed: BTreeSet::new(),
             frosts: BTreeMap::new(),
             groups: Vec::new(),
@@ -119,6 +124,11 @@ impl Observer {
         self.names.values().copied().collect()
     }
 
+    /// The names of the agents that there are.
+    pub fn live_names(&self, machine: &Machine) -> Vec<AgentId> {
+        self.names.keys().filter(|id| machine.key_of(id).is_some()).cloned().collect()
+    }
+
     fn is_asked(&self, key: AgentKey, run: Run) -> bool {
         self.down.contains(&key) || self.cycles.contains(&(key, run))
     }
@@ -129,10 +139,9 @@ impl Observer {
 
     /// Takes in what the machine is about to be told.
     pub fn before(&mut self, machine: &Machine, kernel: &Kernel, now: Now, input: &Input) -> Option<ReplyTo> {
-        let _ = now;
         match input {
             Input::Asked(to, _, request) => {
-                self.asked(machine, kernel, *to, request);
+                self.asked(machine, kernel, now, *to, request);
                 return Some(*to);
             }
             Input::Departed(client) => {
@@ -161,7 +170,7 @@ impl Observer {
         None
     }
 
-    fn asked(&mut self, machine: &Machine, kernel: &Kernel, to: ReplyTo, request: &Request) {
+    fn asked(&mut self, machine: &Machine, kernel: &Kernel, now: Now, to: ReplyTo, request: &Request) {
         let keys = match request {
             Request::Terminate(target, _) | Request::Pause(target) | Request::Resume(target) => machine.select(target),
             Request::Shutdown(_) => machine.select(&treeherd::model::request::Target::All),
@@ -180,6 +189,19 @@ impl Observer {
             self.totals_changed = true;
         }
         let members = subtrees(machine, &keys);
+        let kill_at = match request {
+            Request::Terminate(_, grace) | Request::Shutdown(grace) => {
+                let is_top = |key: &AgentKey| {
+                    let is_live = machine.key_of_state(*key).is_some_and(|state| !state.has_ended());
+                    let mut above = self.chain(*key).into_iter().skip(1);
+                    is_live && !above.any(|it| keys.contains(&it) && !state(machine, it).has_ended())
+                };
+                let graces =
+                    keys.iter().copied().filter(is_top).filter_map(|key| machine.spec_of(key)).map(|it| it.grace);
+                Some(now.mono + grace.or_else(|| graces.max()).unwrap_or_default())
+            }
+            _ => None,
+        };
         let mut exact = BTreeMap::new();
         for key in &members {
             let run = machine.run_of(*key).unwrap_or_default();
@@ -191,7 +213,7 @@ impl Observer {
                 exact.insert(*key, (kernel.in_run(*key, run).count() as u64, tally));
             }
         }
-        let asked = Asked { request: request.clone(), members, exact, is_answered: false };
+        let asked = Asked { request: request.clone(), members, exact, is_answered: false, kill_at };
         assert!(self.requests.insert(to, asked).is_none());
     }
 
@@ -295,6 +317,10 @@ impl Observer {
             Effect::Kill { agent, runs } => {
                 self.assert_no_spawn_into(machine, *agent, "kill");
                 if !runs.is_empty() {
+                    let is_due =
+                        |asked: &Asked| asked.members.contains(agent) && asked.kill_at.is_some_and(|at| at <= now.mono);
+                    let is_asked = self.requests.values().any(is_due) || self.cascading.contains(agent);
+                    assert!(is_asked, "{agent}: killed before its grace is over");
                     self.assert_frozen_together(kernel, now, *agent);
                     self.killed.insert(*agent);
                 }
@@ -448,6 +474,9 @@ impl Observer {
                 let below = subtrees(machine, &[key]);
                 for key in &below {
                     self.paused.remove(key);
+                }
+                if event.message.contains("the end of") {
+                    self.cascading.insert(key);
                 }
                 self.down.extend(below);
             }

@@ -110,7 +110,7 @@ fn live(seed: u64, tells: bool) -> (u64, BTreeMap<String, u64>) {
 
 fn turn(world: &mut World, habits: &Habits, rates: &Rates) {
     if world.chance.comes(rates.requests) {
-        let request = habits.request(&mut world.chance);
+        let request = habits.request(&mut world.chance, &world.observer.live_names(&world.machine));
         let caller = some_caller(&mut world.chance, &world.observer.keys());
         let client = world.chance.pick(4) as u64;
         world.ask(client, caller, request);
@@ -188,7 +188,7 @@ fn swarm() {
         live(seed, true);
         return;
     }
-    let seeds: u64 = std::env::var("TREEHERD_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(3000);
+    let seeds: u64 = std::env::var("TREEHERD_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(5000);
     let began = Instant::now();
     let mut steps = 0;
     let mut failed = Vec::new();
