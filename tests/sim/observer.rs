@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use treeherd::machine::{AgentKey, Effect, Frost, Input, LimitPlace, Machine, Now, ReplyTo};
 use treeherd::model::config::HerdConfig;
+use treeherd::model::error::Code;
 use treeherd::model::event::{Event, Kind};
 use treeherd::model::id::{AgentId, Level, Run};
-use treeherd::model::request::{Answer, LimitScope, Request};
+use treeherd::model::request::{Answer, LimitScope, Request, Target};
 use treeherd::model::status::{Cause, Exit, Paused, Receipt, State};
 use treeherd::model::time::Monotonic;
 
@@ -32,6 +33,8 @@ pub struct Asked {
     is_answered: bool,
     /// When the kill of its members is due, if it asks for their end.
     kill_at: Option<Monotonic>,
+    at: Monotonic,
+    is_permitted: bool,
 }
 
 /// Subtrees that are ended together.
@@ -140,8 +143,10 @@ impl Observer {
     /// Takes in what the machine is about to be told.
     pub fn before(&mut self, machine: &Machine, kernel: &Kernel, now: Now, input: &Input) -> Option<ReplyTo> {
         match input {
-            Input::Asked(to, _, request) => {
+            Input::Asked(to, caller, request) => {
                 self.asked(machine, kernel, now, *to, request);
+                let is_permitted = caller.agent.is_none_or(|own| is_permitted(machine, own, request));
+                self.requests.get_mut(to).unwrap().is_permitted = is_permitted;
                 return Some(*to);
             }
             Input::Departed(client) => {
@@ -173,7 +178,7 @@ impl Observer {
     fn asked(&mut self, machine: &Machine, kernel: &Kernel, now: Now, to: ReplyTo, request: &Request) {
         let keys = match request {
             Request::Terminate(target, _) | Request::Pause(target) | Request::Resume(target) => machine.select(target),
-            Request::Shutdown(_) => machine.select(&treeherd::model::request::Target::All),
+            Request::Shutdown(_) => machine.select(&Target::All),
             _ => Ok(Vec::new()),
         };
         let keys = keys.unwrap_or_default();
@@ -213,7 +218,8 @@ impl Observer {
                 exact.insert(*key, (kernel.in_run(*key, run).count() as u64, tally));
             }
         }
-        let asked = Asked { request: request.clone(), members, exact, is_answered: false, kill_at };
+        let (request, at) = (request.clone(), now.mono);
+        let asked = Asked { request, members, exact, is_answered: false, kill_at, at, is_permitted: true };
         assert!(self.requests.insert(to, asked).is_none());
     }
 
@@ -331,6 +337,13 @@ impl Observer {
             }
             Effect::Reply(to, outcome) => {
                 self.answered(*to);
+                let is_no = matches!(outcome, Err(error) if error.code == Code::Forbidden);
+                let asked = &self.requests[to];
+                assert_eq!(
+                    is_no, !asked.is_permitted,
+                    "{to:?}: an agent may act only below itself: {:?}",
+                    asked.request
+                );
                 self.check_answer(machine, kernel, *to, outcome.as_ref().ok());
             }
             Effect::FindLaggards { reply: Some(to), .. } => self.answered(*to),
@@ -491,6 +504,7 @@ impl Observer {
                 self.paused.remove(&key);
             }
             Kind::Restarting => {
+                assert!(!self.down.contains(&key), "{key}: to be restarted, and somebody wants its end");
                 self.backoffs.insert(key, Duration::from_millis(event.delay_ms.unwrap()));
                 self.announced.insert(key);
             }
@@ -552,6 +566,11 @@ impl Observer {
     fn check_always(&mut self, machine: &Machine, kernel: &Kernel, now: Now) {
         if let Some(deadline) = machine.next_deadline() {
             assert!(deadline > now.mono, "a deadline that has come is settled");
+        }
+        for (to, asked) in self.requests.iter().filter(|(_, asked)| !asked.is_answered) {
+            let is_bounded = matches!(asked.request, Request::Pause(_) | Request::Resume(_));
+            let is_late = now.mono >= asked.at + self.config.freeze_timeout;
+            assert!(!(is_bounded && is_late), "{to:?} waits longer than it may: {:?}", asked.request);
         }
         for key in &self.paused {
             assert!(kernel.is_still(*key), "{key}: paused, and something in it runs");
@@ -724,6 +743,24 @@ fn subtrees(machine: &Machine, tops: &[AgentKey]) -> BTreeSet<AgentKey> {
         }
     }
     found
+}
+
+/// Says whether an agent may ask for something: all that it is about is below itself.
+fn is_permitted(machine: &Machine, own: AgentKey, request: &Request) -> bool {
+    // Of what is not there, it may be told so.
+    let is_below = |id: &AgentId| machine.key_of(id).is_none_or(|key| key != own && machine.is_within(key, own));
+    match request {
+        Request::Spawn(spec) => {
+            spec.parent.as_ref().is_some_and(|parent| machine.key_of(parent) == Some(own) || is_below(parent))
+        }
+        Request::Pause(Target::Ids(ids))
+        | Request::Resume(Target::Ids(ids))
+        | Request::Terminate(Target::Ids(ids), _)
+        | Request::Cleanup(Target::Ids(ids))
+        | Request::Wait(ids) => ids.iter().all(is_below),
+        Request::Restart(id) | Request::Limit(LimitScope::Agent(id), _) => is_below(id),
+        _ => false,
+    }
 }
 
 /// Lists the agents that an order is about.
