@@ -412,7 +412,10 @@ impl Herd {
     /// # Errors
     /// [`Code::NoDaemon`].
     pub fn shutdown(self, grace: Option<Duration>) -> Result<Receipt, Error> {
-        let receipt = self.call(&Call::Shutdown(Grace { grace_ms: grace.map(crate::model::status::millis) }))?;
+        let mut client = self.connect_client()?;
+        let receipt = client.call(&Call::Shutdown(Grace { grace_ms: grace.map(crate::model::status::millis) }))?;
+        // The supervisor's last word is the end of the connection.
+        while client.note().is_ok() {}
         self.join()?;
         Ok(receipt)
     }

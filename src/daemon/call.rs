@@ -8,10 +8,12 @@ use serde_json::Value;
 use super::client::Follow;
 use super::follow::read;
 use super::job::{Job, Measured};
+use super::reread::OURSELVES;
 use super::supervisor::{Supervisor, now};
 use crate::api::CALLS_MAX;
 use crate::api::message::Incoming;
 use crate::api::method::{Call, EventQuery, Events, Hello, LogQuery, Offsets, Selection, Shown, Stats, grace};
+use crate::kernel::cgroup::Place;
 use crate::kernel::pidfd;
 use crate::kernel::stat;
 use crate::machine::{AgentKey, Input, ReplyTo};
@@ -82,6 +84,9 @@ impl Supervisor {
 
     /// Answers a call that the machine, or a hand, has decided upon.
     pub(super) fn reply(&mut self, to: ReplyTo, outcome: Result<Answer, Error>) {
+        if let (OURSELVES, Err(error)) = (to, &outcome) {
+            return tracing::error!("{error}");
+        }
         let value = outcome.and_then(|answer| {
             let value = match answer {
                 Answer::Agent(status) => serde_json::to_value(self.with_lines(*status)),
@@ -124,7 +129,10 @@ impl Supervisor {
             Call::Show(of) => {
                 let key = self.readable(client_id, &of.id)?;
                 let reply = self.expect_reply(client_id, id)?;
-                self.hand(Job::Measure { call: Measured::Agent(reply, key), places: self.places(&[key]) });
+                let mut places = self.places(&[key]);
+                let run = self.machine.run_of(key).and_then(|run| Some((key, self.bodies.get(&key)?.run_place(run))));
+                places.extend(run.filter(|_| !self.machine.has_ended(key)));
+                self.hand(Job::Measure { call: Measured::Agent(reply, key), places });
                 return Ok(Answered::Later);
             }
             Call::Stats(_) => return self.stats(client_id, id),
@@ -287,22 +295,29 @@ impl Supervisor {
         Ok(Answered::Later)
     }
 
-    fn places(&self, keys: &[AgentKey]) -> Vec<(AgentKey, crate::kernel::cgroup::Place)> {
+    fn places(&self, keys: &[AgentKey]) -> Vec<(AgentKey, Place)> {
         let made = keys.iter().filter(|key| self.machine.has_cgroup(**key));
         made.filter_map(|key| Some((*key, self.bodies.get(key)?.home.clone()))).collect()
     }
 
     /// A hand has read the figures that somebody asked for.
-    pub(super) fn measured(&mut self, call: Measured, herd: Option<stat::Usage>, agents: Vec<(AgentKey, stat::Usage)>) {
+    pub(super) fn measured(
+        &mut self,
+        call: Measured,
+        herd: Option<stat::Usage>,
+        agents: Vec<(AgentKey, stat::Usage, Place)>,
+    ) {
         match call {
             Measured::Agent(to, key) => {
-                let usage = agents.into_iter().next().map(|(_, usage)| wire(&usage));
-                let shown = self.shown(key, usage);
+                let home = self.bodies.get(&key).map(|body| &body.home);
+                let (homes, runs): (Vec<_>, Vec<_>) = agents.into_iter().partition(|(_, _, place)| Some(place) == home);
+                let first = |of: Vec<(AgentKey, stat::Usage, Place)>| of.first().map(|(_, usage, _)| wire(usage));
+                let shown = self.shown(key, first(homes), first(runs));
                 self.reply_value(to, shown.and_then(|shown| to_value(&shown)));
             }
             Measured::Herd(to) => {
                 let mut sample = Sample { herd: herd.as_ref().map(wire), levels: BTreeMap::new() };
-                for (key, usage) in agents {
+                for (key, usage, _) in agents {
                     if let Some(level) = self.machine.level_of(key) {
                         sample.levels.entry(level).or_default().add(&wire(&usage));
                     }
@@ -314,7 +329,7 @@ impl Supervisor {
         }
     }
 
-    fn shown(&mut self, key: AgentKey, usage: Option<Usage>) -> Result<Shown, Error> {
+    fn shown(&mut self, key: AgentKey, usage: Option<Usage>, own_usage: Option<Usage>) -> Result<Shown, Error> {
         let now = now();
         let gone = || Error::new(Code::NoSuchAgent, "the agent was forgotten meanwhile");
         let spec = self.machine.spec_of(key).ok_or_else(gone)?.as_ref().clone();
@@ -330,6 +345,7 @@ impl Supervisor {
         Ok(Shown {
             spec,
             usage,
+            own_usage,
             uptime_ms,
             output_start: Offsets { stdout: stdout.map(|it| it.0), stderr: stderr.map(|it| it.0) },
             output_end: Offsets { stdout: stdout.map(|it| it.1), stderr: stderr.map(|it| it.1) },

@@ -79,8 +79,11 @@ impl Client {
     pub fn receive(&mut self) -> bool {
         let mut chunk = [0u8; 16 << 10];
         for _ in 0..8 {
-            if self.state != State::Open || self.input.len() > REQUEST_MAX || self.waiting() > BACKLOG_MAX {
+            if self.state != State::Open || self.waiting() > BACKLOG_MAX {
                 return false;
+            }
+            if self.input.len() > REQUEST_MAX {
+                return true;
             }
             match self.stream.read(&mut chunk) {
                 Ok(0) => {

@@ -44,6 +44,14 @@ pub(super) struct Memory {
     reached: BTreeMap<Place, u64>,
 }
 
+/// Names whose limit a place's is: an agent's, all children's of an agent, or the herd's.
+pub(super) fn name_of(place: &Place) -> String {
+    match place.parent() {
+        Some(parent) if parent != Place::herd() => format!("{} of {}", place.name(), parent.name()),
+        _ => place.name().to_owned(),
+    }
+}
+
 /// Returns a place and those above it, nearest first.
 fn chain(place: &Place) -> impl Iterator<Item = Place> {
     std::iter::successors(Some(place.clone()), Place::parent)
@@ -61,19 +69,25 @@ impl Memory {
         Some(self.culprit(cgroups, home))
     }
 
-    /// Finds the nearest limit that was reached since it was last looked at.
+    /// Finds the nearest limit that was reached since it was last looked at; if no counter tells, the nearest that was ever met.
     pub fn culprit(&mut self, cgroups: &Cgroups, home: &Place) -> Oom {
-        let mut found = Oom { culprit: None, limit_bytes: None, largest: None };
+        let mut limited = Vec::new();
         for place in chain(home) {
             let Ok(Some(OomCounts { oom, .. })) = cgroups.oom_counts(&place) else { continue };
             let before = self.reached.insert(place.clone(), oom).unwrap_or(0);
-            let limit = cgroups.limits_now(&place, [Knob::MemoryMax]).get(Knob::MemoryMax).cloned();
-            if let (None, true, Some(Setting::Bytes(Max::Value(limit)))) = (&found.culprit, oom > before, limit) {
-                found.culprit = Some(place.name().to_owned());
-                found.limit_bytes = Some(limit.0);
+            let limits = cgroups.limits_now(&place, [Knob::MemoryMax]);
+            if let Some(Setting::Bytes(Max::Value(limit))) = limits.get(Knob::MemoryMax) {
+                limited.push((place, limit.0, oom > before));
             }
         }
-        found
+        let counted = limited.iter().find(|(_, _, was_reached)| *was_reached);
+        let met = || limited.iter().find(|(place, ..)| cgroups.has_met_limit(place));
+        let found = counted.or_else(met);
+        Oom {
+            culprit: found.map(|(place, ..)| name_of(place)),
+            limit_bytes: found.map(|(_, limit, _)| *limit),
+            largest: None,
+        }
     }
 
     /// Returns how many kills of a domain were not told yet, and takes them as told.

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::model::config::HerdConfig;
+use crate::model::config::{Flags, HerdConfig};
 
 /// What a daemon needs to know before it starts.
 #[derive(Debug, Clone)]
@@ -15,6 +15,8 @@ pub struct Settings {
     pub cgroup: String,
     /// The socket; `treeherd.sock` in the state directory if none is given.
     pub socket: Option<PathBuf>,
+    /// What stands over `herd`, and over what is read again.
+    pub flags: Flags,
     /// The file from which `herd` was read: it is read again on SIGHUP.
     pub config: Option<PathBuf>,
     /// Whether the supervisor moves into a cgroup of its own.
@@ -40,6 +42,7 @@ impl Settings {
             state_dir: state_dir.into(),
             cgroup: "treeherd".to_owned(),
             socket: None,
+            flags: Flags::default(),
             config: None,
             residence: Residence::default(),
         }

@@ -433,7 +433,7 @@ pub struct RlimitPair {
 }
 
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "a resource limit is a whole number, or a text as in 1024, max or SOFT:HARD")]
 enum RlimitForm {
     Number(u64),
     Text(String),
