@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::agent::{Agent, Down, Home, Outcome, Phase, Signal};
-use super::input::{AgentKey, Caller, Effect, Frost, ReplyTo};
+use super::input::{AgentKey, Caller, Effect, ReplyTo};
 use super::{Door, Machine, Step, Timer};
 use crate::model::error::{Code, Error};
 use crate::model::event::Kind;
