@@ -92,7 +92,11 @@ impl Herd {
     pub fn start(settings: Settings) -> Result<Self, Error> {
         let socket = settings.socket();
         let running = Mutex::new(Some(daemon::start(settings)?));
-        Ok(Self { socket, running, idle: Mutex::default() })
+        let herd = Self { socket, running, idle: Mutex::default() };
+        // Whoever has started a herd can end it, however many others are connected by then.
+        let own = herd.connect_client()?;
+        herd.idle.lock().unwrap_or_else(PoisonError::into_inner).push(own);
+        Ok(herd)
     }
 
     /// Talks to the daemon that listens on a socket.
@@ -408,7 +412,10 @@ impl Herd {
     /// # Errors
     /// [`Code::NoDaemon`].
     pub fn shutdown(self, grace: Option<Duration>) -> Result<Receipt, Error> {
-        let receipt = self.call(&Call::Shutdown(Grace { grace_ms: grace.map(crate::model::status::millis) }))?;
+        let mut client = self.connect_client()?;
+        let receipt = client.call(&Call::Shutdown(Grace { grace_ms: grace.map(crate::model::status::millis) }))?;
+        // The supervisor's last word is the end of the connection.
+        while client.note().is_ok() {}
         self.join()?;
         Ok(receipt)
     }

@@ -12,6 +12,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod api;
+pub mod cli;
 pub mod daemon;
 pub mod herd;
 pub mod kernel;

@@ -1,2 +1,7 @@
-//! x
-fn main() {}
+//! The program: the command line, and nothing else.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    treeherd::cli::main()
+}

@@ -94,6 +94,12 @@ impl Client {
         }
     }
 
+    /// Says whether a notification, or the beginning of one, is here already: [`Client::note`] then waits for its rest at most.
+    #[must_use]
+    pub fn has_more(&self) -> bool {
+        !self.notes.is_empty() || !self.stream.buffer().is_empty()
+    }
+
     /// Sets how long a read may take; for ever if none is given.
     ///
     /// # Errors

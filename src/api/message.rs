@@ -1,23 +1,28 @@
 //! The envelopes of JSON-RPC 2.0, and how our errors travel in them.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use crate::model::error::{Code, Error};
 
-/// A request as it comes in. Its `id` is given back as it is; without one no answer is sent.
+/// A request as it comes in.
 #[derive(Debug, Deserialize)]
 pub struct Incoming {
     /// Always `2.0`.
     pub jsonrpc: String,
-    /// A number or a text.
-    #[serde(default)]
+    /// Anything, `null` too: it is given back as it is. Without one (a notification) no answer is sent.
+    #[serde(default, deserialize_with = "present")]
     pub id: Option<Value>,
     /// The method's name.
     pub method: String,
     /// The method's parameters, by name.
     #[serde(default)]
     pub params: Value,
+}
+
+/// Tells a `null` from nothing.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
+    Value::deserialize(deserializer).map(Some)
 }
 
 /// A request as it goes out.

@@ -357,8 +357,10 @@ pub struct Shown {
     pub status: AgentStatus,
     /// What was asked for.
     pub spec: AgentSpec,
-    /// What its subtree uses now; none when its cgroup is gone.
+    /// What its subtree uses, its own run included; none when its cgroup is gone.
     pub usage: Option<Usage>,
+    /// What its own run uses, without the agents below it; none when it does not run.
+    pub own_usage: Option<Usage>,
     /// How long its run has lasted, in milliseconds.
     pub uptime_ms: Option<u64>,
     /// What of its streams is kept: the first offset.

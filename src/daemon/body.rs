@@ -70,4 +70,6 @@ pub(super) enum Watched {
     Stream(crate::machine::AgentKey, crate::model::stream::Stream),
     /// The `memory.events.local` of a memory domain.
     Memory(Place),
+    /// The `pids.events` of a limit on forks.
+    Forks(Place),
 }

@@ -8,10 +8,12 @@ use serde_json::Value;
 use super::client::Follow;
 use super::follow::read;
 use super::job::{Job, Measured};
+use super::reread::OURSELVES;
 use super::supervisor::{Supervisor, now};
 use crate::api::CALLS_MAX;
 use crate::api::message::Incoming;
 use crate::api::method::{Call, EventQuery, Events, Hello, LogQuery, Offsets, Selection, Shown, Stats, grace};
+use crate::kernel::cgroup::Place;
 use crate::kernel::pidfd;
 use crate::kernel::stat;
 use crate::machine::{AgentKey, Input, ReplyTo};
@@ -55,25 +57,26 @@ impl Supervisor {
                 let shown = String::from_utf8_lossy(&line[..line.len().min(60)]).into_owned();
                 let error = Error::new(Code::BadRequest, format!("not a JSON-RPC 2.0 request: {error}: {shown:?}"));
                 let error = error.remedy(r#"as in {"jsonrpc":"2.0","id":1,"method":"ps","params":{}}"#);
-                return self.answer(client_id, &Value::Null, Err(error));
+                return self.answer(client_id, Some(&Value::Null), Err(error));
             }
         };
-        let id = incoming.id.unwrap_or(Value::Null);
+        let id = incoming.id.as_ref();
         if incoming.jsonrpc != "2.0" {
             let error = Error::new(Code::BadRequest, format!("jsonrpc is {:?}", incoming.jsonrpc));
-            return self.answer(client_id, &id, Err(error.remedy("send \"jsonrpc\":\"2.0\"")));
+            return self.answer(client_id, id, Err(error.remedy("send \"jsonrpc\":\"2.0\"")));
         }
         let outcome =
-            Call::parse(&incoming.method, incoming.params).and_then(|call| self.take_call(client_id, &id, call));
+            Call::parse(&incoming.method, incoming.params).and_then(|call| self.take_call(client_id, id, call));
         match outcome {
-            Ok(Answered::Now(value)) => self.answer(client_id, &id, Ok(value)),
+            Ok(Answered::Now(value)) => self.answer(client_id, id, Ok(value)),
             Ok(Answered::Later) => {}
-            Err(error) => self.answer(client_id, &id, Err(error)),
+            Err(error) => self.answer(client_id, id, Err(error)),
         }
     }
 
-    fn answer(&mut self, client_id: u64, id: &Value, outcome: Result<Value, Error>) {
-        if let Some(client) = self.clients.get_mut(&client_id) {
+    /// Answers a call, unless its client wants no answer.
+    fn answer(&mut self, client_id: u64, id: Option<&Value>, outcome: Result<Value, Error>) {
+        if let (Some(client), Some(id)) = (self.clients.get_mut(&client_id), id) {
             client.answer(id, outcome);
             self.stirred.insert(client_id);
         }
@@ -81,6 +84,9 @@ impl Supervisor {
 
     /// Answers a call that the machine, or a hand, has decided upon.
     pub(super) fn reply(&mut self, to: ReplyTo, outcome: Result<Answer, Error>) {
+        if let (OURSELVES, Err(error)) = (to, &outcome) {
+            return tracing::error!("{error}");
+        }
         let value = outcome.and_then(|answer| {
             let value = match answer {
                 Answer::Agent(status) => serde_json::to_value(self.with_lines(*status)),
@@ -97,7 +103,7 @@ impl Supervisor {
 
     pub(super) fn reply_value(&mut self, to: ReplyTo, value: Result<Value, Error>) {
         let Some(client) = self.clients.get_mut(&to.client) else { return };
-        if let Some(id) = client.calls.remove(&to.call) {
+        if let Some(id) = client.calls.remove(&to.call).flatten() {
             client.answer(&id, value);
             self.stirred.insert(to.client);
         }
@@ -112,7 +118,7 @@ impl Supervisor {
         status
     }
 
-    fn take_call(&mut self, client_id: u64, id: &Value, call: Call) -> Result<Answered, Error> {
+    fn take_call(&mut self, client_id: u64, id: Option<&Value>, call: Call) -> Result<Answered, Error> {
         let request = match call {
             Call::Hello(_) => return now_with(&self.hello()),
             Call::Ps(selection) => return now_with(&self.ps(&selection)?),
@@ -123,7 +129,10 @@ impl Supervisor {
             Call::Show(of) => {
                 let key = self.readable(client_id, &of.id)?;
                 let reply = self.expect_reply(client_id, id)?;
-                self.hand(Job::Measure { call: Measured::Agent(reply, key), places: self.places(&[key]) });
+                let mut places = self.places(&[key]);
+                let run = self.machine.run_of(key).and_then(|run| Some((key, self.bodies.get(&key)?.run_place(run))));
+                places.extend(run.filter(|_| !self.machine.has_ended(key)));
+                self.hand(Job::Measure { call: Measured::Agent(reply, key), places });
                 return Ok(Answered::Later);
             }
             Call::Stats(_) => return self.stats(client_id, id),
@@ -146,7 +155,7 @@ impl Supervisor {
     }
 
     /// Notes that a call will be answered later.
-    fn expect_reply(&mut self, client_id: u64, id: &Value) -> Result<ReplyTo, Error> {
+    fn expect_reply(&mut self, client_id: u64, id: Option<&Value>) -> Result<ReplyTo, Error> {
         let call = self.fresh();
         let gone = || Error::new(Code::NoDaemon, "the client is gone");
         let client = self.clients.get_mut(&client_id).ok_or_else(gone)?;
@@ -155,7 +164,7 @@ impl Supervisor {
                 Error::new(Code::TooManyClients, format!("{CALLS_MAX} calls of this connection are not answered yet"));
             return Err(error.remedy("wait for answers before sending more"));
         }
-        client.calls.insert(call, id.clone());
+        client.calls.insert(call, id.cloned());
         Ok(ReplyTo { client: client_id, call })
     }
 
@@ -208,7 +217,7 @@ impl Supervisor {
         Ok(self.with_lines(self.machine.status(key, now().mono)))
     }
 
-    fn events(&mut self, client_id: u64, id: &Value, query: EventQuery) -> Result<Events, Error> {
+    fn events(&mut self, client_id: u64, id: Option<&Value>, query: EventQuery) -> Result<Events, Error> {
         let own = self.clients.get(&client_id).and_then(|client| client.caller.agent);
         if own.is_some() {
             let of = query.agent.as_ref().or(query.parent.as_ref());
@@ -223,13 +232,13 @@ impl Supervisor {
         let last = self.journal.last();
         let next = query.since.map_or(last, |since| since.min(last)) + 1;
         if let Some(client) = self.clients.get_mut(&client_id) {
-            client.follows.push(Follow::Events { call: id.clone(), query, next });
+            client.follows.push(Follow::Events { call: id.cloned().unwrap_or_default(), query, next });
             self.stirred.insert(client_id);
         }
         Ok(Events { events: Vec::new(), last, lost: 0 })
     }
 
-    fn logs(&mut self, client_id: u64, id: &Value, query: &LogQuery) -> Result<Answered, Error> {
+    fn logs(&mut self, client_id: u64, id: Option<&Value>, query: &LogQuery) -> Result<Answered, Error> {
         let key = self.readable(client_id, &query.id)?;
         self.catch_up(key);
         let Some(spool) = self.bodies.get(&key).and_then(|body| body.spool.as_ref()) else {
@@ -262,13 +271,18 @@ impl Supervisor {
         let next = Offsets { stdout: cursor.stdout, stderr: cursor.stderr };
         let first = crate::api::method::Output { next, ..Default::default() };
         if let Some(client) = self.clients.get_mut(&client_id) {
-            client.follows.push(Follow::Output { call: id.clone(), agent: key, id: query.id.clone(), cursor });
+            client.follows.push(Follow::Output {
+                call: id.cloned().unwrap_or_default(),
+                agent: key,
+                id: query.id.clone(),
+                cursor,
+            });
             self.stirred.insert(client_id);
         }
         now_with(&first)
     }
 
-    fn stats(&mut self, client_id: u64, id: &Value) -> Result<Answered, Error> {
+    fn stats(&mut self, client_id: u64, id: Option<&Value>) -> Result<Answered, Error> {
         let mono = now().mono;
         let interval = self.settings.herd.monitoring_interval;
         if let Some((_, sample)) = self.usage.as_ref().filter(|(at, _)| mono.since(*at) < interval) {
@@ -281,22 +295,29 @@ impl Supervisor {
         Ok(Answered::Later)
     }
 
-    fn places(&self, keys: &[AgentKey]) -> Vec<(AgentKey, crate::kernel::cgroup::Place)> {
+    fn places(&self, keys: &[AgentKey]) -> Vec<(AgentKey, Place)> {
         let made = keys.iter().filter(|key| self.machine.has_cgroup(**key));
         made.filter_map(|key| Some((*key, self.bodies.get(key)?.home.clone()))).collect()
     }
 
     /// A hand has read the figures that somebody asked for.
-    pub(super) fn measured(&mut self, call: Measured, herd: Option<stat::Usage>, agents: Vec<(AgentKey, stat::Usage)>) {
+    pub(super) fn measured(
+        &mut self,
+        call: Measured,
+        herd: Option<stat::Usage>,
+        agents: Vec<(AgentKey, stat::Usage, Place)>,
+    ) {
         match call {
             Measured::Agent(to, key) => {
-                let usage = agents.into_iter().next().map(|(_, usage)| wire(&usage));
-                let shown = self.shown(key, usage);
+                let home = self.bodies.get(&key).map(|body| &body.home);
+                let (homes, runs): (Vec<_>, Vec<_>) = agents.into_iter().partition(|(_, _, place)| Some(place) == home);
+                let first = |of: Vec<(AgentKey, stat::Usage, Place)>| of.first().map(|(_, usage, _)| wire(usage));
+                let shown = self.shown(key, first(homes), first(runs));
                 self.reply_value(to, shown.and_then(|shown| to_value(&shown)));
             }
             Measured::Herd(to) => {
                 let mut sample = Sample { herd: herd.as_ref().map(wire), levels: BTreeMap::new() };
-                for (key, usage) in agents {
+                for (key, usage, _) in agents {
                     if let Some(level) = self.machine.level_of(key) {
                         sample.levels.entry(level).or_default().add(&wire(&usage));
                     }
@@ -308,7 +329,7 @@ impl Supervisor {
         }
     }
 
-    fn shown(&self, key: AgentKey, usage: Option<Usage>) -> Result<Shown, Error> {
+    fn shown(&self, key: AgentKey, usage: Option<Usage>, own_usage: Option<Usage>) -> Result<Shown, Error> {
         let now = now();
         let gone = || Error::new(Code::NoSuchAgent, "the agent was forgotten meanwhile");
         let spec = self.machine.spec_of(key).ok_or_else(gone)?.as_ref().clone();
@@ -323,6 +344,7 @@ impl Supervisor {
         Ok(Shown {
             spec,
             usage,
+            own_usage,
             uptime_ms,
             output_start: Offsets { stdout: stdout.map(|it| it.0), stderr: stderr.map(|it| it.0) },
             output_end: Offsets { stdout: stdout.map(|it| it.1), stderr: stderr.map(|it| it.1) },

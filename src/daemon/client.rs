@@ -33,8 +33,8 @@ pub(super) struct Client {
     searched: usize,
     output: Vec<u8>,
     sent: usize,
-    /// The calls that are not answered, by the machine's number, with the client's own `id`.
-    pub calls: BTreeMap<u64, Value>,
+    /// The calls that are not answered, by the machine's number, with the client's own `id`; none if it wants no answer.
+    pub calls: BTreeMap<u64, Option<Value>>,
     pub follows: Vec<Follow>,
     state: State,
 }
@@ -42,7 +42,7 @@ pub(super) struct Client {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Open,
-    /// It has closed its side, or was told to go: what waits is sent, then it is closed.
+    /// It has closed its side, or was told to go: what it asked for is answered, what waits is sent, then it is closed.
     Leaving,
     Broken,
 }
@@ -79,11 +79,18 @@ impl Client {
     pub fn receive(&mut self) -> bool {
         let mut chunk = [0u8; 16 << 10];
         for _ in 0..8 {
-            if self.state != State::Open || self.input.len() > REQUEST_MAX || self.waiting() > BACKLOG_MAX {
+            if self.state != State::Open || self.waiting() > BACKLOG_MAX {
                 return false;
+            }
+            if self.input.len() > REQUEST_MAX {
+                return true;
             }
             match self.stream.read(&mut chunk) {
                 Ok(0) => {
+                    // The end of the stream ends its last line, too.
+                    if self.input.last().is_some_and(|last| *last != b'\n') {
+                        self.input.push(b'\n');
+                    }
                     self.leave();
                     return false;
                 }
@@ -130,7 +137,7 @@ impl Client {
 
     /// Says whether complete requests wait for another turn.
     pub fn has_lines(&self) -> bool {
-        self.state == State::Open && self.searched < self.input.len() && self.waiting() <= BACKLOG_MAX
+        self.state != State::Broken && self.searched < self.input.len() && self.waiting() <= BACKLOG_MAX
     }
 
     pub fn answer(&mut self, id: &Value, outcome: Result<Value, Error>) {
@@ -185,11 +192,11 @@ impl Client {
         }
     }
 
-    /// Says whether the connection is to be dropped: broken, or done and with nothing left to send or to wait for.
+    /// Says whether the connection is to be dropped: broken, or done and with nothing left to read, to send or to wait for.
     pub fn is_over(&self) -> bool {
         match self.state {
             State::Open => false,
-            State::Leaving => self.waiting() == 0 && self.calls.is_empty(),
+            State::Leaving => self.waiting() == 0 && self.calls.is_empty() && !self.has_lines(),
             State::Broken => true,
         }
     }

@@ -1,12 +1,17 @@
 //! What this host offers: every check that start-up makes, and which limit is enforced by what.
 
+use std::sync::Arc;
+
 use super::settings::Settings;
 use crate::api::method::{Check, Doctor, Enforced, Finding};
+use crate::kernel::cgroup::Cgroups;
 use crate::kernel::host::{Binding, Host, KernelVersion, Layout};
 use crate::kernel::process;
+use crate::kernel::spawn::Way;
 use crate::model::limits::{Controller, Knob};
+use crate::output::Store;
 
-/// Looks at the host, changing nothing. Works without a daemon.
+/// Looks at the host and leaves it as it was. Works without a daemon.
 #[must_use]
 pub fn doctor(settings: &Settings) -> Doctor {
     let mut checks = Vec::new();
@@ -29,6 +34,10 @@ pub fn doctor(settings: &Settings) -> Doctor {
     };
     checks.push(check("cgroup2", Finding::Good, format!("{} ({layout})", host.cgroup2.display()), None));
     checks.push(root(&host, settings));
+    checks.push(canary(&host));
+    checks.push(output(settings));
+    checks.push(watches());
+    checks.push(descriptors());
     checks.extend(Controller::ALL.map(|controller| controller_check(&host, controller)));
     match process::capabilities() {
         Ok(capabilities) => checks.extend(capabilities.into_iter().map(|capability| {
@@ -65,6 +74,77 @@ fn root(host: &Host, settings: &Settings) -> Check {
                 "run as root, or within a delegated cgroup: systemd-run --user --scope -p Delegate=yes treeherd …";
             check(name, Finding::Bad, format!("{}: {errno}", nearest.display()), Some(remedy.to_owned()))
         }
+    }
+}
+
+/// Tries what start-up tries: whether a child can be cloned into a fresh cgroup. Leaves nothing.
+fn canary(host: &Host) -> Check {
+    let name = "clone into a cgroup";
+    let root = format!("treeherd-doctor-{}", std::process::id());
+    let tried = Cgroups::create(Arc::new(host.clone()), &root).and_then(|cgroups| {
+        let way = super::start::canary(&cgroups);
+        cgroups.remove_root()?;
+        way
+    });
+    match tried {
+        Ok(Way::CloneInto) => check(name, Finding::Good, "works".to_owned(), None),
+        Ok(Way::EnterItself) => {
+            let detail = "children are killed at birth here (this process's own cgroup was killed once); they enter by themselves";
+            check(
+                name,
+                Finding::Limited,
+                detail.to_owned(),
+                Some("a daemon in a fresh cgroup is not affected".to_owned()),
+            )
+        }
+        Err(error) => check(name, Finding::Bad, error.message, error.remedy),
+    }
+}
+
+/// Says whether the output on disk is bounded where it is kept.
+fn output(settings: &Settings) -> Check {
+    let name = "bounded output";
+    let shown = settings.state_dir.display();
+    if !settings.state_dir.is_dir() {
+        return check(
+            name,
+            Finding::Good,
+            format!("{shown} is not there yet; it is looked at when a daemon makes it"),
+            None,
+        );
+    }
+    match Store::open(&settings.state_dir) {
+        Ok(store) if store.punches() => check(name, Finding::Good, format!("{shown} gives space back"), None),
+        Ok(_) => {
+            let remedy = "use a --state-dir on ext4, xfs, btrfs or tmpfs";
+            check(name, Finding::Limited, format!("{shown} cannot punch holes"), Some(remedy.to_owned()))
+        }
+        Err(error) => check(name, Finding::Bad, error.message, error.remedy),
+    }
+}
+
+/// Says how many agents can be watched: each takes up to four watches.
+fn watches() -> Check {
+    let name = "inotify watches";
+    let file = "/proc/sys/fs/inotify/max_user_watches";
+    let most = std::fs::read_to_string(file).ok().and_then(|text| text.trim().parse::<u64>().ok());
+    match most {
+        Some(most) if most >= 65_536 => {
+            check(name, Finding::Good, format!("{most}, enough for {} agents", most / 4), None)
+        }
+        Some(most) => {
+            let remedy = "sysctl fs.inotify.max_user_watches=524288";
+            check(name, Finding::Limited, format!("{most}, enough for {} agents", most / 4), Some(remedy.to_owned()))
+        }
+        None => check(name, Finding::Bad, format!("{file} cannot be read"), Some("mount /proc".to_owned())),
+    }
+}
+
+/// Says how many agents there can be descriptors for: each takes one, those with a v1 memory limit two.
+fn descriptors() -> Check {
+    match process::raise_descriptor_limit() {
+        Ok(most) => check("descriptors", Finding::Good, format!("{most} (RLIMIT_NOFILE)"), None),
+        Err(error) => check("descriptors", Finding::Limited, error.to_string(), None),
     }
 }
 

@@ -111,9 +111,12 @@ impl Supervisor {
         id: &crate::model::id::AgentId,
         cursor: &mut Cursor,
     ) -> (bool, bool) {
-        let Some(body) = self.bodies.get(&agent) else { return (false, true) };
-        let Some(spool) = &body.spool else { return (false, false) };
         let has_ended = self.machine.has_ended(agent);
+        if has_ended {
+            self.catch_up(agent);
+        }
+        let Some(body) = self.bodies.get(&agent) else { return (false, true) };
+        let Some(spool) = &body.spool else { return (false, has_ended) };
         let Ok(output) = read(self, spool, id, cursor) else { return (false, true) };
         let is_last = has_ended && output.at_end;
         let is_news = is_news(&output);

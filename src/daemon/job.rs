@@ -122,7 +122,7 @@ pub(super) enum Outcome {
     /// Who hangs, in words.
     Laggards { found: Vec<(AgentKey, String)>, reply: Option<ReplyTo> },
     /// Figures.
-    Measured { call: Measured, herd: Option<stat::Usage>, agents: Vec<(AgentKey, stat::Usage)> },
+    Measured { call: Measured, herd: Option<stat::Usage>, agents: Vec<(AgentKey, stat::Usage, Place)> },
     /// Something nobody waits for failed.
     Fault(Error),
     /// Something nobody waits for is done.
@@ -164,7 +164,8 @@ impl Job {
             Self::Measure { call, places } => {
                 let herd = matches!(call, Measured::Herd(_)).then(|| cgroups.usage(&Place::herd()).ok()).flatten();
                 let agents =
-                    places.iter().filter_map(|(key, place)| Some((*key, cgroups.usage(place).ok()?))).collect();
+                    places.into_iter().filter_map(|(key, place)| Some((key, cgroups.usage(&place).ok()?, place)));
+                let agents = agents.collect();
                 Outcome::Measured { call, herd, agents }
             }
         }

@@ -48,6 +48,10 @@ impl Detection {
         }
     }
 
+    pub fn set_bound(&mut self, bound: Duration) {
+        self.bound = bound;
+    }
+
     pub fn before_poll(&mut self) {
         self.before_poll = Some((clock::monotonic(), self.delay.as_ref().and_then(RunDelay::nanoseconds)));
     }

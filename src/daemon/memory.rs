@@ -44,6 +44,37 @@ pub(super) struct Memory {
     reached: BTreeMap<Place, u64>,
 }
 
+/// Whose a place below the herd is.
+pub(super) enum Holder<'a> {
+    Herd,
+    /// An agent's cgroup.
+    Agent(&'a str),
+    /// The cgroup of an agent's children together: `level-K`, and the agent.
+    Children(&'a str, &'a str),
+}
+
+impl<'a> Holder<'a> {
+    /// Reads it from the path: `herd / agent / level-K / agent / …`.
+    pub fn of(place: &'a Place) -> Self {
+        let mut names = place.path().rsplit('/');
+        let (last, above) = (names.next().unwrap_or_default(), names.next());
+        match (above, names.count() % 2) {
+            (None, _) => Self::Herd,
+            (Some(agent), 1) => Self::Children(last, agent),
+            (Some(_), _) => Self::Agent(last),
+        }
+    }
+}
+
+/// Names whose limit a place's is.
+pub(super) fn name_of(place: &Place) -> String {
+    match Holder::of(place) {
+        Holder::Herd => "herd".to_owned(),
+        Holder::Agent(id) => id.to_owned(),
+        Holder::Children(level, agent) => format!("{level} of {agent}"),
+    }
+}
+
 /// Returns a place and those above it, nearest first.
 fn chain(place: &Place) -> impl Iterator<Item = Place> {
     std::iter::successors(Some(place.clone()), Place::parent)
@@ -61,19 +92,26 @@ impl Memory {
         Some(self.culprit(cgroups, home))
     }
 
-    /// Finds the nearest limit that was reached since it was last looked at.
+    /// Finds the nearest limit that was reached since it was last looked at; if none was, the nearest that ever was, or that was met.
     pub fn culprit(&mut self, cgroups: &Cgroups, home: &Place) -> Oom {
-        let mut found = Oom { culprit: None, limit_bytes: None, largest: None };
+        let mut limited = Vec::new();
         for place in chain(home) {
             let Ok(Some(OomCounts { oom, .. })) = cgroups.oom_counts(&place) else { continue };
             let before = self.reached.insert(place.clone(), oom).unwrap_or(0);
-            let limit = cgroups.limits_now(&place, [Knob::MemoryMax]).get(Knob::MemoryMax).cloned();
-            if let (None, true, Some(Setting::Bytes(Max::Value(limit)))) = (&found.culprit, oom > before, limit) {
-                found.culprit = Some(place.name().to_owned());
-                found.limit_bytes = Some(limit.0);
+            let limits = cgroups.limits_now(&place, [Knob::MemoryMax]);
+            if let Some(Setting::Bytes(Max::Value(limit))) = limits.get(Knob::MemoryMax) {
+                limited.push((place, limit.0, oom, oom > before));
             }
         }
-        found
+        let now = limited.iter().find(|(.., is_new)| *is_new);
+        let ever = || limited.iter().find(|(_, _, oom, _)| *oom > 0);
+        let met = || limited.iter().find(|(place, ..)| cgroups.has_met_limit(place));
+        let found = now.or_else(ever).or_else(met);
+        Oom {
+            culprit: found.map(|(place, ..)| name_of(place)),
+            limit_bytes: found.map(|(_, limit, ..)| *limit),
+            largest: None,
+        }
     }
 
     /// Returns how many kills of a domain were not told yet, and takes them as told.
@@ -91,5 +129,22 @@ impl Memory {
         self.reached.retain(|other, _| !other.is_within(place));
         let gone: Vec<_> = self.domains.keys().filter(|other| other.is_within(place)).cloned().collect();
         gone.iter().filter_map(|place| self.domains.remove(place)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_an_agents_or_its_childrens_by_its_depth_and_not_by_its_name() {
+        let root = Place::herd().join("a");
+        let level = root.join("level-1");
+        assert_eq!(name_of(&Place::herd()), "herd");
+        assert_eq!(name_of(&root), "a");
+        assert_eq!(name_of(&level), "level-1 of a");
+        assert_eq!(name_of(&level.join("b")), "b");
+        assert_eq!(name_of(&level.join("level-7")), "level-7", "an agent may be called that");
+        assert_eq!(name_of(&level.join("b").join("level-2")), "level-2 of b");
     }
 }

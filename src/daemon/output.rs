@@ -30,8 +30,14 @@ impl Supervisor {
 
     /// Looks at a spool file, gives space back, listens again, and wakes the followers.
     pub(super) fn look_at_spool(&mut self, key: AgentKey, stream: Stream) {
-        let is_unfinished = self.service(key, stream);
-        if is_unfinished {
+        if let Some(body) = self.bodies.get_mut(&key) {
+            // Its chore is being done: what comes from here on needs another one.
+            let ear = &mut body.streams[stream as usize];
+            if *ear == Ear::Due {
+                *ear = Ear::Deaf;
+            }
+        }
+        if self.service(key, stream) {
             return self.spool_written(key, stream);
         }
         self.arm(key, stream);

@@ -105,6 +105,8 @@ fn spawn(shell: &mut Supervisor, order: SpawnOrder) {
 fn remove_run(shell: &mut Supervisor, key: AgentKey, run: Run) {
     let Some(body) = shell.bodies.get_mut(&key) else { return };
     let place = body.run_place(run);
+    shell.stir_followers(key);
+    let Some(body) = shell.bodies.get_mut(&key) else { return };
     if let Some((_, watch)) = body.leaf_watch.take_if(|(watched, _)| *watched == run) {
         shell.unwatch(watch);
     }
@@ -122,7 +124,7 @@ fn forget(shell: &mut Supervisor, key: AgentKey) {
             shell.unwatch(watch);
         }
     }
-    shell.forget_memory(&body.home);
+    shell.forget_limits(&body.home);
     shell.end_follows(key);
     if body.spool.is_some() {
         // Before a new agent of this name makes its own: the removal is done here and now, it is two unlinks.

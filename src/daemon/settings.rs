@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::model::config::HerdConfig;
+use crate::kernel::host::Host;
+use crate::model::config::{Flags, HerdConfig};
 
 /// What a daemon needs to know before it starts.
 #[derive(Debug, Clone)]
@@ -15,6 +16,8 @@ pub struct Settings {
     pub cgroup: String,
     /// The socket; `treeherd.sock` in the state directory if none is given.
     pub socket: Option<PathBuf>,
+    /// What stands over `herd`, and over what is read again.
+    pub flags: Flags,
     /// The file from which `herd` was read: it is read again on SIGHUP.
     pub config: Option<PathBuf>,
     /// Whether the supervisor moves into a cgroup of its own.
@@ -31,6 +34,14 @@ pub enum Residence {
     Stay,
 }
 
+/// Returns the root cgroup of a daemon that is told none: the one that systemd delegated to this process (`Delegate=yes`), else
+/// `treeherd`.
+#[must_use]
+pub fn default_cgroup() -> String {
+    let delegated = Host::discover().ok().and_then(|host| host.delegated);
+    delegated.map_or_else(|| "treeherd".to_owned(), |path| path.trim_matches('/').to_owned())
+}
+
 impl Settings {
     /// Makes settings with everything but the state directory at its default.
     #[must_use]
@@ -40,6 +51,7 @@ impl Settings {
             state_dir: state_dir.into(),
             cgroup: "treeherd".to_owned(),
             socket: None,
+            flags: Flags::default(),
             config: None,
             residence: Residence::default(),
         }

@@ -101,11 +101,12 @@ enum Manner {
 
 /// A supervisor with everything that has to be taken back after it.
 struct Herdsman {
-    supervisor: Supervisor,
+    // In this order they are given up: when the clients see their connections end, another supervisor can start.
     /// Held until the end: the root cgroup is ours as long as this is.
     _root_claim: RootClaim,
     /// Held until the end: the socket is ours as long as this is.
     _claim: socket::StateDir,
+    supervisor: Supervisor,
 }
 
 /// The cgroups, taken back if the start fails.
@@ -226,7 +227,7 @@ fn end_leftovers(cgroups: &Cgroups) -> Result<u64, Error> {
 }
 
 /// Tries once whether a child can be cloned into a cgroup here.
-fn canary(cgroups: &Cgroups) -> Result<Way, Error> {
+pub(super) fn canary(cgroups: &Cgroups) -> Result<Way, Error> {
     let place = Place::herd().join("canary");
     let leaf = cgroups.make_leaf(&place)?;
     let way = spawn::way_that_works(leaf.as_fd()).map_err(Error::from);
@@ -299,6 +300,7 @@ impl Parts {
             bodies: std::collections::HashMap::new(),
             watched: std::collections::HashMap::new(),
             memory: super::memory::Memory::default(),
+            hits: super::hits::Hits::default(),
             chores: std::collections::BTreeSet::new(),
             journal,
             detection,
@@ -316,20 +318,15 @@ impl Supervisor {
     /// Tells that a daemon has begun, and what it found.
     fn announce(&mut self, ended: u64) {
         let limits = self.settings.herd.limits.clone();
-        self.watch_memory(&[(Place::herd(), limits)]);
+        self.watch_limits(&[(Place::herd(), limits)]);
         let now = now();
         let mut event = self.machine.event_about(now.mono, now.wall, Kind::HerdStarted, None);
         event.pid = i32::try_from(std::process::id()).ok();
         event.message = format!("treeherd {} supervises {}", env!("CARGO_PKG_VERSION"), self.root);
         if ended > 0 {
-            event.message.push_str(&format!("; {ended} processes that an earlier daemon left were ended"));
+            event.message.push_str(&format!("; ended what an earlier daemon left, processes: {ended}"));
         }
         self.publish(event);
         tracing::info!("listening on {}", self.settings.socket().display());
-    }
-
-    /// Reads the configuration again and applies what can be applied.
-    pub(super) fn reread(&mut self) {
-        tracing::info!("SIGHUP: the configuration is read again");
     }
 }

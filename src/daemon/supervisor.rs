@@ -13,15 +13,17 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use super::body::{Body, Ear, Watched};
 use super::client::Client;
 use super::hands::Hands;
+use super::hits::Hits;
 use super::job::{Born, Job, Outcome, Tools};
 use super::journal::Journal;
 use super::latency::Detection;
-use super::memory::{Domain, LOOKS, Memory};
+use super::memory::{Domain, Holder, LOOKS, Memory};
+use super::reread::OURSELVES;
 use super::settings::Settings;
 use crate::kernel::cgroup::Place;
 use crate::kernel::watch::{Fact, Left, WatchId};
-use crate::kernel::{clock, pidfd};
-use crate::machine::{AgentKey, Caller, Effect, Frost, Input, Machine, Now, ReplyTo};
+use crate::kernel::{clock, pidfd, process};
+use crate::machine::{AgentKey, Caller, Effect, Frost, Input, Machine, Now};
 use crate::model::error::{Code, Error};
 use crate::model::event::{Event, Kind};
 use crate::model::id::Run;
@@ -81,6 +83,8 @@ pub(super) enum Chore {
     Spool(AgentKey, Stream),
     /// Look at the counters of a memory domain.
     Memory(Place),
+    /// Look at the counter of a limit on forks.
+    Forks(Place),
 }
 
 /// Everything that the loop has.
@@ -101,6 +105,7 @@ pub(super) struct Supervisor {
     pub bodies: HashMap<AgentKey, Body>,
     pub watched: HashMap<WatchId, Watched>,
     pub memory: Memory,
+    pub hits: Hits,
     pub chores: BTreeSet<(Monotonic, Chore)>,
     pub journal: Journal,
     pub detection: Detection,
@@ -210,8 +215,12 @@ impl Supervisor {
     pub fn feed(&mut self, input: Input) {
         let mut effects = Vec::new();
         self.machine.step(now(), input, &mut effects);
+        self.perform_all(effects);
+    }
+
+    pub fn perform_all(&mut self, effects: Vec<Effect>) {
         for effect in effects {
-            self.perform(effect);
+            super::perform::perform(self, effect);
         }
     }
 
@@ -228,7 +237,7 @@ impl Supervisor {
                 Outcome::Born(born) => self.born(*born),
                 Outcome::Limited(change, places) => {
                     self.feed(Input::LimitsSet(change));
-                    self.watch_memory(&places);
+                    self.watch_limits(&places);
                 }
                 Outcome::Laggards { found, reply } => self.laggards_found(&found, reply),
                 Outcome::Measured { call, herd, agents } => self.measured(call, herd, agents),
@@ -272,7 +281,7 @@ impl Supervisor {
                 }
             }
         }
-        self.watch_memory(&born.limited);
+        self.watch_limits(&born.limited);
         let pid = born.process.as_ref().map(|(pid, _)| *pid);
         self.feed(Input::Spawned { agent: key, pid });
         let Some((_, process)) = born.process else { return };
@@ -319,13 +328,15 @@ impl Supervisor {
         let rusage = ended.map(|ended| ended.rusage).map_or_else(Rusage::default, |rusage| Rusage {
             user_us: rusage.user_us,
             system_us: rusage.system_us,
-            max_rss_bytes: rusage.max_rss_bytes,
+            max_rss_bytes: Some(rusage.max_rss_bytes).filter(|peak| *peak > process::own_peak()),
         });
         let home = self.bodies[&key].home.clone();
         let oom = match exit {
             Exit::Signal { number: libc::SIGKILL, .. } => self.memory.explain(&self.tools.cgroups, &home),
             _ => None,
         };
+        // The kernel holds news of one file back for up to 10 ms: a limit that it died of is told before its death.
+        self.look_at_forks(&home);
         self.feed(Input::Exited { agent: key, run, exit, rusage, oom, descendants });
     }
 
@@ -381,6 +392,7 @@ impl Supervisor {
                 self.spool_written(key, stream);
             }
             Some(Watched::Memory(place)) => self.look_at_memory(&place),
+            Some(Watched::Forks(place)) => self.look_at_forks(&place),
             None => {}
         }
     }
@@ -394,6 +406,7 @@ impl Supervisor {
                 Watched::Leaf(key, run) => self.look_at_leaf(key, run),
                 Watched::Stream(key, stream) => self.spool_written(key, stream),
                 Watched::Memory(place) => self.look_at_memory(&place),
+                Watched::Forks(place) => self.look_at_forks(&place),
             }
         }
     }
@@ -418,8 +431,13 @@ impl Supervisor {
         }
     }
 
-    /// Listens to the memory limits that were just set.
-    pub fn watch_memory(&mut self, places: &[(Place, Limits)]) {
+    /// Listens to the limits that were just set.
+    pub fn watch_limits(&mut self, places: &[(Place, Limits)]) {
+        self.watch_memory(places);
+        self.watch_forks(places);
+    }
+
+    fn watch_memory(&mut self, places: &[(Place, Limits)]) {
         for (place, limits) in places {
             if limits.get(Knob::MemoryMax).is_none() || self.memory.domains.contains_key(place) {
                 continue;
@@ -457,13 +475,11 @@ impl Supervisor {
     }
 
     /// Finds the agent whose subtree a place is, or whose children's.
-    fn owner_of(&self, place: &Place) -> Option<AgentKey> {
-        let name = if place.name().starts_with("level-") && place.parent()? != Place::herd() {
-            place.parent()?.name().to_owned()
-        } else {
-            place.name().to_owned()
-        };
-        self.machine.key_of(&name.parse().ok()?)
+    pub fn owner_of(&self, place: &Place) -> Option<AgentKey> {
+        match Holder::of(place) {
+            Holder::Herd => None,
+            Holder::Agent(id) | Holder::Children(_, id) => self.machine.key_of(&id.parse().ok()?),
+        }
     }
 
     fn memory_fired(&mut self, id: usize) {
@@ -513,6 +529,7 @@ impl Supervisor {
             match self.chores.pop_first() {
                 Some((_, Chore::Spool(key, stream))) => self.look_at_spool(key, stream),
                 Some((_, Chore::Memory(place))) => self.look_at_memory(&place),
+                Some((_, Chore::Forks(place))) => self.look_at_forks(&place),
                 None => {}
             }
         }
@@ -536,7 +553,7 @@ impl Supervisor {
         let grace = (self.stops_asked > 1).then_some(Duration::ZERO);
         let caller = Caller { name: format!("{why} to the daemon").into(), agent: None };
         tracing::info!("{why}: the herd is being ended");
-        self.feed(Input::Asked(ReplyTo { client: 0, call: 0 }, caller, Request::Shutdown(grace)));
+        self.feed(Input::Asked(OURSELVES, caller, Request::Shutdown(grace)));
     }
 
     /// Numbers an event, writes it down and tells those who are up to date.
@@ -545,6 +562,10 @@ impl Supervisor {
         self.journal.append(&mut event);
         super::perform::log(&event);
         self.tell_followers(&event);
+        if let Some(key) = event.agent.as_ref().and_then(|id| self.machine.key_of(id)) {
+            // It may have been the end of what somebody follows.
+            self.stir_followers(key);
+        }
     }
 
     /// The cgroups of an agent and all below it are gone, and so is what listened to them.
@@ -559,10 +580,11 @@ impl Supervisor {
                 self.unwatch(watch);
             }
         }
-        self.forget_memory(&home);
+        self.forget_limits(&home);
     }
 
-    pub fn forget_memory(&mut self, place: &Place) {
+    pub fn forget_limits(&mut self, place: &Place) {
+        self.forget_forks(place);
         for domain in self.memory.forget(place) {
             if let Some((_, eventfd)) = domain.eventfd
                 && let Err(error) = self.poll.registry().deregister(&mut SourceFd(&eventfd.as_raw_fd()))
@@ -584,10 +606,5 @@ impl Supervisor {
     /// Sends a job to the hands.
     pub fn hand(&self, job: Job) {
         self.hands.take(job);
-    }
-
-    /// Carries out an order; see `perform.rs`.
-    fn perform(&mut self, effect: Effect) {
-        super::perform::perform(self, effect);
     }
 }

@@ -29,6 +29,13 @@ pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
+/// Returns the largest resident set that this process has had, in bytes.
+#[must_use]
+pub fn own_peak() -> u64 {
+    use nix::sys::resource::{UsageWho, getrusage};
+    getrusage(UsageWho::RUSAGE_SELF).map_or(0, |usage| u64::try_from(usage.max_rss()).unwrap_or(0).saturating_mul(1024))
+}
+
 /// A capability that treeherd has a use for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capability {

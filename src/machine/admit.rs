@@ -9,7 +9,7 @@ use super::{Door, Machine, Step};
 use crate::model::config::RETAINED_MOST;
 use crate::model::error::{Code, Error};
 use crate::model::event::Kind;
-use crate::model::id::{AgentId, Level};
+use crate::model::id::{AgentId, Level, Priority};
 use crate::model::limits::Limits;
 use crate::model::request::Answer;
 use crate::model::spec::{Admission, AgentSpec};
@@ -22,6 +22,7 @@ impl Machine {
     pub(super) fn ask_spawn(&mut self, step: &mut Step, to: ReplyTo, spec: AgentSpec) -> Result<(), Error> {
         let (parent, level) = self.place(&spec)?;
         let limits = self.limits_for(&spec, parent, level)?;
+        self.check_counted(level, &limits)?;
         let room = self.room(parent, level, &limits);
         let is_queued = match (&room, spec.admission) {
             (Ok(()), _) => false,
@@ -113,6 +114,12 @@ impl Machine {
             let error = Error::new(Code::BoundReached, format!("{name} = {most} is reached: {of}"));
             Err(error.remedy(format!("wait until one ends, ask for admission = \"queue\", or raise {name}")))
         };
+        if let Some(parent) = parent.map(|parent| &self.agents[&parent]).filter(|it| matches!(it.phase, Phase::Queued))
+        {
+            let message = format!("its parent {} waits for room itself", parent.spec.id);
+            return Err(Error::new(Code::BoundReached, message)
+                .remedy("wait until the parent is admitted, or ask for admission = \"queue\""));
+        }
         if self.admitted >= bounds.max_agents {
             return full("max_agents", bounds.max_agents, &format!("the herd has {} agents", self.admitted));
         }
@@ -129,7 +136,7 @@ impl Machine {
             let of = format!("{} has {} children", parent.spec.id, parent.admitted_children);
             return full("max_children", bounds.max_children, &of);
         }
-        self.total_room(level, limits)
+        self.total_room(level, limits, None)
     }
 
     /// Counts an agent against the bounds.
@@ -155,22 +162,20 @@ impl Machine {
         self.queue_moved = true;
     }
 
-    /// Lets in whoever there is room for now, the most urgent first.
+    /// Lets in the most urgent one that there is room for now, and asks to be called again.
     pub(super) fn settle_queue(&mut self, step: &mut Step) {
-        if self.queue.is_empty() {
-            return;
-        }
-        let waiting: Vec<_> = self.queue.iter().copied().collect();
-        for entry in waiting {
-            let (_, key) = entry;
-            let agent = &self.agents[&key];
-            if agent.down.is_none() && self.room(agent.parent, agent.level, &agent.limits).is_ok() {
-                self.queue.remove(&entry);
-                self.count_in(key);
-                self.enter(key, Phase::Held);
-                self.settle(step, key);
-            }
-        }
+        let has_room = |(_, key): &&(Reverse<Priority>, AgentKey)| {
+            let agent = &self.agents[key];
+            agent.down.is_none() && self.room(agent.parent, agent.level, &agent.limits).is_ok()
+        };
+        let Some(entry) = self.queue.iter().find(has_room).copied() else { return };
+        let (_, key) = entry;
+        self.queue.remove(&entry);
+        self.count_in(key);
+        self.enter(key, Phase::Held);
+        self.settle(step, key);
+        // Whoever waits for its parent to be let in may come before others now.
+        self.queue_moved = true;
     }
 
     /// Says whether a held agent can be started now.
@@ -181,7 +186,9 @@ impl Machine {
             let parent = &self.agents[&parent];
             parent.home == Made && parent.nursery != Making
         });
-        parent_is_ready && matches!(agent.home, None | Made) && !self.is_held_by_frost(key)
+        // What is made gets limits that the kernel has not refused.
+        let limits_are_known = agent.home == Made || self.changes.is_empty();
+        parent_is_ready && matches!(agent.home, None | Made) && limits_are_known && !self.is_held_by_frost(key)
     }
 
     /// Says whether a spawn would enter a frozen cgroup, or one that is about to be frozen.

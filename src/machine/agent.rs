@@ -35,6 +35,17 @@ pub(super) enum Ladder {
     Polite(Monotonic),
     /// The kill is ordered, and ordered again at this time if need be.
     Killed(Monotonic),
+    /// The spawn succeeded when its kill for lateness was ordered already: killed, and again at this time if need be.
+    Late(Monotonic),
+}
+
+impl Ladder {
+    /// Returns when the next rung is due.
+    pub fn due(self) -> Monotonic {
+        match self {
+            Self::Polite(at) | Self::Killed(at) | Self::Late(at) => at,
+        }
+    }
 }
 
 /// Where an agent is. The one place where it changes is `Machine::enter`.
@@ -88,6 +99,13 @@ pub(super) struct Freezer {
     pub seen: Frost,
     /// What the last event told of it.
     pub told: Frost,
+}
+
+impl Freezer {
+    /// Says whether the kernel has confirmed that the subtree is frozen, and nothing is on its way to change that.
+    pub fn is_confirmed(&self) -> bool {
+        self.seen == Frost::Frozen && self.written == Frost::Frozen && self.ordered.is_none()
+    }
 }
 
 /// The request to end an agent, as far as it concerns this agent.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::agent::Home;
+use super::agent::{Home, Phase};
 use super::input::{AgentKey, Effect, LimitPlace, ReplyTo};
 use super::{Machine, Step};
 use crate::model::error::{Code, Error};
@@ -24,6 +24,9 @@ pub(super) struct Change {
     levels: BTreeMap<Level, LevelLimits>,
     herd: Limits,
 }
+
+/// How many changes of limits may wait for the one that is on a hand.
+const WAITING_CHANGES_MOST: usize = 1000;
 
 /// Narrows `outer` by every setting of `inner` that is not wider.
 fn tighten(outer: &mut Limits, inner: &Limits) {
@@ -92,19 +95,25 @@ impl Machine {
         each.overlaid(own)
     }
 
-    /// Says whether a level's `total` has room for one more agent with these limits.
-    pub(super) fn total_room(&self, level: Level, limits: &Limits) -> Result<(), Error> {
+    /// Says no to limits that a level's `total` cannot count, whatever room there is.
+    pub(super) fn check_counted(&self, level: Level, limits: &Limits) -> Result<(), Error> {
+        let Some(profile) = self.config.levels.get(&level) else { return Ok(()) };
+        let is_counted = |knob| limits.get(knob).and_then(|setting| setting.amount()).is_some();
+        let uncounted = profile.total.iter().find(|(knob, total)| total.amount().is_some() && !is_counted(*knob));
+        let Some((knob, total)) = uncounted else { return Ok(()) };
+        let message =
+            format!("level {level} has a total of {knob} = {total}: an agent there needs a {knob} of its own");
+        Err(Error::new(Code::BoundReached, message).remedy(format!("give it a {knob}, or the level an `each`")))
+    }
+
+    /// Says whether a level's `total` has room for limits, those of `instead` not counted.
+    pub(super) fn total_room(&self, level: Level, limits: &Limits, instead: Option<AgentKey>) -> Result<(), Error> {
+        self.check_counted(level, limits)?;
         let Some(profile) = self.config.levels.get(&level) else { return Ok(()) };
         for (knob, total) in profile.total.iter() {
             let Some(total_amount) = total.amount() else { continue };
-            let Some(mine) = limits.get(knob).and_then(|setting| setting.amount()) else {
-                let message =
-                    format!("level {level} has a total of {knob} = {total}: an agent there needs a {knob} of its own");
-                return Err(
-                    Error::new(Code::BoundReached, message).remedy(format!("give it a {knob}, or the level an `each`"))
-                );
-            };
-            let members = self.levels.get(&level).into_iter().flatten();
+            let Some(mine) = limits.get(knob).and_then(|setting| setting.amount()) else { continue };
+            let members = self.levels.get(&level).into_iter().flatten().filter(|key| Some(**key) != instead);
             let used: u128 = members.filter_map(|key| self.agents[key].limits.get(knob)?.amount()).sum();
             if used + mine > total_amount {
                 let message = format!(
@@ -122,13 +131,39 @@ impl Machine {
         self.config.levels.get(&level).map(|profile| profile.siblings.clone()).unwrap_or_default()
     }
 
+    /// Begins a change of limits, or has it wait until the one before is done: two hands would carry out two changes of one
+    /// knob in an order that nobody chose, and what the kernel refuses must not be taken back from under another change.
     pub(super) fn ask_limit(
         &mut self,
         step: &mut Step,
         to: ReplyTo,
         scope: LimitScope,
-        limits: &Limits,
+        limits: Limits,
     ) -> Result<(), Error> {
+        if self.changes.is_empty() {
+            return self.change_limits(step, to, scope, &limits);
+        }
+        if self.waiting_changes.len() >= WAITING_CHANGES_MOST {
+            let message = format!("change limits: {WAITING_CHANGES_MOST} changes wait already");
+            return Err(Error::new(Code::BoundReached, message).remedy("ask again in a moment"));
+        }
+        self.waiting_changes.push_back((to, scope, limits));
+        Ok(())
+    }
+
+    /// A change is over: begins those that waited, until one is on a hand, and lets the agents that waited for it start.
+    fn next_change(&mut self, step: &mut Step) {
+        let held = self.agents.values().filter(|agent| matches!(agent.phase, Phase::Held));
+        self.dirty.extend(held.map(|agent| agent.key));
+        while self.changes.is_empty() {
+            let Some((to, scope, limits)) = self.waiting_changes.pop_front() else { return };
+            if let Err(error) = self.change_limits(step, to, scope, &limits) {
+                step.reply(to, Err(error));
+            }
+        }
+    }
+
+    fn change_limits(&mut self, step: &mut Step, to: ReplyTo, scope: LimitScope, limits: &Limits) -> Result<(), Error> {
         if limits.is_empty() {
             return Err(Error::new(Code::BadValue, "no limit is given").remedy("as in memory_max=512MiB"));
         }
@@ -153,14 +188,14 @@ impl Machine {
                 self.check_level(level)?;
                 let profile = self.config.levels.entry(level).or_default();
                 profile.total = profile.total.overlaid(limits);
-                self.queue_moved = true;
                 Vec::new()
             }
         };
         let key = self.fresh();
         self.changes.insert(key, change);
+        self.queue_moved = true;
         if settings.is_empty() {
-            self.limits_set(step, key);
+            self.tell_change(step, key);
         } else {
             step.order(Effect::SetLimits { change: key, settings });
         }
@@ -187,9 +222,13 @@ impl Machine {
         self.check_is_settable(key)?;
         self.check_own(&format!("limit {id}"), limits, agent.parent, agent.level)?;
         let is_made = agent.home == Home::Made;
+        let wanted = agent.limits.overlaid(limits);
+        // Lower is always right, were the total even lower; higher must have room.
+        if agent.is_admitted() && wanted.first_wider_than(&agent.limits).is_some() {
+            self.total_room(agent.level, &wanted, Some(key))?;
+        }
         let agent = self.agent_mut(key);
-        change.agents.insert(key, (agent.limits.clone(), Some(agent.spec.limits.clone())));
-        agent.limits = agent.limits.overlaid(limits);
+        change.agents.insert(key, (std::mem::replace(&mut agent.limits, wanted), Some(agent.spec.limits.clone())));
         std::sync::Arc::make_mut(&mut agent.spec).limits = agent.spec.limits.overlaid(limits);
         Ok(if is_made { vec![(LimitPlace::Agent(key), limits.clone())] } else { Vec::new() })
     }
@@ -223,10 +262,18 @@ impl Machine {
         }
         let profile = self.config.levels.entry(level).or_default();
         profile.each = profile.each.overlaid(limits);
+        let wanted = |key: &AgentKey| {
+            let agent = &self.agents[key];
+            (*key, self.with_profile(&agent.spec.limits, agent.parent, level))
+        };
+        let wanted: BTreeMap<AgentKey, Limits> = members.iter().map(wanted).collect();
+        if let Err(error) = self.check_total(level, &wanted) {
+            self.config.levels.clone_from(&change.levels);
+            return Err(error);
+        }
         let mut settings = Vec::new();
-        for key in members {
+        for (key, wanted) in wanted {
             let agent = &self.agents[&key];
-            let wanted = self.with_profile(&agent.spec.limits, agent.parent, level);
             let changed: Limits = wanted
                 .iter()
                 .filter(|(knob, setting)| agent.limits.get(*knob) != Some(setting))
@@ -242,6 +289,22 @@ impl Machine {
         Ok(settings)
     }
 
+    /// Says no if the agents of a level would have more than its total, and more than now.
+    fn check_total(&self, level: Level, wanted: &BTreeMap<AgentKey, Limits>) -> Result<(), Error> {
+        let total = self.config.level(level).total;
+        for (knob, total) in total.iter() {
+            let amount = |limits: &Limits| limits.get(knob).and_then(|setting| setting.amount()).unwrap_or(0);
+            let admitted = || wanted.iter().filter(|(key, _)| self.agents[key].is_admitted());
+            let before: u128 = admitted().map(|(key, _)| amount(&self.agents[key].limits)).sum();
+            let after: u128 = admitted().map(|(_, limits)| amount(limits)).sum();
+            if total.amount().is_some_and(|total| after > total) && after > before {
+                let message = format!("total of {knob} at level {level} = {total}: {after} would be given");
+                return Err(Error::new(Code::BoundReached, message).remedy("ask for less, or raise the total first"));
+            }
+        }
+        Ok(())
+    }
+
     fn limit_siblings(&mut self, level: Level, limits: &Limits) -> Result<Vec<(LimitPlace, Limits)>, Error> {
         self.check_level(level)?;
         if level.0 == 0 {
@@ -252,6 +315,12 @@ impl Machine {
             let message = format!("level {level} siblings: {knob} = {mine} is wider than the herd's {theirs}");
             return Err(Error::new(Code::LimitTooWide, message).remedy("lower it, or raise the herd's"));
         }
+        let in_making =
+            self.agents.values().find(|agent| agent.level.below() == level && agent.nursery == Home::Making);
+        if let Some(parent) = in_making {
+            let message = format!("level {level} siblings: the first child of {} is being started", parent.spec.id);
+            return Err(Error::new(Code::WrongState, message).remedy("ask again when it runs"));
+        }
         let profile = self.config.levels.entry(level).or_default();
         profile.siblings = profile.siblings.overlaid(limits);
         let parents = self.agents.values().filter(|agent| agent.level.below() == level && agent.nursery == Home::Made);
@@ -259,6 +328,11 @@ impl Machine {
     }
 
     pub(super) fn limits_set(&mut self, step: &mut Step, key: u64) {
+        self.tell_change(step, key);
+        self.next_change(step);
+    }
+
+    fn tell_change(&mut self, step: &mut Step, key: u64) {
         let Some(change) = self.changes.remove(&key) else { return };
         let level = |level: &Level| self.config.levels.get(level).cloned().unwrap_or_default();
         let now = match &change.scope {
@@ -296,8 +370,10 @@ impl Machine {
                 }
             }
         }
+        self.queue_moved = true;
         self.config.levels = change.levels;
         self.config.limits = change.herd;
         step.reply(change.reply, Err(error));
+        self.next_change(step);
     }
 }

@@ -34,7 +34,7 @@ mod stop;
 mod tests;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use agent::{Agent, Home, Phase};
 pub use input::{AgentKey, Caller, Effect, Frost, Input, LimitPlace, Now, ReplyTo, SpawnOrder};
@@ -46,8 +46,8 @@ use stop::{Stop, StopKey};
 use crate::model::config::HerdConfig;
 use crate::model::error::{Code, Error};
 use crate::model::id::{AgentId, Level, Priority};
-use crate::model::limits::Knob;
-use crate::model::request::{Answer, Request, Target};
+use crate::model::limits::{Knob, Limits};
+use crate::model::request::{Answer, LimitScope, Request, Target};
 use crate::model::status::{AgentStatus, Cause};
 use crate::model::time::Monotonic;
 
@@ -71,6 +71,8 @@ pub struct Machine {
     frostings: BTreeMap<u64, Frosting>,
     waits: BTreeMap<u64, Wait>,
     changes: BTreeMap<u64, Change>,
+    /// The changes of limits that wait for the one before.
+    waiting_changes: VecDeque<(ReplyTo, LimitScope, Limits)>,
     timers: BTreeSet<(Monotonic, Timer)>,
     dirty: BTreeSet<AgentKey>,
     dirty_stops: BTreeSet<StopKey>,
@@ -143,6 +145,7 @@ impl Machine {
             frostings: BTreeMap::new(),
             waits: BTreeMap::new(),
             changes: BTreeMap::new(),
+            waiting_changes: VecDeque::new(),
             timers: BTreeSet::new(),
             dirty: BTreeSet::new(),
             dirty_stops: BTreeSet::new(),
@@ -169,10 +172,20 @@ impl Machine {
         self.timers.first().map(|(at, _)| *at)
     }
 
+    /// Takes over the bounds and times of a configuration that was read again; its limits are changed by requests. A bound
+    /// that is below what is there already keeps out what comes, and ends nothing.
+    pub fn reconfigure(&mut self, now: Now, config: &HerdConfig, effects: &mut Vec<Effect>) {
+        let (limits, levels) = (std::mem::take(&mut self.config.limits), std::mem::take(&mut self.config.levels));
+        self.config = HerdConfig { limits, levels, ..config.clone() };
+        self.queue_moved = true;
+        self.settle_dirty(&mut Step { now, effects });
+    }
+
     /// Settles every agent and every stop again. It orders nothing, or there is a bug: that is what tests call it for.
     pub fn settle_everything(&mut self, now: Now, effects: &mut Vec<Effect>) {
         self.dirty.extend(self.agents.keys());
         self.dirty_stops.extend(self.stops.keys());
+        self.frost_moved.extend(self.agents.keys());
         self.queue_moved = true;
         self.settle_dirty(&mut Step { now, effects });
     }
@@ -246,6 +259,7 @@ impl Machine {
     fn settle_door(&mut self, step: &mut Step) {
         let is_over = self.door == Door::Closed
             && self.stops.is_empty()
+            && self.changes.is_empty()
             && self.agents.values().all(|agent| agent.has_ended() && agent.home == Home::None);
         if is_over {
             self.door = Door::Finished;
@@ -263,7 +277,7 @@ impl Machine {
             Request::Pause(target) => self.ask_frost(step, to, &target, Frost::Frozen),
             Request::Resume(target) => self.ask_frost(step, to, &target, Frost::Thawed),
             Request::Terminate(target, grace) => self.ask_terminate(step, to, caller, &target, grace),
-            Request::Limit(scope, limits) => self.ask_limit(step, to, scope, &limits),
+            Request::Limit(scope, limits) => self.ask_limit(step, to, scope, limits),
             Request::Restart(id) => self.ask_restart(step, to, caller, &id),
             Request::Wait(ids) => self.ask_wait(step, to, &ids),
             Request::Cleanup(target) => self.ask_cleanup(step, to, &target),
@@ -292,7 +306,7 @@ impl Machine {
             | Request::Resume(target)
             | Request::Terminate(target, _)
             | Request::Cleanup(target) => is_target_below(target),
-            Request::Limit(crate::model::request::LimitScope::Agent(id), _) | Request::Restart(id) => is_below(id),
+            Request::Limit(LimitScope::Agent(id), _) | Request::Restart(id) => is_below(id),
             Request::Limit(..) | Request::Shutdown(_) => false,
             Request::Wait(ids) => ids.iter().all(is_below),
         };

@@ -93,6 +93,10 @@ impl Machine {
     /// Returns what should stand in an agent's `cgroup.freeze`.
     fn wanted_frost(&self, key: AgentKey) -> Frost {
         let agent = &self.agents[&key];
+        if agent.has_ended() {
+            // Its cgroup goes as it is.
+            return agent.freezer.written;
+        }
         let Some(down) = &agent.down else { return agent.freezer.own };
         let Some(stop) = self.stops.get(&down.stop) else { return agent.freezer.written };
         match stop.stage {
@@ -112,6 +116,8 @@ impl Machine {
         let would_hang = wanted == Frost::Frozen && agent.spawning > 0;
         if is_free && !would_hang && agent.freezer.written != wanted {
             agent.freezer.ordered = Some(wanted);
+            // What was seen before this write is no answer to it.
+            agent.freezer.seen = Frost::Thawed;
             step.order(Effect::Freeze { agent: key, frost: wanted });
         }
     }
@@ -131,6 +137,7 @@ impl Machine {
             self.publish(step, Kind::Resumed, key, |_| {});
         }
         self.dirty.extend(self.subtree(key));
+        self.dirty_stops.extend(self.agents[&key].stops.iter().copied());
         self.tell_pause(step, key);
     }
 
@@ -144,8 +151,7 @@ impl Machine {
 
     fn tell_pause(&mut self, step: &mut Step, key: AgentKey) {
         let freezer = &mut self.agent_mut(key).freezer;
-        let is_confirmed = freezer.seen == Frost::Frozen && freezer.written == Frost::Frozen;
-        if is_confirmed && freezer.own == Frost::Frozen && freezer.told == Frost::Thawed {
+        if freezer.is_confirmed() && freezer.own == Frost::Frozen && freezer.told == Frost::Thawed {
             freezer.told = Frost::Frozen;
             self.publish(step, Kind::Paused, key, |_| {});
         }
@@ -184,7 +190,7 @@ impl Machine {
 fn is_waited_for(agent: &Agent, wanted: Frost) -> bool {
     let freezer = &agent.freezer;
     let is_settled = match wanted {
-        Frost::Frozen => freezer.seen == Frost::Frozen && freezer.written == Frost::Frozen,
+        Frost::Frozen => freezer.is_confirmed(),
         Frost::Thawed => freezer.written == Frost::Thawed && freezer.ordered.is_none(),
     };
     let is_moot = agent.has_ended() || agent.home == Home::None || freezer.own != wanted;

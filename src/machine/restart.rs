@@ -60,6 +60,10 @@ pub(super) fn decide(
 
 /// Returns the delay before the restart that follows `streak` others in a row; `chance` is 0 to 1.
 fn delay(restart: &Restart, streak: u32, chance: f64) -> Duration {
+    if restart.delay.is_zero() {
+        // Nothing times a growth beyond all numbers is no number.
+        return Duration::ZERO;
+    }
     let most = restart.max_delay.as_secs_f64();
     let grown = restart.delay.as_secs_f64() * restart.factor.powf(f64::from(streak));
     let base = if grown.is_finite() { grown.min(most) } else { most };
@@ -95,7 +99,9 @@ mod tests {
     #[test]
     fn a_delay_of_zero_stays_zero() {
         let restart = Restart { delay: Duration::ZERO, ..policy(RestartPolicy::Always) };
-        assert_eq!(delay(&restart, 9, 1.0), Duration::ZERO);
+        for streak in [0, 9, 1_024, 4_000_000_000] {
+            assert_eq!(delay(&restart, streak, 1.0), Duration::ZERO, "after {streak}");
+        }
     }
 
     #[test]

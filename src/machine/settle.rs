@@ -102,7 +102,7 @@ impl Machine {
     }
 
     fn start(&mut self, step: &mut Step, key: AgentKey) {
-        let deadline = step.now.mono + self.config.spawn_timeout;
+        let timeout = step.now.mono + self.config.spawn_timeout;
         let parent = self.agents[&key].parent;
         let make_level = parent.filter(|parent| self.agents[parent].nursery == Home::None).map(|parent| {
             self.agent_mut(parent).nursery = Home::Making;
@@ -116,7 +116,8 @@ impl Machine {
         if make.is_some() {
             agent.home = Home::Making;
         }
-        agent.phase = Phase::Spawning { deadline: Some(deadline) };
+        // A group has no process: there is nothing that could hang, and no run whose kill would free it.
+        agent.phase = Phase::Spawning { deadline: (!agent.spec.is_group()).then_some(timeout) };
         agent.paused_total = Duration::ZERO;
         agent.began = None;
         let order = SpawnOrder { agent: key, run: agent.run, spec: agent.spec.clone(), make, make_level };
@@ -144,6 +145,7 @@ impl Machine {
         if agent.home == Home::Making {
             agent.home = home;
         }
+        self.frost_moved.insert(key);
         self.dirty.insert(key);
         if home == Home::Made {
             let children = self.agents[&key].children.clone();
@@ -160,14 +162,13 @@ impl Machine {
 
     pub(super) fn spawned(&mut self, step: &mut Step, key: AgentKey, pid: Option<i32>) {
         let Some(agent) = self.agents.get_mut(&key) else { return };
-        if !matches!(agent.phase, Phase::Spawning { .. }) {
-            return;
-        }
+        let Phase::Spawning { deadline } = agent.phase else { return };
+        let ladder = deadline.is_none().then_some(Ladder::Late(step.now.mono + KILL_RETRY));
         let is_made = agent.home == Home::Making;
         agent.began = Some(step.now);
         agent.ended = None;
         agent.phase = match pid {
-            Some(pid) => Phase::Running { pid, ladder: None },
+            Some(pid) => Phase::Running { pid, ladder },
             None => Phase::Group,
         };
         if let Some(down) = &mut agent.down {
@@ -217,9 +218,14 @@ impl Machine {
     fn expunge(&mut self, step: &mut Step, key: AgentKey) {
         let id = self.agents[&key].spec.id.clone();
         for child in self.agents[&key].children.clone() {
+            let message = format!("spawn {}: its parent {id} could not be started", self.agents[&child].spec.id);
             if let Some(reply) = self.agent_mut(child).reply.take() {
-                let message = format!("spawn {}: its parent {id} could not be started", self.agents[&child].spec.id);
                 step.reply(reply, Err(Error::new(Code::NoSuchParent, message)));
+            } else if !self.agents[&child].has_ended() {
+                // It was queued, or held by a pause: whoever asked for it was told that it will come.
+                let mut record = ExitRecord::new(Cause::Exec);
+                record.error = Some(message);
+                self.tell_end(step, child, Outcome::Failed, &record);
             }
             self.expunge(step, child);
         }
@@ -249,6 +255,12 @@ impl Machine {
         if let Some(by) = agent.down.as_ref().map(|down| &down.by).or(agent.cycle.as_ref()) {
             record.cause = Cause::Terminated;
             record.by = Some(by.to_string());
+        } else if let (Some(Ladder::Late(_)), Cause::Signal) = (ladder, record.cause) {
+            // It was ours: the end is that of a spawn which took too long, not of a program.
+            let timeout = humantime::format_duration(self.config.spawn_timeout);
+            record.cause = Cause::Exec;
+            record.stage = Some(Stage::Killed);
+            record.error = Some(format!("its program did not start within {timeout}"));
         }
         if left_behind == 0 {
             return self.run_is_over(step, key, record);
@@ -260,7 +272,8 @@ impl Machine {
         let is_bad = !record.is_success();
         // What is left behind is ended now, unless the policy waits for it or a stop ends it anyway.
         let ends_them = on_main_exit == OnMainExit::Terminate && !is_asked;
-        let ladder = if ends_them { Some(Ladder::Polite(step.now.mono + grace)) } else { ladder };
+        let is_late = matches!(ladder, Some(Ladder::Late(_)));
+        let ladder = if ends_them && !is_late { Some(Ladder::Polite(step.now.mono + grace)) } else { ladder };
         if ends_them && is_bad {
             // A failure is a fact at once; a completion is proved by the empty cgroup only.
             self.tell_end(step, key, Outcome::Failed, &record);
@@ -297,15 +310,17 @@ impl Machine {
     /// Nothing of the run lives: decides what follows.
     fn run_is_over(&mut self, step: &mut Step, key: AgentKey, mut record: ExitRecord) {
         let now = step.now.mono;
-        let was_exec = record.cause == Cause::Exec;
         let agent = self.agent_mut(key);
+        let has_begun = agent.began.is_some();
         let ran = agent.began.map_or(Duration::ZERO, |began| now.since(began.mono));
         let is_told = agent.told == agent.run;
         let (run, cycle, is_down) = (agent.run, agent.cycle.take(), agent.down.clone());
         if !is_told {
             self.stamp(step, key, &mut record);
         }
-        if let (false, false, Some(by)) = (is_told, was_exec, is_down.as_ref().map(|down| &down.by).or(cycle.as_ref()))
+        // Who failed on its own before anybody asked has failed, whoever ended what it left behind.
+        if let (false, true, Some(by)) =
+            (is_told, record.is_success(), is_down.as_ref().map(|down| &down.by).or(cycle.as_ref()))
         {
             record.cause = Cause::Terminated;
             record.by = Some(by.to_string());
@@ -317,7 +332,7 @@ impl Machine {
         };
         self.agent_mut(key).last = Some(Box::new(record.clone()));
         self.agent_mut(key).ended = Some(step.now);
-        if !was_exec {
+        if has_begun {
             step.order(Effect::RemoveRun { agent: key, run });
         }
         if is_down.is_some() {
@@ -372,7 +387,9 @@ impl Machine {
             self.tell_end(step, key, outcome, record);
         }
         let agent = &self.agents[&key];
-        if agent.down.is_none() && agent.spec.on_main_exit == OnMainExit::Terminate {
+        // Without its cgroup nothing below it can ever start.
+        let ends_them = agent.spec.on_main_exit == OnMainExit::Terminate || agent.home == Home::None;
+        if agent.down.is_none() && ends_them {
             let children: Vec<_> = agent.children.iter().copied().collect();
             let (grace, by) = (agent.spec.grace, format!("the end of {}", agent.spec.id));
             self.begin_stop(step, &children, Some(grace), &by.into(), None);
@@ -410,7 +427,11 @@ impl Machine {
         }
         let mut record = ExitRecord::new(Cause::Terminated);
         record.by = by;
-        let record = agent.last.as_deref().filter(|_| agent.run != Run(0)).cloned().unwrap_or(record);
+        if agent.run != Run(0) && matches!(agent.phase, Phase::Backoff { .. } | Phase::Held) {
+            // Its last run's end is told; that there is no next one is not.
+            self.publish(step, Kind::GaveUp, key, |event| event.message = format!("not started again: {record}"));
+        }
+        let record = agent.last.as_deref().cloned().unwrap_or(record);
         self.tell_end(step, key, outcome, &record);
         self.leave(step, key, outcome);
         self.note_ended(step.now.mono, key);
@@ -481,15 +502,14 @@ impl Machine {
     /// Climbs the ladder of a run that is to end while its agent is not: signal, grace, kill.
     fn settle_ladder(&mut self, step: &mut Step, key: AgentKey, ladder: Option<Ladder>) {
         let now = step.now.mono;
-        let (Some(Ladder::Polite(at) | Ladder::Killed(at)), run) = (ladder, self.agents[&key].run) else { return };
-        if now < at {
-            return;
-        }
+        let Some(rung) = ladder.filter(|rung| now >= rung.due()) else { return };
+        let run = self.agents[&key].run;
         step.order(Effect::KillRun { agent: key, run });
-        if let Some(Ladder::Killed(_)) = ladder {
+        if !matches!(rung, Ladder::Polite(_)) {
             step.order(Effect::FindLaggards { agents: vec![key], reply: None });
         }
-        let next = Some(Ladder::Killed(now + KILL_RETRY));
+        let again = now + KILL_RETRY;
+        let next = Some(if matches!(rung, Ladder::Late(_)) { Ladder::Late(again) } else { Ladder::Killed(again) });
         match &mut self.agent_mut(key).phase {
             Phase::Running { ladder, .. } | Phase::Draining { ladder, .. } => *ladder = next,
             _ => {}
@@ -565,7 +585,7 @@ impl Machine {
     /// Sets the agent's one timer to the next thing that it waits for.
     fn set_timer(&mut self, key: AgentKey) {
         let Some(agent) = self.agents.get(&key) else { return };
-        let due = due(agent);
+        let due = if self.is_removal_held(agent) { None } else { due(agent) };
         if due == agent.due {
             return;
         }
@@ -588,7 +608,7 @@ impl Machine {
             let message = format!("restart {id}: its parent {} is {}", parent.spec.id, parent.state());
             return Err(Error::new(Code::NoSuchParent, message).remedy("restart the parent first"));
         }
-        if !agent.stops.is_empty() || !matches!(agent.home, Home::None | Home::Made) {
+        if !agent.stops.is_empty() || agent.home != Home::None {
             let message = format!("restart {id}: its end is not over yet");
             return Err(Error::new(Code::WrongState, message).remedy("ask again in a moment"));
         }
@@ -609,10 +629,8 @@ impl Machine {
 fn due(agent: &Agent) -> Option<Monotonic> {
     match &agent.phase {
         Phase::Spawning { deadline } => *deadline,
-        Phase::Running { ladder, .. } | Phase::Draining { ladder, .. } => {
-            ladder.map(|(Ladder::Polite(at) | Ladder::Killed(at))| at)
-        }
-        Phase::Backoff { countdown: Countdown::Until(until) } => Some(*until),
+        Phase::Running { ladder, .. } | Phase::Draining { ladder, .. } => ladder.map(Ladder::due),
+        Phase::Backoff { countdown: Countdown::Until(until) } if agent.down.is_none() => Some(*until),
         Phase::Ended { .. } => match agent.home {
             Home::Emptying(retry) => Some(retry),
             Home::None => agent.expires.filter(|_| agent.children.is_empty() && agent.stops.is_empty()),

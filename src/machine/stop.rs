@@ -12,8 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::agent::{Down, Home, Outcome, Phase, Signal};
-use super::input::{AgentKey, Caller, Effect, Frost, ReplyTo};
+use super::agent::{Agent, Down, Home, Outcome, Phase, Signal};
+use super::input::{AgentKey, Caller, Effect, ReplyTo};
 use super::{Door, Machine, Step, Timer};
 use crate::model::error::{Code, Error};
 use crate::model::event::Kind;
@@ -48,6 +48,8 @@ pub(super) enum Stage {
 pub(super) struct Stop {
     tops: Vec<AgentKey>,
     members: Vec<AgentKey>,
+    /// Agents that had ended before, whose cgroup was still there.
+    remains: Vec<AgentKey>,
     pub stage: Stage,
     began: Monotonic,
     replies: Vec<ReplyTo>,
@@ -142,7 +144,8 @@ impl Machine {
         self.begin_stop(step, &keys, grace, &caller.name, Some(to));
     }
 
-    /// Begins to end the subtrees of these agents; those of them that have ended are no matter.
+    /// Begins to end the subtrees of these agents. Of those that have ended, only the cgroup matters: until it is removed, a
+    /// process that moved itself out of its run may live in it.
     pub(super) fn begin_stop(
         &mut self,
         step: &mut Step,
@@ -153,6 +156,11 @@ impl Machine {
     ) {
         let live: Vec<_> = keys.iter().copied().filter(|key| !self.agents[key].has_ended()).collect();
         let tops = self.tops(&live);
+        let remains: Vec<_> = keys
+            .iter()
+            .copied()
+            .filter(|key| self.agents[key].has_ended() && self.agents[key].home != Home::None)
+            .collect();
         let stop_key = StopKey(self.fresh());
         let grace = grace.or_else(|| tops.iter().map(|key| self.agents[key].spec.grace).max()).unwrap_or_default();
         let now = step.now.mono;
@@ -166,12 +174,16 @@ impl Machine {
             pending: members.iter().copied().collect(),
             signals: BTreeSet::new(),
             kills: BTreeSet::new(),
-            unremoved: tops.iter().copied().collect(),
+            unremoved: tops.iter().chain(&remains).copied().collect(),
             tops: tops.clone(),
             members: members.clone(),
+            remains: remains.clone(),
         };
         for key in members {
             self.put_down(key, stop_key, &stop, by);
+        }
+        for key in remains {
+            self.agent_mut(key).stops.push(stop_key);
         }
         self.set_stop_timer(stop_key, None, &stop.stage);
         self.stops.insert(stop_key, stop);
@@ -270,7 +282,7 @@ impl Machine {
             Stage::Freezing(deadline) => {
                 let is_frozen = |top: &AgentKey| {
                     let agent = &self.agents[top];
-                    agent.home != Home::Made || agent.freezer.seen == Frost::Frozen
+                    agent.home != Home::Made || agent.freezer.is_confirmed()
                 };
                 if now >= deadline || stop.tops.iter().all(is_frozen) {
                     Stage::Killing(now + KILL_RETRY)
@@ -330,16 +342,16 @@ impl Machine {
 
     pub(super) fn killed(&mut self, top: AgentKey, counts: &[(AgentKey, u64)]) {
         for (stop_key, stop) in &mut self.stops {
-            if !stop.kills.remove(&top) {
-                continue;
-            }
+            // Another stop's kill of the same agents is news for this one, too.
             for (key, count) in counts {
                 if let Some(tally) = stop.tallies.get_mut(key) {
-                    // What an earlier kill of this stop has counted and is still dying is not counted twice.
+                    // What an earlier kill has counted and is still dying is not counted twice.
                     tally.killed = tally.killed.max(*count);
                 }
             }
-            self.dirty_stops.insert(*stop_key);
+            if stop.kills.remove(&top) {
+                self.dirty_stops.insert(*stop_key);
+            }
         }
     }
 
@@ -372,9 +384,7 @@ impl Machine {
                 if let Some(tally) = stop.tallies.get_mut(&key) {
                     tally.emptied = Some(now);
                 }
-                if stop.pending.is_empty() {
-                    self.dirty_stops.insert(stop_key);
-                }
+                self.dirty_stops.insert(stop_key);
             }
         }
     }
@@ -385,7 +395,7 @@ impl Machine {
         for reply in &stop.replies {
             step.reply(*reply, Ok(Answer::Receipt(receipt.clone())));
         }
-        for member in &stop.members {
+        for member in stop.members.iter().chain(&stop.remains) {
             if let Some(agent) = self.agents.get_mut(member) {
                 agent.stops.retain(|other| *other != key);
                 self.dirty.insert(*member);
@@ -441,14 +451,21 @@ impl Machine {
             Home::Emptying(retry) => step.now.mono >= retry,
             Home::None | Home::Making | Home::Removing => false,
         };
+        if is_due && !self.is_removal_held(agent) {
+            self.agent_mut(key).home = Home::Removing;
+            step.order(Effect::Remove(key));
+        }
+    }
+
+    /// Says whether an ended agent's cgroup is left to something else than time: an agent above that will take it along, or a
+    /// write that is on a hand.
+    pub(super) fn is_removal_held(&self, agent: &Agent) -> bool {
         let goes_along = agent.parent.is_some_and(|parent| {
             let parent = &self.agents[&parent];
             parent.down.is_some() || parent.has_ended()
         });
-        if is_due && !goes_along && agent.freezer.ordered.is_none() {
-            self.agent_mut(key).home = Home::Removing;
-            step.order(Effect::Remove(key));
-        }
+        let is_there = matches!(agent.home, Home::Made | Home::Emptying(_));
+        agent.has_ended() && is_there && (goes_along || agent.freezer.ordered.is_some())
     }
 
     /// Says how an agent that is to end has ended.

@@ -60,6 +60,33 @@ impl Bounds {
     }
 }
 
+/// What is said on the command line, and stands over what a file says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)] // Each is the field of the same name in [`Bounds`] and [`HerdConfig`].
+pub struct Flags {
+    pub max_levels: Option<u16>,
+    pub max_agents_per_level: Option<u32>,
+    pub max_children: Option<u32>,
+    pub max_agents: Option<u32>,
+    pub cleanup_retention: Option<Duration>,
+    pub auto_cleanup: Option<bool>,
+}
+
+impl Flags {
+    /// Lays these over a configuration.
+    #[must_use]
+    pub fn over(&self, mut config: HerdConfig) -> HerdConfig {
+        let bounds = &mut config.bounds;
+        bounds.max_levels = self.max_levels.unwrap_or(bounds.max_levels);
+        bounds.max_agents_per_level = self.max_agents_per_level.unwrap_or(bounds.max_agents_per_level);
+        bounds.max_children = self.max_children.unwrap_or(bounds.max_children);
+        bounds.max_agents = self.max_agents.unwrap_or(bounds.max_agents);
+        config.cleanup_retention = self.cleanup_retention.unwrap_or(config.cleanup_retention);
+        config.auto_cleanup = self.auto_cleanup.unwrap_or(config.auto_cleanup);
+        config
+    }
+}
+
 /// The herd's own configuration, apart from where it lives.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

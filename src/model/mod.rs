@@ -13,5 +13,6 @@ pub mod stage;
 pub mod status;
 pub mod stream;
 pub mod time;
+pub mod tree;
 pub mod units;
 pub mod usage;

@@ -17,6 +17,9 @@ use super::units::{Bytes, Max};
 /// The longest command, environment and metadata of one agent together, in bytes as JSON.
 pub const SPEC_MAX: usize = 256 * 1024;
 
+/// How deep the values of `metadata` may be nested: a parser that reads a list of agents stops at 128 or so.
+pub const METADATA_DEPTH_MAX: usize = 32;
+
 /// The longest grace, back-off or other duration that an agent may ask for: a year.
 pub const DURATION_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 
@@ -214,6 +217,9 @@ impl AgentSpec {
         if self.grace > DURATION_MAX {
             return bad("grace", "it is a year at most".to_owned());
         }
+        if self.metadata.values().any(|value| !is_shallow(value, METADATA_DEPTH_MAX)) {
+            return bad("metadata", format!("it is nested more than {METADATA_DEPTH_MAX} deep"));
+        }
         self.restart.check().or_else(|why| bad("restart", why))?;
         let size = serde_json::to_vec(self).map_or(usize::MAX, |json| json.len());
         if size > SPEC_MAX {
@@ -222,6 +228,16 @@ impl AgentSpec {
             return Err(Error::new(Code::TooLarge, message).remedy("put large values into a file and give its path"));
         }
         Ok(())
+    }
+}
+
+/// Says whether a value is nested at most so deep.
+fn is_shallow(value: &serde_json::Value, most: usize) -> bool {
+    let is_below = |value| most > 0 && is_shallow(value, most - 1);
+    match value {
+        serde_json::Value::Array(values) => most > 0 && values.iter().all(is_below),
+        serde_json::Value::Object(values) => most > 0 && values.values().all(is_below),
+        _ => true,
     }
 }
 
@@ -417,7 +433,7 @@ pub struct RlimitPair {
 }
 
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "a resource limit is a whole number, or a text as in 1024, max or SOFT:HARD")]
 enum RlimitForm {
     Number(u64),
     Text(String),

@@ -162,15 +162,17 @@ pub struct Rusage {
     pub user_us: u64,
     /// System CPU time in microseconds.
     pub system_us: u64,
-    /// The largest resident set, in bytes.
-    pub max_rss_bytes: u64,
+    /// The largest resident set, in bytes. Not known of a process that never used more than the supervisor itself: the kernel
+    /// counts in what it shared with it before `exec`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_rss_bytes: Option<u64>,
 }
 
 /// An OOM kill: whose limit was reached.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Oom {
-    /// The culprit: the nearest agent, itself or above, whose own limit was reached; `herd` or `level-K` for theirs;
-    /// none if the host itself was out of memory.
+    /// The culprit: the nearest agent, itself or above, whose own limit was reached; `level-K of AGENT` for the limit on an
+    /// agent's children together, `herd` for the herd's; none if the host itself was out of memory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub culprit: Option<String>,
     /// That limit, in bytes.

@@ -92,7 +92,7 @@ pub mod text {
     /// Says what is wrong with the text.
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
         #[derive(Deserialize)]
-        #[serde(untagged)]
+        #[serde(untagged, expecting = "a duration is a text, as in 10s, or a number of seconds")]
         enum Form {
             Seconds(f64),
             Text(String),

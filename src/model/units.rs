@@ -123,7 +123,7 @@ impl serde::Serialize for Bytes {
 impl<'de> serde::Deserialize<'de> for Bytes {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(serde::Deserialize)]
-        #[serde(untagged)]
+        #[serde(untagged, expecting = "a size is a text, as in 512MiB, or a whole number of bytes")]
         enum Form {
             Number(u64),
             Text(String),

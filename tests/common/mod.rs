@@ -1,14 +1,21 @@
 //! What the tests on a real kernel share: a herd of their own that leaves nothing, and waits for facts with a deadline.
 #![allow(dead_code, clippy::unwrap_used)]
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use treeherd::api::method::EventQuery;
 use treeherd::daemon::Settings;
 use treeherd::herd::{EventStream, Herd};
+use treeherd::model::error::{Code, Error};
 use treeherd::model::event::{Event, Kind};
 use treeherd::model::id::AgentId;
+use treeherd::model::limits::Limits;
 use treeherd::model::request::Target;
 use treeherd::model::spec::AgentSpec;
 
@@ -17,11 +24,21 @@ static NEXT: AtomicU32 = AtomicU32::new(1);
 /// How long a fact may take before a test gives up on it; never how fast it should be.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A herd in a state directory and a root cgroup of its own.
+/// How long a test may take altogether before everything is killed: a request that is never answered must not hang a build.
+const TEST_MOST: Duration = Duration::from_secs(150);
+
+/// The variable that tells a test binary, started again, what it is to be.
+pub const ROLE: &str = "TREEHERD_TEST_ROLE";
+
+/// The root cgroups of all herds of this process that are alive.
+static ALIVE: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
+/// A herd in a state directory and a root cgroup of its own. It leaves nothing, even if its test panics or its supervisor did.
 pub struct Own {
     herd: Option<Herd>,
     pub dir: tempfile::TempDir,
     pub cgroup: String,
+    _watchdog: Sender<()>,
 }
 
 impl std::ops::Deref for Own {
@@ -44,7 +61,64 @@ pub fn herd_with(change: impl FnOnce(&mut Settings)) -> Own {
     settings.cgroup.clone_from(&cgroup);
     change(&mut settings);
     let herd = Herd::start(settings).unwrap_or_else(|error| panic!("{error}"));
-    Own { herd: Some(herd), dir, cgroup }
+    alive().insert(cgroup.clone());
+    Own { herd: Some(herd), dir, cgroup, _watchdog: watchdog() }
+}
+
+fn alive() -> std::sync::MutexGuard<'static, BTreeSet<String>> {
+    ALIVE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Ends the whole process, and every herd in it, if a test does not come to its end.
+fn watchdog() -> Sender<()> {
+    let name = std::thread::current().name().unwrap_or("a test").to_owned();
+    let (sender, end) = channel();
+    std::thread::spawn(move || {
+        if end.recv_timeout(TEST_MOST) == Err(RecvTimeoutError::Timeout) {
+            eprintln!("{name} hangs: nothing happened for {TEST_MOST:?}");
+            alive().iter().for_each(|cgroup| clear(cgroup));
+            std::process::exit(101);
+        }
+    });
+    sender
+}
+
+/// Kills and removes whatever is left under a root cgroup, as well as that is possible.
+fn clear(cgroup: &str) {
+    for path in leftovers(cgroup) {
+        let _unified_only = std::fs::write(path.join("herd/cgroup.kill"), "1");
+        for dir in directories_below(&path).iter().rev() {
+            let _busy = std::fs::remove_dir(dir);
+        }
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        drop(self.herd.take());
+        clear(&self.cgroup);
+        alive().remove(&self.cgroup);
+    }
+}
+
+/// Says that something cannot be tested here. Where everything is required, that is a failure.
+pub fn skip(why: &str) {
+    let required = std::env::var("REQUIRE").unwrap_or_default();
+    assert!(!required.split(',').any(|tier| tier == "kernel"), "skipped, but REQUIRE={required}: {why}");
+    eprintln!("skipped: {why}");
+}
+
+/// Runs one test of this binary again, in a process of its own. Returns true in that process.
+pub fn alone(test: &str) -> bool {
+    if std::env::var(ROLE).is_ok_and(|role| role == "alone") {
+        return true;
+    }
+    let binary = std::env::current_exe().unwrap();
+    let output = Command::new(binary).args(["--exact", test, "--nocapture"]).env(ROLE, "alone").output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    println!("{text}");
+    assert!(output.status.success() && text.contains("1 passed"), "{test}, in a process of its own");
+    false
 }
 
 pub fn herd() -> Own {
@@ -54,7 +128,7 @@ pub fn herd() -> Own {
 impl Own {
     /// Ends the herd and checks that nothing of it is left, in no hierarchy.
     pub fn finish(mut self) {
-        self.herd.take().unwrap().shutdown(Some(Duration::ZERO)).unwrap();
+        self.herd.take().unwrap().shutdown(Some(Duration::ZERO)).unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(leftovers(&self.cgroup), Vec::<PathBuf>::new(), "nothing is left in any hierarchy");
     }
 
@@ -80,6 +154,93 @@ impl Own {
         id
     }
 
+    /// Starts an agent that is to be refused, and returns why.
+    pub fn refused(&self, parent: Option<&AgentId>, spec: AgentSpec) -> Error {
+        self.spawn_child_agent(parent, spec).expect_err("it is to be refused")
+    }
+
+    /// Tries to start an agent with a command, changed as asked, that is to be refused, and returns why.
+    pub fn refused_with(&self, id: &str, change: impl FnOnce(&mut AgentSpec)) -> Error {
+        let mut spec = AgentSpec::new(name(id), ["sleep", "1000"]);
+        change(&mut spec);
+        self.refused(None, spec)
+    }
+
+    /// Starts an agent that only sleeps: one process, which SIGTERM ends.
+    pub fn sleeper(&self, parent: Option<&AgentId>, id: &str) -> AgentId {
+        self.program(parent, id, &["sleep", "1000"], |_| {})
+    }
+
+    /// Starts an agent with a command.
+    pub fn program(
+        &self,
+        parent: Option<&AgentId>,
+        id: &str,
+        command: &[&str],
+        change: impl FnOnce(&mut AgentSpec),
+    ) -> AgentId {
+        let mut spec = AgentSpec::new(name(id), command.iter().copied());
+        change(&mut spec);
+        self.spawn_child_agent(parent, spec).unwrap_or_else(|error| panic!("{error}"));
+        name(id)
+    }
+
+    /// Starts this test binary as an agent, in a role.
+    pub fn role(&self, parent: Option<&AgentId>, id: &str, role: &str, change: impl FnOnce(&mut AgentSpec)) -> AgentId {
+        let binary = std::env::current_exe().unwrap();
+        self.program(parent, id, &[binary.to_str().unwrap(), "--exact", "role", "--nocapture"], |spec| {
+            spec.env.insert(ROLE.to_owned(), role.to_owned());
+            change(spec);
+        })
+    }
+
+    /// Registers a group.
+    pub fn group(&self, parent: Option<&AgentId>, id: &str) -> AgentId {
+        let spec = AgentSpec { parent: parent.cloned(), ..AgentSpec::group(name(id)) };
+        self.register_agent(spec).unwrap_or_else(|error| panic!("{error}"));
+        name(id)
+    }
+
+    /// Reads every event about an agent from the journal.
+    pub fn events_of(&self, id: &AgentId) -> Vec<Event> {
+        let (mut all, mut since) = (Vec::new(), 0);
+        loop {
+            let query = EventQuery { since: Some(since), agent: Some(id.clone()), ..EventQuery::default() };
+            let page = self.events(query).unwrap();
+            all.extend(page.events);
+            if page.last <= since {
+                return all;
+            }
+            since = page.last;
+        }
+    }
+
+    /// Lists the kinds of the terminal events of an agent.
+    pub fn ends_of(&self, id: &AgentId) -> Vec<Kind> {
+        self.events_of(id).iter().map(|event| event.kind).filter(|kind| kind.is_terminal()).collect()
+    }
+
+    /// Lists every directory of this herd, in every hierarchy.
+    pub fn cgroups(&self) -> BTreeSet<PathBuf> {
+        leftovers(&self.cgroup).iter().flat_map(|path| directories_below(path)).collect()
+    }
+
+    /// Lists every process of the herd.
+    pub fn processes(&self) -> Vec<i32> {
+        let unified = treeherd::kernel::host::Host::discover().unwrap().cgroup2;
+        processes_in(unified.join(&self.cgroup).join("herd").to_str().unwrap())
+    }
+
+    /// Lists what of the herd's output is on disk, by agent.
+    pub fn spools(&self) -> BTreeSet<String> {
+        let entries = std::fs::read_dir(self.dir.path().join("state/agents")).into_iter().flatten().flatten();
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("state/treeherd.sock")
+    }
+
     pub fn follow(&self) -> EventStream {
         let events = self.follow_events(Default::default()).unwrap();
         events.set_timeout(Some(PATIENCE)).unwrap();
@@ -103,6 +264,57 @@ pub fn await_event(events: &mut EventStream, kind: Kind, id: &AgentId) -> Event 
         }
     }
     panic!("no {kind} of {id} within {PATIENCE:?}");
+}
+
+/// Reads limits as they are written: `memory_max=64MiB`.
+pub fn limits(texts: &[&str]) -> Limits {
+    let mut limits = Limits::default();
+    texts.iter().for_each(|text| limits.set_text(text).unwrap());
+    limits
+}
+
+/// Waits until a number of agents has ended.
+pub fn await_ends(events: &mut EventStream, ids: &[AgentId]) -> Vec<Event> {
+    let mut left: BTreeSet<_> = ids.iter().cloned().collect();
+    let mut found = Vec::new();
+    while !left.is_empty() {
+        let note = events.next().unwrap_or_else(|| panic!("{left:?} did not end within {PATIENCE:?}"));
+        let Some(event) = note.event.filter(|event| event.kind.is_terminal()) else { continue };
+        if event.agent.as_ref().is_some_and(|id| left.remove(id)) {
+            found.push(event);
+        }
+    }
+    found
+}
+
+/// Asserts that a request was refused with a code.
+pub fn assert_code<T: std::fmt::Debug>(outcome: Result<T, Error>, code: Code) -> Error {
+    let error = outcome.expect_err("it is to be refused");
+    assert_eq!(error.code, code, "{error}");
+    error
+}
+
+/// Lists a directory and all below it, parents first.
+pub fn directories_below(path: &Path) -> Vec<PathBuf> {
+    let mut found = vec![path.to_owned()];
+    let mut at = 0;
+    while at < found.len() {
+        let entries = std::fs::read_dir(&found[at]).into_iter().flatten().flatten();
+        found.extend(entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|it| it.path()));
+        at += 1;
+    }
+    found
+}
+
+/// Reads the CPU time that a cgroup has used, in microseconds.
+pub fn cpu_used(cgroup: &str) -> u64 {
+    let text = std::fs::read_to_string(Path::new(cgroup).join("cpu.stat")).unwrap();
+    text.lines().find_map(|line| line.strip_prefix("usage_usec ")).unwrap().parse().unwrap()
+}
+
+/// Waits for a span of time as a fact: until a process outside of the herd has ended.
+pub fn let_pass(seconds: &str) {
+    assert!(Command::new("sleep").arg(seconds).status().unwrap().success());
 }
 
 /// Lists the directories of a cgroup name in every hierarchy that is mounted.

@@ -6,7 +6,8 @@
 //! | v1 | `oom_kill` of `memory.oom_control` of the mirror in which the victim was, and of no other one | `memory.failcnt` |
 //!
 //! On v1 no counter tells an OOM from a reclaim at the limit: `failcnt` rises with both. `memory.max_usage_in_bytes` does
-//! not help, as usage stands at the limit in both cases. The eventfd is signalled in the mirror whose limit was reached
+//! not help, as usage stands at the limit in both cases. Where swap is limited too, no counter may rise at all (6.18); then the
+//! nearest limit that was ever met is all that can be told ([`Cgroups::has_met_limit`]). The eventfd is signalled in the mirror whose limit was reached
 //! and in every one below it.
 
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -71,6 +72,20 @@ impl Cgroups {
         }
     }
 
+    /// Says whether the memory of a v1 mirror, or memory and swap together, ever came so near its limit that the next charge,
+    /// which the kernel makes in batches of 64 pages, had to fail.
+    #[must_use]
+    pub fn has_met_limit(&self, place: &Place) -> bool {
+        const BATCH: u64 = 64 * 4096;
+        let Some(dir) = self.mirror(place, Controller::Memory) else { return false };
+        let number = |file: &str| dir.read(file).ok().and_then(|text| text.trim().parse::<u64>().ok());
+        ["memory", "memory.memsw"].iter().any(|which| {
+            let peak = number(&format!("{which}.max_usage_in_bytes"));
+            let limit = number(&format!("{which}.limit_in_bytes"));
+            peak.zip(limit).is_some_and(|(peak, limit)| peak + BATCH >= limit)
+        })
+    }
+
     /// Opens an eventfd (non-blocking, close-on-exec) that the kernel signals when the place's v1 memory mirror, or one
     /// above it, runs out of memory, and once more when the mirror is removed. `None` on cgroup2, where
     /// `memory.events.local` is watched, and where the place has no mirror.
@@ -87,6 +102,35 @@ impl Cgroups {
         let control = dir.open("memory.oom_control", OFlags::RDONLY)?;
         dir.write("cgroup.event_control", &format!("{} {}", event.as_raw_fd(), control.as_raw_fd()))?;
         Ok(Some(event))
+    }
+
+    /// Reads how often a fork was refused at a place's own `pids_max`; `None` if it has none.
+    ///
+    /// # Errors
+    /// What the read answered; [`KernelError::is_gone`] if the place is gone.
+    ///
+    /// # Kernel
+    /// cgroup-v2.rst, "PID Interface Files", `pids.events`, `max`; before 6.11 it counts in the cgroup of the process that
+    /// wanted to fork, as on v1.
+    pub fn pids_hits(&self, place: &Place) -> Result<Option<u64>> {
+        let Some(dir) = self.pids_dir(place)? else { return Ok(None) };
+        Ok(absent_is_none(dir.read("pids.events"))?.and_then(|text| flat(&text, "max")))
+    }
+
+    /// Opens the directory whose `pids.events` tells of forks that were refused at a place; `None` if it has no pids controller.
+    ///
+    /// # Errors
+    /// What `openat2` answered.
+    pub fn pids_events_dir(&self, place: &Place) -> Result<Option<OwnedFd>> {
+        Ok(self.pids_dir(place)?.map(Dir::into_fd))
+    }
+
+    fn pids_dir(&self, place: &Place) -> Result<Option<Dir>> {
+        match self.host.binding(Controller::Pids) {
+            Binding::V2 => self.dir(place).map(Some),
+            Binding::V1 { .. } => Ok(self.mirror(place, Controller::Pids)),
+            Binding::Absent { .. } => Ok(None),
+        }
     }
 
     /// Finds whose limit was reached: the first of the places (nearest first: a victim's, then those above it) that has a

@@ -1,0 +1,64 @@
+//! What the host offers.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use super::args::{DoctorArgs, Global};
+use super::failure::{Done, FAILED};
+use super::link::connect;
+use super::screen::{BAD, BOLD, Cell, DIM, GOOD, Screen, WARN, plain};
+use super::serve::DEFAULT_STATE_DIR;
+use crate::api::method::{Call, Doctor, Finding, Nothing};
+use crate::daemon;
+
+/// `doctor`: asks the daemon if one answers, and looks for itself if not.
+pub(super) fn doctor(global: &Global, args: DoctorArgs, screen: &mut Screen) -> Done {
+    let answered = connect(global).ok().and_then(|mut daemon| daemon.call::<Doctor>(&Call::Doctor(Nothing {})).ok());
+    let doctor = answered.unwrap_or_else(|| {
+        let state_dir = global.state_dir.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_STATE_DIR));
+        let mut settings = daemon::Settings::new(state_dir);
+        settings.cgroup = args.cgroup.unwrap_or_else(daemon::default_cgroup);
+        daemon::doctor(&settings)
+    });
+    if screen.is_json {
+        screen.json(&doctor)?
+    } else {
+        show(&doctor, screen)?
+    }
+    Ok(if doctor.is_fit { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
+}
+
+fn show(doctor: &Doctor, screen: &mut Screen) -> std::io::Result<()> {
+    for check in &doctor.checks {
+        let (mark, style) = match check.outcome {
+            Finding::Good => ("good   ", GOOD),
+            Finding::Limited => ("limited", WARN),
+            Finding::Bad => ("bad    ", BAD),
+        };
+        let name = screen.paint(BOLD, &format!("{:<20}", plain(&check.name)));
+        screen.line(&format!("{} {name} {}", screen.paint(style, mark), plain(&check.detail)))?;
+        if let Some(remedy) = &check.remedy {
+            screen.line(&format!("  help: {}", plain(remedy)))?;
+        }
+    }
+    if !doctor.limits.is_empty() {
+        screen.line("")?;
+        let rows: Vec<_> = doctor
+            .limits
+            .iter()
+            .map(|limit| {
+                let by = match (&limit.by, &limit.why) {
+                    (Some(by), _) => Cell::new(by.as_str()),
+                    (None, Some(why)) => Cell::new(format!("refused: {why}")).style(WARN),
+                    (None, None) => Cell::new("refused").style(WARN),
+                };
+                vec![Cell::new(limit.limit.as_str()).style(BOLD), by]
+            })
+            .collect();
+        screen.table(&["LIMIT", "ENFORCED BY"], &rows)?;
+    }
+    let verdict = if doctor.is_fit { "a supervisor can work here" } else { "no supervisor can work here" };
+    let style = if doctor.is_fit { DIM } else { BAD };
+    let verdict = screen.paint(style, verdict);
+    screen.line(&verdict)
+}

@@ -1,0 +1,236 @@
+//! One tree file in the foreground: a supervisor in this process, its agents' output and events on stdout.
+//!
+//! ```text
+//!               ┌──────────► crew: spawns all, waits for all ──┐ messages, a byte in `wake` for each
+//! tree file ────┤                                              ▼
+//!               └► Herd ◄──── watch: events and output ──► [one poll] ◄── signals
+//! ```
+//!
+//! This thread shows; it blocks in one poll and never in a call that an agent could hold up. The first SIGINT or SIGTERM
+//! ends the cascade politely, the next one kills it. The status is 0 only if every agent with a command completed.
+
+mod crew;
+mod summary;
+mod view;
+
+use std::io::{ErrorKind, Read};
+use std::os::fd::AsFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use super::args::{Global, RunArgs};
+use super::check;
+use super::failure::{Done, FAILED, Failure, note, tell};
+use super::link::SOCKET_VARIABLE;
+use super::screen::Screen;
+use super::serve::log_to_stderr;
+use crate::api::client::Client;
+use crate::api::method::{Call, EventQuery, Events, Grace, Selection};
+use crate::daemon::Settings;
+use crate::herd::Herd;
+use crate::model::error::{Code, Error};
+use crate::model::spec::AgentSpec;
+use crate::model::status::{AgentStatus, Receipt};
+use crate::model::tree::Tree;
+use crew::{Crew, Message};
+use view::View;
+
+/// The variable that tells an agent how to call this very program.
+const PROGRAM_VARIABLE: &str = "TREEHERD";
+
+/// How long the last lines may take after the last end.
+const LAST_LINES: Duration = Duration::from_secs(2);
+
+/// The status for a tree file with mistakes.
+const BAD_FILE: u8 = 2;
+
+/// `run`
+pub(super) fn run(global: &Global, args: RunArgs, screen: &mut Screen) -> Done {
+    let bytes = check::read(&args.file)?;
+    let tree = match Tree::parse(&bytes) {
+        Ok(tree) => tree,
+        Err(mistakes) => {
+            check::show(&args.file, &bytes, &mistakes, screen)?;
+            return Ok(ExitCode::from(BAD_FILE));
+        }
+    };
+    if tree.agents.is_empty() {
+        let error = Error::new(Code::BadTree, format!("{} has no agents", args.file.display()));
+        return Err(error.remedy("add one, as in [agents.hello] with command = \"echo hello\"").into());
+    }
+    // What befalls agents is shown as events.
+    log_to_stderr(global.log_format, "error");
+    let signals = signals().map_err(|error| Error::new(Code::Kernel, format!("catch signals: {error}")))?;
+    let place = Place::choose(global)?;
+    let mut settings = Settings::new(&place.dir);
+    settings.herd = tree.config;
+    settings.socket.clone_from(&global.socket);
+    settings.cgroup = args.cgroup.unwrap_or_else(|| format!("treeherd-run-{}", std::process::id()));
+    let socket = settings.socket();
+    let herd = Herd::start(settings)?;
+    if !args.quiet {
+        note(&format!("from another terminal: {SOCKET_VARIABLE}={} treeherd ps", socket.display()));
+    }
+    let agents: Vec<_> = tree.agents.into_iter().map(|spec| told_where(spec, &socket)).collect();
+    let mut view = View::new(&agents, args.quiet, screen);
+    let outcome = watch(&herd, agents, &signals, &mut view);
+    let ended = end(herd);
+    match outcome.and_then(|()| Ok(view.finish()?)) {
+        // Nobody looks any more: the agents were ended, which is not what they were started for.
+        Err(Failure::Stdout(error)) if error.kind() == ErrorKind::BrokenPipe => return Ok(ExitCode::from(FAILED)),
+        other => other?,
+    }
+    ended?;
+    Ok(if view.all_completed() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
+}
+
+/// Tells an agent where its supervisor is, unless its file says otherwise: a parent may pause and end what is below it.
+fn told_where(mut spec: AgentSpec, socket: &std::path::Path) -> AgentSpec {
+    let program = std::env::current_exe().ok().and_then(|program| program.to_str().map(str::to_owned));
+    let variables = [(SOCKET_VARIABLE, socket.to_str().map(str::to_owned)), (PROGRAM_VARIABLE, program)];
+    for (name, value) in variables {
+        if let Some(value) = value.filter(|_| !spec.is_group()) {
+            spec.env.entry(name.to_owned()).or_insert(value);
+        }
+    }
+    spec
+}
+
+/// Where the supervisor keeps its state; a directory of our own goes with us.
+struct Place {
+    dir: PathBuf,
+    is_ours: bool,
+}
+
+impl Place {
+    fn choose(global: &Global) -> Result<Self, Error> {
+        if let Some(dir) = &global.state_dir {
+            return Ok(Self { dir: dir.clone(), is_ours: false });
+        }
+        let name = format!("treeherd-run-{}", std::process::id());
+        let places = [PathBuf::from("/run"), std::env::temp_dir()].map(|place| place.join(&name));
+        let mut why = String::new();
+        for dir in places {
+            match std::fs::DirBuilder::new().mode(0o700).create(&dir) {
+                Ok(()) => return Ok(Self { dir, is_ours: true }),
+                Err(error) => why = format!("make {}: {error}", dir.display()),
+            }
+        }
+        Err(Error::new(Code::Kernel, why).remedy("name a directory with --state-dir"))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if self.is_ours {
+            // What cannot be removed lies in a directory that is cleared at boot.
+            std::fs::remove_dir_all(&self.dir).unwrap_or_default();
+        }
+    }
+}
+
+/// Has the signals that end the run arrive as bytes.
+fn signals() -> std::io::Result<UnixStream> {
+    let (read, write) = UnixStream::pair()?;
+    read.set_nonblocking(true)?;
+    signal_hook::low_level::pipe::register(SIGINT, write.try_clone()?)?;
+    signal_hook::low_level::pipe::register(SIGTERM, write)?;
+    Ok(read)
+}
+
+/// Runs the agents and shows what they do, until all have ended.
+fn watch(herd: &Herd, agents: Vec<AgentSpec>, signals: &UnixStream, view: &mut View<'_>) -> Result<(), Failure> {
+    let mut client = herd.connect_client()?;
+    client.call::<Events>(&Call::Events(EventQuery { follow: true, ..EventQuery::default() }))?;
+    let mut crew = Crew::start(herd, agents)?;
+    let mut asked = 0;
+    loop {
+        drain(&mut client, view)?;
+        match crew.next() {
+            Some(Message::Done(statuses)) => {
+                view.ended(&statuses);
+                return settle(&mut client, view);
+            }
+            Some(Message::Refused(id, error)) => view.refused(&id, &error)?,
+            Some(Message::Broken(error)) => return Err(error.into()),
+            Some(Message::NotEnded(error)) => tell(&error, false),
+            None => {
+                view.flush()?;
+                if wait(&client, Some((&crew.wake, signals)), None)? {
+                    take(&mut client, view)?;
+                }
+            }
+        }
+        for _ in 0..arrived(signals) {
+            asked += 1;
+            note(if asked == 1 { "ending all agents; a second signal kills them" } else { "killing all agents" });
+            crew.end(herd, asked > 1)?;
+        }
+    }
+}
+
+/// Shows what is here already.
+fn drain(client: &mut Client, view: &mut View<'_>) -> Result<(), Failure> {
+    while client.has_more() {
+        take(client, view)?;
+    }
+    Ok(())
+}
+
+/// Shows the next notification; waits for it if it is not here.
+fn take(client: &mut Client, view: &mut View<'_>) -> Result<(), Failure> {
+    let note = client.note()?;
+    view.take(note, client)
+}
+
+/// Shows the last of what the agents, which have all ended, wrote.
+fn settle(client: &mut Client, view: &mut View<'_>) -> Result<(), Failure> {
+    // Whatever was on its way before this call is here after it.
+    client.call::<Vec<AgentStatus>>(&Call::Ps(Selection::default()))?;
+    let deadline = Instant::now() + LAST_LINES;
+    loop {
+        drain(client, view)?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        if !view.is_following() || left.is_zero() {
+            return Ok(());
+        }
+        view.flush()?;
+        if wait(client, None, Some(left))? {
+            take(client, view)?;
+        }
+    }
+}
+
+/// Waits until there is something to do, and says whether it is the supervisor that has something to tell.
+fn wait(client: &Client, others: Option<(&UnixStream, &UnixStream)>, most: Option<Duration>) -> Result<bool, Error> {
+    let others = others.map(|(wake, signals)| [wake.as_fd(), signals.as_fd()]);
+    let fds = std::iter::once(client.as_fd()).chain(others.into_iter().flatten());
+    let mut fds: Vec<PollFd<'_>> = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
+    let most = most.and_then(|most| Timespec::try_from(most).ok());
+    match poll(&mut fds, most.as_ref()) {
+        Ok(_) => Ok(!fds[0].revents().is_empty()),
+        Err(rustix::io::Errno::INTR) => Ok(false),
+        Err(errno) => Err(Error::new(Code::Kernel, format!("poll: {errno}"))),
+    }
+}
+
+/// Takes the bytes that came in, and returns how many.
+fn arrived(mut pipe: &UnixStream) -> usize {
+    let mut bytes = [0; 64];
+    pipe.read(&mut bytes).unwrap_or(0)
+}
+
+/// Ends the supervisor, and whatever is left of its herd.
+fn end(herd: Herd) -> Result<(), Error> {
+    let receipt =
+        herd.connect_client().and_then(|mut client| client.call::<Receipt>(&Call::Shutdown(Grace::default())));
+    let ended = herd.join();
+    // Why it ended by itself says more than that it does not answer.
+    ended.and(receipt.map(drop))
+}

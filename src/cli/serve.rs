@@ -1,0 +1,54 @@
+//! The daemon's beginning: settings from flags and a file, and its log.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use tracing_subscriber::EnvFilter;
+
+use super::args::{DaemonArgs, Global, LogFormat};
+use super::failure::Done;
+use super::screen::Screen;
+use crate::daemon::{self, Residence, Settings};
+use crate::model::config::Flags;
+use crate::model::error::{Code, Error};
+
+/// Where a daemon keeps its state if nothing else is said.
+pub(super) const DEFAULT_STATE_DIR: &str = "/run/treeherd";
+
+/// `daemon`
+pub(super) fn daemon(global: &Global, args: DaemonArgs) -> Done {
+    log_to_stderr(global.log_format, "info");
+    let mut settings = Settings::new(global.state_dir.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_STATE_DIR)));
+    settings.socket.clone_from(&global.socket);
+    settings.cgroup = args.cgroup.unwrap_or_else(daemon::default_cgroup);
+    settings.flags = Flags {
+        max_levels: args.max_levels,
+        max_agents_per_level: args.max_agents_per_level,
+        max_children: args.max_children,
+        max_agents: args.max_agents,
+        cleanup_retention: args.cleanup_retention,
+        auto_cleanup: args.no_auto_cleanup.then_some(false),
+    };
+    settings.residence = Residence::OwnLeaf;
+    // It is read again at any time, from whatever directory.
+    let absolute = args.config.as_deref().map(std::path::absolute).transpose();
+    settings.config = absolute.map_err(|error| Error::new(Code::BadValue, format!("--config: {error}")))?;
+    let herd = settings.config.as_deref().map(daemon::read_config).transpose()?;
+    settings.herd = settings.flags.over(herd.unwrap_or_default());
+    daemon::serve(settings)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes the log to stderr. `RUST_LOG` says how much of it.
+pub(super) fn log_to_stderr(format: LogFormat, otherwise: &str) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(otherwise));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let is_coloured = std::io::stderr().is_terminal() && !Screen::refuses_colour();
+    // A second one in the same process changes nothing.
+    match format {
+        LogFormat::Text => log.with_ansi(is_coloured).try_init(),
+        LogFormat::Json => log.json().try_init(),
+    }
+    .unwrap_or_default();
+}

@@ -1,0 +1,249 @@
+use std::time::Duration;
+
+use super::*;
+use crate::model::limits::Knob;
+use crate::model::spec::RestartPolicy;
+
+const GOOD: &str = r#"
+[herd]
+max_levels = 4
+max_agents_per_level = 5
+cleanup_retention = "5s"
+auto_cleanup = false
+limits = { memory_max = "1GiB", pids_max = 512 }
+
+[levels.1]
+each = { memory_max = "256MiB", pids_max = 50 }
+siblings = { memory_max = "512MiB" }
+total = { pids_max = 300 }
+
+[defaults]
+grace = "3s"
+env = { MODE = "slow", KEPT = "yes" }
+restart = { policy = "on-failure", delay = "2s" }
+
+[agents.worker-2]
+parent = "boss"
+command = "echo $MODE; exec sleep 60"
+env = { MODE = "fast" }
+
+[agents.boss]
+command = ["sh", "-c", "wait"]
+limits = { memory_max = "300MiB" }
+restart = "never"
+
+[agents.boss.agents.worker-1]
+command = ["sleep", "60"]
+restart = { delay = "1s" }
+nice = 5
+"#;
+
+fn mistakes(text: &str) -> Vec<Mistake> {
+    Tree::parse(text.as_bytes()).expect_err(text)
+}
+
+#[test]
+fn a_good_file_becomes_a_herd_with_parents_before_children() {
+    let tree = Tree::parse(GOOD.as_bytes()).unwrap();
+    let ids: Vec<_> = tree.agents.iter().map(|agent| agent.id.as_str()).collect();
+    assert_eq!(ids, ["boss", "worker-2", "worker-1"]);
+    assert_eq!(tree.depth(), 2);
+    assert_eq!((tree.config.bounds.max_levels, tree.config.auto_cleanup), (4, false));
+    assert!(tree.config.limits.get(Knob::MemoryMax).is_some());
+    let [boss, second, first] = &tree.agents[..] else { panic!("three agents") };
+    assert_eq!(first.parent.as_ref(), Some(&boss.id));
+    assert_eq!(second.parent.as_ref(), Some(&boss.id));
+    assert_eq!(second.command, ["sh", "-c", "echo $MODE; exec sleep 60"]);
+    assert_eq!((second.env["MODE"].as_str(), second.env["KEPT"].as_str()), ("fast", "yes"));
+    assert_eq!(boss.restart.policy, RestartPolicy::Never);
+    assert_eq!((first.restart.policy, first.restart.delay), (RestartPolicy::OnFailure, Duration::from_secs(1)));
+    assert_eq!(first.grace, Duration::from_secs(3));
+    assert!(boss.limits.get(Knob::MemoryMax).is_some() && first.limits.is_empty(), "each is the herd's to give");
+}
+
+#[test]
+fn a_file_may_be_empty_or_have_groups_only() {
+    assert_eq!(Tree::parse(b"").unwrap().agents, []);
+    let tree = Tree::parse(b"[agents.a.agents.b]\ncommand = 'x'").unwrap();
+    assert!(tree.agents[0].is_group() && !tree.agents[1].is_group());
+}
+
+/// A line, a column, and a part of the message; `|` stands between parts of which one will do.
+type Told = (usize, usize, &'static str);
+
+/// Each bad file with the place and a part of the message of each mistake in it.
+const BAD: &[(&str, &[Told])] = &[
+    ("[agents.a\ncommand = 'x'", &[(1, 10, "not TOML")]),
+    ("[agents.a]\ncommand = ", &[(2, 11, "not TOML")]),
+    ("[agent.a]", &[(1, 2, "there is no key \"agent\" in a tree file")]),
+    ("[herd]\nmax_level = 3", &[(2, 1, "\"max_level\"")]),
+    ("[herd]\nbounds = {}", &[(2, 1, "\"bounds\"")]),
+    ("[herd]\nmax_levels = 0", &[(2, 14, "max_levels = 0 is out of range")]),
+    ("[herd]\nmax_levels = 99999999999999999999999", &[(2, 14, "above the largest number")]),
+    ("[herd]\nmax_agents = 'many'", &[(2, 14, "max_agents")]),
+    ("[herd]\ncleanup_retention = '10 parsecs'", &[(2, 21, "not a duration")]),
+    ("[herd]\ncleanup_retention = []", &[(2, 21, "cleanup_retention")]),
+    ("herd = 3", &[(1, 8, "herd is a table")]),
+    ("[herd]\nlimits = { memory_max = '10XB' }", &[(2, 25, "unknown unit")]),
+    ("[herd]\nlimits = { memory_mx = 1 }", &[(2, 12, "memory_mx")]),
+    ("[herd]\nlimits = { pids_max = -1 }", &[(2, 23, "pids_max")]),
+    ("[herd]\nlimits = { memory_max = 18446744073709551616 }", &[(2, 25, "largest size")]),
+    ("[herd]\nlimits = { memory_max = [] }", &[(2, 25, "memory_max")]),
+    ("[herd]\nlimits = { memory_max = '1GiB', 'memory.max' = '2GiB' }", &[(2, 33, "limited twice")]),
+    ("[levels.x]", &[(1, 9, "\"x\" is not a level")]),
+    ("[levels.-1]", &[(1, 9, "is not a level")]),
+    ("[levels.12]\neach = { pids_max = 5 }", &[(2, 21, "there is no level 12")]),
+    ("[levels.0]\nsiblings = { pids_max = 5 }", &[(2, 25, "level 0 have no parent")]),
+    ("[levels.1]\ntotal = { cpuset_cpus = '0' }", &[(2, 25, "no amount")]),
+    ("[levels.1]\nevery = {}", &[(2, 1, "\"every\"")]),
+    (
+        "[herd]\nlimits.memory_max = '1GiB'\n[levels.2]\neach.memory_max = '2GiB'",
+        &[(4, 19, "wider than the 1GiB that the whole herd has")],
+    ),
+    ("[defaults]\nid = 'x'\ncommand = 'x'\nniec = 3", &[(2, 1, "id"), (3, 1, "command"), (4, 1, "\"niec\"")]),
+    ("[defaults]\nnice = 40", &[(2, 8, "-20 to 19")]),
+    ("[agents]\n'../x' = {}\n'' = {}\n'cgroup.procs' = {}", &[(2, 1, "'/'|'.'|begin"), (3, 1, "empty"), (4, 1, "'.'")]),
+    ("[agents.a]\ncomand = 'x'", &[(2, 1, "\"comand\"")]),
+    ("[agents.a]\nid = 'b'", &[(2, 1, "table's name")]),
+    ("[agents]\na = 3", &[(2, 5, "a is a table")]),
+    ("[agents.a]\ncommand = 3", &[(2, 11, "command")]),
+    ("[agents.a]\ncommand = ['x', 3]", &[(2, 17, "command")]),
+    ("[agents.a]\ncommand = ['']", &[(2, 11, "name is empty")]),
+    ("[agents.a]\npriority = 11", &[(2, 12, "priority 11")]),
+    ("[agents.a]\nstop_signal = 'SIGFOO'", &[(2, 15, "SIGFOO")]),
+    ("[agents.a]\ngrace = true", &[(2, 9, "grace")]),
+    ("[agents.a]\ncwd = 'here'", &[(2, 7, "not absolute")]),
+    ("[agents.a]\noutput_max = '1KiB'", &[(2, 14, "64KiB")]),
+    ("[agents.a]\nrestart = 'sometimes'", &[(2, 11, "\"sometimes\" is not known here")]),
+    ("[agents.a]\nrestart = { polcy = 'always', delay = 'x' }", &[(2, 13, "\"polcy\""), (2, 39, "not a duration")]),
+    ("[agents.a]\nrestart = { delay = '2m' }", &[(2, 11, "delay is above max_delay")]),
+    ("[agents.a]\nenv = { A = 1, B = [] }", &[(2, 13, "env"), (2, 20, "env")]),
+    ("[agents.a]\nrlimits = { nofiles = 1, core = 'x' }", &[(2, 13, "nofiles"), (2, 33, "core|size")]),
+    ("[agents.a]\nionice = { level = 3 }", &[(2, 10, "class")]),
+    ("[agents.a]\non_main_exit = 'stop'", &[(2, 16, "\"stop\"")]),
+    ("[agents.a]\nlevel = 1", &[(2, 9, "by its parent it is 0")]),
+    ("[agents.a]\nagents = 3", &[(2, 10, "agents is a table")]),
+    ("[agents.a]\n[agents.a]", &[(2, 9, "a is declared a second time")]),
+    ("[agents.a.agents.x]\n[agents.b.agents.x]", &[(2, 18, "first time at line 1, column 18")]),
+    ("[agents.a]\n[agents.b]\nparent = 'aa'", &[(3, 10, "aa, is not in this file")]),
+    ("[agents.a]\nparent = 'x y'", &[(2, 10, "' '")]),
+    ("[agents.a]\n[agents.b]\n[agents.a.agents.c]\nparent = 'b'", &[(4, 1, "by its place it is a, by name b")]),
+    ("[agents.a]\nparent = 'a'", &[(2, 10, "a -> a")]),
+    (
+        "[agents.a]\nparent = 'c'\n[agents.b]\nparent = 'a'\n[agents.c]\nparent = 'b'\n[agents.d]\nparent = 'c'",
+        &[(2, 10, "a -> c -> b -> a")],
+    ),
+    ("[herd]\nmax_levels = 1\n[agents.a.agents.b.agents.c]", &[(3, 18, "b stands at level 1")]),
+    ("[herd]\nmax_agents_per_level = 1\n[agents.a]\n[agents.b]\n[agents.c]", &[(4, 9, "max_agents_per_level = 1")]),
+    ("[herd]\nmax_children = 1\n[agents.a.agents.b]\n[agents.a.agents.c]", &[(4, 18, "below a")]),
+    (
+        "[agents.a]\nlimits.memory_max = '1GiB'\n[agents.a.agents.b]\nlimits.memory_max = '2GiB'",
+        &[(4, 21, "b: memory_max = 2GiB is wider than the 1GiB that it inherits")],
+    ),
+    (
+        "[levels.1]\nsiblings = { pids_max = 9 }\n[agents.a.agents.b.agents.c]\nlimits = { pids_max = 10 }",
+        &[(4, 23, "c: pids_max = 10 is wider than the 9")],
+    ),
+    (
+        "[herd]\nlimits.pids_max = 9\n[defaults]\nlimits.pids_max = 10\n[agents.a]",
+        &[(4, 19, "a: pids_max = 10 is wider")],
+    ),
+    ("[levels.0]\ntotal.pids_max = 9\n[agents.a]", &[(3, 9, "a has no pids_max")]),
+    (
+        "[levels.0]\ntotal.pids_max = 9\neach.pids_max = 5\n[agents.a]\n[agents.b]",
+        &[(5, 9, "b is one too many for level 0's total of pids_max = 9")],
+    ),
+];
+
+#[test]
+fn every_mistake_is_told_with_its_place_and_a_remedy() {
+    for (text, expected) in BAD {
+        let found = mistakes(text);
+        let told: Vec<_> = found.iter().map(ToString::to_string).collect();
+        assert_eq!(found.len(), expected.len(), "{text}\n{told:#?}");
+        for (mistake, (line, column, part)) in found.iter().zip(*expected) {
+            assert_eq!((mistake.line, mistake.column), (*line, *column), "{text}\n{told:#?}");
+            assert!(part.split('|').any(|part| mistake.message.contains(part)), "{text}\n{told:#?}");
+            assert!(!mistake.remedy.is_empty(), "{text}");
+            assert!(!mistake.message.contains("untagged"), "{text}\n{told:#?}");
+        }
+    }
+}
+
+#[test]
+fn a_name_that_is_nearly_right_is_answered_with_the_right_one() {
+    for (text, wanted) in [
+        ("[agents.a]\ncomand = 'x'", "did you mean command?"),
+        ("[herd]\nmax_level = 3", "did you mean max_levels?"),
+        ("[agents.a]\nlimits = { memory_mx = 3 }", "did you mean memory_max?"),
+        ("[agents.a]\nrestart = 'on_failure'", "did you mean on-failure?"),
+        ("[agents.boss]\n[agents.b]\nparent = 'bos'", "did you mean boss?"),
+        ("[levels.0]\nsibling = {}", "did you mean siblings?"),
+        ("[agents.a]\nrestart = { polcy = 'always' }", "did you mean policy?"),
+    ] {
+        assert!(mistakes(text)[0].remedy.contains(wanted), "{:?}", mistakes(text));
+    }
+}
+
+#[test]
+fn all_mistakes_of_a_file_are_told_at_once_and_in_order() {
+    let text =
+        "[herd]\nmax_levels = 0\n[levels.x]\n[agents.a]\nnice = 50\ngrace = 'x'\n[agents.b]\nparent = 'zz'\n[agnts]\n";
+    let found = mistakes(text);
+    let lines: Vec<_> = found.iter().map(|mistake| mistake.line).collect();
+    assert_eq!(lines, [2, 3, 5, 6, 8, 9]);
+}
+
+#[test]
+fn a_torn_file_is_not_blamed_for_what_its_torn_part_may_hold() {
+    let found = mistakes("[agents.boss\n[agents.b]\nparent = 'boss'\nnice = 50");
+    assert!(found.iter().all(|mistake| !mistake.message.contains("not in this file")), "{found:?}");
+    assert!(found.iter().any(|mistake| mistake.message.contains("-20 to 19")), "{found:?}");
+}
+
+#[test]
+fn columns_count_characters_and_hostile_bytes_have_places() {
+    assert_eq!(mistakes("[agents.a]\ntype = 'ä' ; x")[0].line, 2);
+    let found = Tree::parse(b"[agents.a]\n# \xc3\xa4 \xff").unwrap_err();
+    assert_eq!((found[0].line, found[0].column), (2, 5));
+    assert_eq!(Tree::parse(&vec![b'#'; TREE_MAX + 1]).unwrap_err().len(), 1);
+}
+
+#[test]
+fn deep_and_long_files_are_answered_too() {
+    let deep = "a.".repeat(50_000) + "a = 1";
+    assert!(!mistakes(&deep).is_empty());
+    let nested = "x = ".to_owned() + &"[".repeat(50_000);
+    assert!(!mistakes(&nested).is_empty());
+    let mut chain = "[herd]\nmax_levels = 200\n[agents.a0]\n".to_owned();
+    for index in 1..200 {
+        chain += &format!("[agents.a{index}]\nparent = 'a{}'\n", index - 1);
+    }
+    assert_eq!(Tree::parse(chain.as_bytes()).unwrap().depth(), 200);
+    let orphans: String = (0..5000).map(|index| format!("[agents.a{index}]\nparent = 'b'\n")).collect();
+    assert!(mistakes(&orphans).len() >= 1000);
+}
+
+#[test]
+fn no_change_of_a_good_file_makes_the_reader_panic() {
+    let mut random = fastrand::Rng::with_seed(17);
+    let words = ["[", "]", "=", "'", "\"", "\n", "{", "}", ".", "-1", "ä", "\0", "agents", "parent = 'boss'", "limits"];
+    for _ in 0..3000 {
+        let mut bytes = GOOD.as_bytes().to_vec();
+        for _ in 0..random.usize(1..6) {
+            let at = random.usize(..bytes.len());
+            let end = random.usize(at..bytes.len().min(at + 20));
+            let with = match random.u8(..4) {
+                0 => Vec::new(),
+                1 => vec![random.u8(..)],
+                2 => random.choice(words).unwrap_or("").as_bytes().to_vec(),
+                _ => bytes[end..bytes.len().min(end + 40)].to_vec(),
+            };
+            bytes.splice(at..end, with);
+        }
+        if let Err(found) = Tree::parse(&bytes) {
+            assert!(!found.is_empty());
+            assert!(found.is_sorted());
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! Clients that ask for everything that can be asked for, sense or nonsense.
+
+use std::time::Duration;
+
+use treeherd::machine::AgentKey;
+use treeherd::model::id::{AgentId, Level};
+use treeherd::model::limits::Limits;
+use treeherd::model::request::{LimitScope, Request, Target};
+use treeherd::model::spec::{Admission, AgentSpec, OnMainExit, Restart, RestartPolicy};
+
+use super::chance::Chance;
+
+const NAMES: [&str; 10] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"];
+
+pub fn id(name: &str) -> AgentId {
+    name.parse().unwrap()
+}
+
+/// Which kinds of requests a world sees, by weight.
+#[derive(Clone, Debug)]
+pub struct Habits {
+    pub names: usize,
+    pub spawn: u32,
+    pub stop: u32,
+    pub pause: u32,
+    pub restart: u32,
+    pub limit: u32,
+    pub other: u32,
+    pub limits_on_spawn: bool,
+}
+
+impl Habits {
+    pub fn new(chance: &mut Chance) -> Self {
+        Self {
+            names: 2 + chance.pick(NAMES.len() - 1),
+            spawn: 10,
+            stop: chance.of(&[1, 3, 6]),
+            pause: chance.of(&[0, 2, 5]),
+            restart: chance.of(&[0, 2, 4]),
+            limit: chance.of(&[0, 1, 4]),
+            other: chance.of(&[0, 1, 3]),
+            limits_on_spawn: chance.comes(50),
+        }
+    }
+
+    /// Makes up a request; mostly about agents that there are.
+    pub fn request(&self, chance: &mut Chance, known: &[AgentId]) -> Request {
+        let weights = [self.spawn, self.stop, self.pause, self.restart, self.limit, self.other];
+        let mut at = chance.pick(weights.iter().sum::<u32>() as usize);
+        let mut kind = 0;
+        while at >= weights[kind] as usize {
+            at -= weights[kind] as usize;
+            kind += 1;
+        }
+        match kind {
+            0 => Request::Spawn(Box::new(self.spec(chance, known))),
+            1 => Request::Terminate(self.target(chance, known), some_grace(chance)),
+            2 if chance.comes(50) => Request::Pause(self.target(chance, known)),
+            2 => Request::Resume(self.target(chance, known)),
+            3 => Request::Restart(self.name(chance, known)),
+            4 => Request::Limit(self.scope(chance, known), some_limits(chance)),
+            _ if chance.comes(50) => Request::Wait((0..1 + chance.pick(3)).map(|_| self.name(chance, known)).collect()),
+            _ => Request::Cleanup(self.target(chance, known)),
+        }
+    }
+
+    fn name(&self, chance: &mut Chance, known: &[AgentId]) -> AgentId {
+        if known.is_empty() || chance.comes(20) { self.any_name(chance) } else { chance.of(known) }
+    }
+
+    fn any_name(&self, chance: &mut Chance) -> AgentId {
+        id(NAMES[chance.pick(self.names)])
+    }
+
+    fn scope(&self, chance: &mut Chance, known: &[AgentId]) -> LimitScope {
+        let level = some_level(chance);
+        match chance.pick(6) {
+            0 | 1 => LimitScope::Agent(self.name(chance, known)),
+            2 => LimitScope::Each(level),
+            3 => LimitScope::Siblings(level),
+            4 => LimitScope::Total(level),
+            _ => LimitScope::Herd,
+        }
+    }
+
+    fn target(&self, chance: &mut Chance, known: &[AgentId]) -> Target {
+        match chance.pick(10) {
+            0..=5 => Target::Ids((0..1 + chance.pick(3)).map(|_| self.name(chance, known)).collect()),
+            6 | 7 => Target::Level(some_level(chance)),
+            8 => Target::Session(chance.of(&["s1", "s2"]).parse().unwrap()),
+            _ => Target::All,
+        }
+    }
+
+    fn spec(&self, chance: &mut Chance, known: &[AgentId]) -> AgentSpec {
+        let name = self.any_name(chance);
+        let mut spec = if chance.comes(20) { AgentSpec::group(name) } else { AgentSpec::new(name, ["work"]) };
+        if chance.comes(70) {
+            spec.parent = Some(self.name(chance, known));
+        }
+        if chance.comes(5) {
+            spec.level = Some(some_level(chance));
+        }
+        if chance.comes(30) {
+            spec.session = Some(chance.of(&["s1", "s2"]).parse().unwrap());
+        }
+        spec.priority = chance.of(&[1, 5, 5, 9]).try_into().unwrap();
+        spec.admission = chance.of(&[Admission::Refuse, Admission::Queue]);
+        spec.on_main_exit = chance.of(&[OnMainExit::Terminate, OnMainExit::Wait]);
+        spec.grace = some_grace(chance).unwrap_or(Duration::from_secs(10));
+        spec.restart = Restart {
+            policy: chance.of(&[RestartPolicy::Never, RestartPolicy::OnFailure, RestartPolicy::Always]),
+            delay: chance.of(&[Duration::ZERO, Duration::from_millis(300), Duration::from_secs(1)]),
+            intensity: chance.of(&[0, 1, 3, 10]),
+            jitter: chance.of(&[0.0, 0.1, 1.0]),
+            ..Restart::default()
+        };
+        if self.limits_on_spawn && chance.comes(70) {
+            spec.limits = some_limits(chance);
+        }
+        spec
+    }
+}
+
+fn some_level(chance: &mut Chance) -> Level {
+    Level(chance.of(&[0, 0, 1, 1, 2, 3, 9]))
+}
+
+fn some_grace(chance: &mut Chance) -> Option<Duration> {
+    chance.of(&[None, Some(Duration::ZERO), Some(Duration::from_millis(200)), Some(Duration::from_secs(3))])
+}
+
+pub fn some_limits(chance: &mut Chance) -> Limits {
+    let mut limits = Limits::default();
+    for _ in 0..1 + chance.pick(2) {
+        let text =
+            ["memory_max=64MiB", "memory_max=512MiB", "memory_max=4GiB", "pids_max=10", "pids_max=100", "cpu_max=50%"];
+        limits.set_text(chance.of(&text)).unwrap();
+    }
+    limits
+}
+
+/// Picks who asks: mostly somebody outside the herd.
+pub fn some_caller(chance: &mut Chance, agents: &[AgentKey]) -> Option<AgentKey> {
+    if !agents.is_empty() && chance.comes(8) { Some(chance.of(agents)) } else { None }
+}

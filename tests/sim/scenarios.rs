@@ -1,0 +1,371 @@
+//! The words of the policies, one life each. Sentences first; the many lives are in `swarm`.
+
+use std::time::Duration;
+
+use treeherd::machine::{AgentKey, Effect, Input, ReplyTo};
+use treeherd::model::config::HerdConfig;
+use treeherd::model::event::Kind;
+use treeherd::model::id::Level;
+use treeherd::model::request::{Answer, Request, Target};
+use treeherd::model::spec::{Admission, AgentSpec, OnMainExit, RestartPolicy};
+use treeherd::model::status::{Exit, Paused, Receipt, State};
+
+use super::chance::Chance;
+use super::clients::id;
+use super::kernel::Temper;
+use super::world::World;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A world in which everything goes on in the order in which it was begun.
+struct Life {
+    world: World,
+    replies: Vec<(ReplyTo, Answer)>,
+    told: Vec<(Kind, String)>,
+}
+
+impl Life {
+    fn new(config: HerdConfig) -> Self {
+        let chance = Chance::Script { list: Vec::new(), taken: Vec::new() };
+        Self { world: World::new(config, chance), replies: Vec::new(), told: Vec::new() }
+    }
+
+    fn note(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Reply(to, Ok(answer)) => self.replies.push((to, answer)),
+                Effect::Publish(event) => {
+                    self.told.push((event.kind, event.agent.map(|id| id.to_string()).unwrap_or_default()));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn flush(&mut self) {
+        while let Some(first) = self.world.moves().first().copied() {
+            let effects = self.world.make(first);
+            self.note(effects);
+        }
+    }
+
+    fn ask(&mut self, request: Request) -> ReplyTo {
+        let (to, effects) = self.world.ask(1, None, request);
+        self.note(effects);
+        self.flush();
+        to
+    }
+
+    fn spawn(&mut self, name: &str, parent: Option<&str>, change: impl FnOnce(&mut AgentSpec)) -> AgentKey {
+        let mut spec = AgentSpec { parent: parent.map(id), ..AgentSpec::new(id(name), ["work"]) };
+        (spec.restart.jitter, spec.restart.delay) = (0.0, SECOND);
+        change(&mut spec);
+        self.ask(Request::Spawn(Box::new(spec)));
+        self.world.machine.key_of(&id(name)).unwrap()
+    }
+
+    fn main_of(&self, key: AgentKey) -> u64 {
+        self.world.kernel.processes.iter().find(|(_, it)| it.agent == key && it.is_main).map(|(pid, _)| *pid).unwrap()
+    }
+
+    fn exit(&mut self, key: AgentKey, status: i32) {
+        self.world.kernel.exit(self.main_of(key), Exit::Status(status), false);
+        self.world.kernel.update();
+        self.flush();
+    }
+
+    fn fork(&mut self, key: AgentKey, temper: Temper) {
+        self.world.kernel.fork(self.main_of(key), temper);
+        self.world.kernel.update();
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.world.pass(time);
+        let effects = self.world.step(Input::Ticked);
+        self.note(effects);
+        self.flush();
+    }
+
+    fn terminate(&mut self, names: &[&str], grace: Option<Duration>) -> ReplyTo {
+        self.ask(Request::Terminate(targets(names), grace))
+    }
+
+    fn state(&self, key: AgentKey) -> State {
+        self.world.machine.status(key, self.world.now.mono).state
+    }
+
+    fn paused(&self, key: AgentKey) -> Paused {
+        self.world.machine.status(key, self.world.now.mono).paused
+    }
+
+    fn run(&self, key: AgentKey) -> u32 {
+        self.world.machine.run_of(key).unwrap().0
+    }
+
+    fn kinds(&self, name: &str) -> Vec<Kind> {
+        self.told.iter().filter(|(_, who)| who == name).map(|(kind, _)| *kind).collect()
+    }
+
+    fn receipt(&self, to: ReplyTo) -> Option<&Receipt> {
+        self.replies.iter().find_map(|(it, answer)| match answer {
+            Answer::Receipt(receipt) if *it == to => Some(receipt),
+            _ => None,
+        })
+    }
+}
+
+fn targets(names: &[&str]) -> Target {
+    Target::Ids(names.iter().map(|name| id(name)).collect())
+}
+
+fn life() -> Life {
+    Life::new(HerdConfig::default())
+}
+
+#[test]
+fn restart_never_leaves_a_failure_where_it_is() {
+    let mut life = life();
+    let key = life.spawn("a", None, |spec| spec.restart.policy = RestartPolicy::Never);
+    life.exit(key, 1);
+    life.pass(10 * SECOND);
+    assert_eq!((life.state(key), life.run(key)), (State::Failed, 1));
+}
+
+#[test]
+fn restart_on_failure_repeats_failures_and_not_successes() {
+    let mut life = life();
+    let key = life.spawn("a", None, |spec| spec.restart.policy = RestartPolicy::OnFailure);
+    life.exit(key, 1);
+    assert_eq!(life.state(key), State::Backoff);
+    life.pass(Duration::from_millis(999));
+    assert_eq!(life.state(key), State::Backoff, "not before its delay is over");
+    life.pass(Duration::from_millis(1));
+    assert_eq!((life.state(key), life.run(key)), (State::Running, 2));
+    life.exit(key, 0);
+    assert_eq!((life.state(key), life.run(key)), (State::Completed, 2));
+}
+
+#[test]
+fn restart_always_repeats_successes_and_stops_when_asked_to() {
+    let mut life = life();
+    let key = life.spawn("a", None, |spec| spec.restart.policy = RestartPolicy::Always);
+    life.exit(key, 0);
+    life.pass(SECOND);
+    assert_eq!((life.state(key), life.run(key)), (State::Running, 2));
+    life.terminate(&["a"], None);
+    life.pass(10 * SECOND);
+    assert_eq!((life.state(key), life.run(key)), (State::Terminated, 2), "what was stopped stays stopped");
+}
+
+#[test]
+fn more_restarts_than_its_intensity_allows_end_in_giving_up() {
+    let mut life = life();
+    let key = life.spawn("a", None, |spec| {
+        (spec.restart.policy, spec.restart.intensity) = (RestartPolicy::Always, 2);
+    });
+    for _ in 0..3 {
+        life.exit(key, 1);
+        life.pass(10 * SECOND);
+    }
+    assert_eq!((life.state(key), life.run(key)), (State::Failed, 3));
+    assert_eq!(life.kinds("a").iter().filter(|kind| **kind == Kind::GaveUp).count(), 1);
+}
+
+#[test]
+fn on_main_exit_terminate_ends_what_was_left_behind() {
+    let mut life = life();
+    let key = life.spawn("a", None, |spec| spec.on_main_exit = OnMainExit::Terminate);
+    life.fork(key, Temper::Stubborn);
+    life.exit(key, 0);
+    assert_eq!(life.state(key), State::Stopping);
+    life.pass(10 * SECOND);
+    assert_eq!(life.state(key), State::Completed, "it ended well on its own, whatever was ended after it");
+}
+
+#[test]
+fn on_main_exit_wait_waits_for_processes_and_agents_left_behind() {
+    let mut life = life();
+    let parent = life.spawn("a", None, |spec| spec.on_main_exit = OnMainExit::Wait);
+    let child = life.spawn("b", Some("a"), |_| {});
+    life.fork(parent, Temper::Plain);
+    life.exit(parent, 0);
+    life.pass(1000 * SECOND);
+    assert_eq!((life.state(parent), life.state(child)), (State::Running, State::Running));
+    let left = life.world.kernel.processes.iter().find(|(_, it)| it.agent == parent).map(|(pid, _)| *pid).unwrap();
+    life.world.kernel.exit(left, Exit::Status(7), false);
+    life.world.kernel.update();
+    life.flush();
+    assert_eq!(life.state(parent), State::Running, "the agent below it lives");
+    life.exit(child, 0);
+    assert_eq!((life.state(parent), life.state(child)), (State::Completed, State::Completed));
+}
+
+#[test]
+fn a_queue_lets_in_the_most_urgent_first() {
+    let mut config = HerdConfig::default();
+    config.bounds.max_agents_per_level = 1;
+    let mut life = Life::new(config);
+    let first = life.spawn("a", None, |_| {});
+    let mut queue = |name: &str, priority: u8| {
+        life.spawn(name, None, |spec| {
+            spec.admission = Admission::Queue;
+            spec.priority = priority.try_into().unwrap();
+        })
+    };
+    let (low, high, late) = (queue("low", 1), queue("high", 9), queue("late", 9));
+    life.exit(first, 0);
+    assert_eq!([low, high, late].map(|key| life.state(key)), [State::Queued, State::Running, State::Queued]);
+    life.exit(high, 0);
+    assert_eq!([low, late].map(|key| life.state(key)), [State::Queued, State::Running]);
+}
+
+#[test]
+fn a_spawn_that_could_never_be_let_in_is_refused_and_not_queued() {
+    let mut config = HerdConfig::default();
+    config.levels.entry(Level(0)).or_default().total.set_text("memory_max=1GiB").unwrap();
+    let mut life = Life::new(config);
+    let mut spec = AgentSpec::new(id("a"), ["work"]);
+    spec.admission = Admission::Queue;
+    life.ask(Request::Spawn(Box::new(spec)));
+    assert_eq!(life.world.machine.key_of(&id("a")), None, "without a limit of its own it fits into no total");
+}
+
+#[test]
+fn a_change_of_limits_keeps_to_the_total_of_its_level() {
+    let mut config = HerdConfig::default();
+    config.levels.entry(Level(0)).or_default().total.set_text("memory_max=1GiB").unwrap();
+    let mut life = Life::new(config);
+    let key = life.spawn("a", None, |spec| spec.limits.set_text("memory_max=512MiB").unwrap());
+    let mut wider = treeherd::model::limits::Limits::default();
+    wider.set_text("memory_max=2GiB").unwrap();
+    life.ask(Request::Limit(treeherd::model::request::LimitScope::Agent(id("a")), wider));
+    assert_eq!(life.world.machine.limits_of(key).unwrap().to_string(), "memory_max=536870912");
+}
+
+#[test]
+fn a_level_dies_together_and_nobody_forks_away() {
+    let mut life = life();
+    let (a, b) = (life.spawn("a", None, |_| {}), life.spawn("b", None, |_| {}));
+    life.fork(a, Temper::Stubborn);
+    life.world.kernel.freezes_slowly = true;
+    let (to, effects) = life.world.ask(1, None, Request::Terminate(Target::Level(Level(0)), Some(Duration::ZERO)));
+    assert_eq!(effects.iter().filter(|effect| matches!(effect, Effect::Freeze { .. })).count(), 2);
+    life.note(effects);
+    life.flush();
+    let receipt = life.receipt(to).unwrap();
+    assert_eq!(receipt.processes, 3);
+    assert_eq!((life.state(a), life.state(b)), (State::Terminated, State::Terminated));
+}
+
+#[test]
+fn a_level_whose_one_task_does_not_freeze_is_killed_when_the_budget_is_over() {
+    let mut life = life();
+    let (a, b) = (life.spawn("a", None, |_| {}), life.spawn("b", None, |_| {}));
+    let stuck = life.main_of(a);
+    life.world.kernel.processes.get_mut(&stuck).unwrap().is_jammed = true;
+    let (to, effects) = life.world.ask(1, None, Request::Terminate(Target::Level(Level(0)), Some(Duration::ZERO)));
+    life.note(effects);
+    life.flush_but_stuck();
+    assert_eq!(life.state(b), State::Stopping, "all wait for the one");
+    life.world.pass(Duration::from_millis(500));
+    let effects = life.world.step(Input::Ticked);
+    life.note(effects);
+    life.flush_but_stuck();
+    assert_eq!((life.state(b), life.receipt(to)), (State::Terminated, None), "it does not hold the others up");
+    life.flush();
+    assert_eq!(life.receipt(to).unwrap().processes, 2);
+}
+
+#[test]
+fn a_pause_is_inherited_and_a_resume_from_above_leaves_the_own_one() {
+    let mut life = life();
+    let (a, b) = (life.spawn("a", None, |_| {}), life.spawn("b", Some("a"), |_| {}));
+    life.ask(Request::Pause(targets(&["a"])));
+    assert_eq!((life.paused(a), life.paused(b)), (Paused::Own, Paused::Inherited));
+    life.ask(Request::Pause(targets(&["b"])));
+    life.ask(Request::Resume(targets(&["a"])));
+    assert_eq!((life.paused(a), life.paused(b)), (Paused::No, Paused::Own));
+    assert!(life.world.kernel.is_still(b) && !life.world.kernel.is_still(a));
+    life.ask(Request::Resume(targets(&["b"])));
+    assert!(!life.world.kernel.is_still(b));
+    assert_eq!(life.kinds("b"), [Kind::Spawned, Kind::Started, Kind::Paused, Kind::Resumed]);
+}
+
+#[test]
+fn a_paused_subtree_starts_nothing_until_it_is_resumed() {
+    let mut life = life();
+    life.spawn("a", None, |_| {});
+    life.ask(Request::Pause(targets(&["a"])));
+    let child = life.spawn("b", Some("a"), |_| {});
+    life.pass(100 * SECOND);
+    assert_eq!((life.state(child), life.run(child)), (State::Starting, 0));
+    life.ask(Request::Resume(targets(&["a"])));
+    assert_eq!((life.state(child), life.run(child)), (State::Running, 1));
+}
+
+#[test]
+fn of_joint_stops_the_more_urgent_one_drives_and_both_get_their_receipt() {
+    let mut life = life();
+    let (a, b) = (life.spawn("a", None, |_| {}), life.spawn("b", Some("a"), |_| {}));
+    for key in [a, b] {
+        let main = life.main_of(key);
+        life.world.kernel.processes.get_mut(&main).unwrap().temper = Temper::Stubborn;
+    }
+    let slow = life.terminate(&["a"], Some(60 * SECOND));
+    let fast = life.terminate(&["b"], Some(SECOND));
+    life.pass(SECOND);
+    assert_eq!((life.state(a), life.state(b)), (State::Stopping, State::Terminated));
+    assert!(life.receipt(slow).is_none());
+    life.pass(59 * SECOND);
+    assert_eq!(life.receipt(slow).unwrap().processes, 2);
+    assert_eq!(life.receipt(fast).unwrap().agents[0].signals["SIGKILL"], 1);
+    assert_eq!(life.receipt(slow).unwrap().agents[1].signals["SIGKILL"], 1, "whoever ordered the kill");
+}
+
+#[test]
+fn a_terminate_ends_what_moved_itself_out_of_its_run() {
+    let mut life = life();
+    let key = life.spawn("a", None, |_| {});
+    life.fork(key, Temper::Stubborn);
+    let stray = *life.world.kernel.processes.keys().last().unwrap();
+    life.world.kernel.stray(stray);
+    life.world.kernel.update();
+    let to = life.terminate(&["a"], Some(SECOND));
+    assert!(life.receipt(to).is_some() && life.world.kernel.processes.is_empty());
+}
+
+#[test]
+fn an_ended_agent_is_retained_for_its_time_and_an_id_is_free_after_it() {
+    let mut life = life();
+    let key = life.spawn("a", None, |_| {});
+    life.exit(key, 0);
+    life.pass(59 * SECOND);
+    assert_eq!(life.state(key), State::Completed);
+    life.pass(SECOND);
+    assert_eq!(life.world.machine.key_of(&id("a")), None);
+    assert_eq!(life.kinds("a").last(), Some(&Kind::Removed));
+    assert_eq!(life.world.machine.next_deadline(), None, "an idle herd waits for nothing");
+    assert_ne!(life.spawn("a", None, |_| {}), key);
+}
+
+#[test]
+fn without_auto_cleanup_an_ended_agent_stays_until_it_is_cleaned_up() {
+    let mut life = Life::new(HerdConfig { auto_cleanup: false, ..HerdConfig::default() });
+    let key = life.spawn("a", None, |_| {});
+    life.exit(key, 0);
+    life.pass(100_000 * SECOND);
+    assert_eq!((life.state(key), life.world.machine.next_deadline()), (State::Completed, None));
+    life.ask(Request::Cleanup(Target::All));
+    assert_eq!(life.world.machine.key_of(&id("a")), None);
+}
+
+impl Life {
+    /// As `flush`, and what hangs in the kernel goes on hanging.
+    fn flush_but_stuck(&mut self) {
+        let can = |it: &super::world::Move| !matches!(it, super::world::Move::Unjam(_));
+        while let Some(first) = self.world.moves().into_iter().find(can) {
+            let effects = self.world.make(first);
+            self.note(effects);
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! Many worlds, each from a seed: which faults are on, how large the tree is and what is asked differ from seed to seed.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use treeherd::machine::Input;
+use treeherd::model::config::{Bounds, HerdConfig};
+use treeherd::model::id::Level;
+use treeherd::model::status::Exit;
+
+use super::chance::Chance;
+use super::clients::{Habits, some_caller, some_limits};
+use super::world::{Faults, World};
+
+/// After so many failing seeds, no further are tried.
+const FAILURES_MOST: usize = 30;
+
+/// Prints the one line that repeats a seed, if it fails.
+struct Repeat(u64);
+
+impl Drop for Repeat {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("\nrepeat with: TREEHERD_SEED={} cargo test --test simulation swarm -- --nocapture\n", self.0);
+        }
+    }
+}
+
+/// How restless a world is, in percent of its turns.
+struct Rates {
+    requests: u32,
+    life: u32,
+    time: u32,
+    departures: u32,
+}
+
+fn config(chance: &mut Chance) -> HerdConfig {
+    let mut config = HerdConfig {
+        bounds: Bounds {
+            max_levels: chance.of(&[2, 3, 10]),
+            max_agents_per_level: chance.of(&[1, 2, 4, 20]),
+            max_children: chance.of(&[1, 3, 100]),
+            max_agents: chance.of(&[2, 4, 100]),
+        },
+        auto_cleanup: chance.comes(80),
+        cleanup_retention: chance.of(&[Duration::ZERO, Duration::from_secs(1), Duration::from_secs(60)]),
+        ..HerdConfig::default()
+    };
+    if chance.comes(30) {
+        config.limits.set_text("memory_max=2GiB").unwrap();
+    }
+    if chance.comes(30) {
+        config.levels.entry(Level(1)).or_default().siblings.set_text("memory_max=1GiB").unwrap();
+    }
+    if chance.comes(30) {
+        config.levels.entry(Level(1)).or_default().each = some_limits(chance);
+    }
+    if chance.comes(20) {
+        config.levels.entry(Level(0)).or_default().total.set_text("memory_max=1GiB").unwrap();
+    }
+    config
+}
+
+fn faults(chance: &mut Chance) -> Faults {
+    let mut some = |percents: &[u32]| chance.of(percents);
+    Faults {
+        spawn_fails: some(&[0, 0, 10, 40]),
+        spawn_hangs: some(&[0, 0, 5, 20]),
+        limits_refused: some(&[0, 30]),
+        doubles: some(&[0, 0, 10, 50]),
+        stubborn: some(&[0, 20, 60]),
+        handlers: some(&[0, 30]),
+        jams: some(&[0, 0, 10]),
+        strays: some(&[0, 0, 20]),
+        hours: some(&[0, 0, 1]),
+    }
+}
+
+/// Lives through one seed; returns the steps that it took and what was seen.
+fn live(seed: u64, tells: bool) -> (u64, BTreeMap<String, u64>) {
+    let _repeat = Repeat(seed);
+    let mut chance = Chance::Seed(fastrand::Rng::with_seed(seed));
+    let config = config(&mut chance);
+    let faults = faults(&mut chance);
+    let habits = Habits::new(&mut chance);
+    let rates = Rates {
+        requests: chance.of(&[3, 8, 20]),
+        life: chance.of(&[2, 8, 20]),
+        time: chance.of(&[2, 8, 20]),
+        departures: chance.of(&[0, 1]),
+    };
+    let turns = chance.of(&[60, 150, 400]);
+    let freezes_slowly = chance.comes(40);
+    let mut world = World::new(config, chance);
+    (world.faults, world.kernel.freezes_slowly, world.tells) = (faults, freezes_slowly, tells);
+    for _ in 0..turns {
+        turn(&mut world, &habits, &rates);
+    }
+    world.drain();
+    let grace = world.chance.of(&[None, Some(Duration::ZERO), Some(Duration::from_millis(100))]);
+    // The last words may overlap with much that is going on.
+    world.faults = faults;
+    for _ in 0..turns / 4 {
+        turn(&mut world, &habits, &rates);
+    }
+    world.faults = Faults::default();
+    world.shut_down(grace);
+    (world.steps, world.observer.seen)
+}
+
+fn turn(world: &mut World, habits: &Habits, rates: &Rates) {
+    if world.chance.comes(rates.requests) {
+        let request = habits.request(&mut world.chance, &world.observer.live_names(&world.machine));
+        let caller = some_caller(&mut world.chance, &world.observer.keys());
+        let client = world.chance.pick(4) as u64;
+        world.ask(client, caller, request);
+    } else if world.chance.comes(rates.departures) {
+        let client = world.chance.pick(4) as u64;
+        world.step(Input::Departed(client));
+    } else if world.chance.comes(rates.life) {
+        live_on(world);
+    } else if world.chance.comes(rates.time) {
+        pass_some(world);
+    } else {
+        let mut moves = world.moves();
+        if world.chance.comes(80) {
+            moves.retain(|it| !matches!(it, super::world::Move::Unjam(_)));
+        }
+        if moves.is_empty() {
+            pass_some(world);
+        } else {
+            let chosen = world.chance.pick(moves.len());
+            world.make(moves[chosen]);
+        }
+    }
+}
+
+fn pass_some(world: &mut World) {
+    if world.chance.comes(10) {
+        let wall = world.chance.of(&[0, 1_600_000_000_000_000_000, 1_800_000_000_000_000_000]);
+        world.now.wall.0 = wall;
+    }
+    if world.chance.comes(world.faults.hours) {
+        return world.pass(Duration::from_secs(7200));
+    }
+    if world.chance.comes(30) && world.pass_to_deadline() {
+        return;
+    }
+    let time = world.chance.of(&[1, 20, 150, 700, 2500]);
+    world.pass(Duration::from_millis(time));
+    if world.chance.comes(50) {
+        world.step(Input::Ticked);
+    }
+}
+
+/// A process does something of its own accord.
+fn live_on(world: &mut World) {
+    let free: Vec<u64> = world
+        .kernel
+        .processes
+        .iter()
+        .filter(|(_, process)| !process.is_stopped && !process.is_jammed)
+        .map(|(pid, _)| *pid)
+        .collect();
+    if free.is_empty() {
+        return;
+    }
+    let pid = world.chance.of(&free);
+    let is_main = world.kernel.processes[&pid].is_main;
+    if world.chance.comes(world.faults.jams) {
+        world.kernel.processes.get_mut(&pid).unwrap().is_jammed = true;
+    } else if !is_main && world.chance.comes(world.faults.strays) {
+        world.kernel.stray(pid);
+    } else if world.chance.comes(50) && world.kernel.processes.len() < 60 {
+        let temper = world.some_temper();
+        world.kernel.fork(pid, temper);
+    } else {
+        let is_oom = world.chance.comes(10);
+        let exit = if is_oom { Exit::Signal { number: 9, core: false } } else { world.some_exit() };
+        world.kernel.exit(pid, exit, is_oom);
+    }
+    world.kernel.update();
+}
+
+#[test]
+fn swarm() {
+    if let Some(seed) = std::env::var("TREEHERD_SEED").ok().and_then(|seed| seed.parse().ok()) {
+        live(seed, true);
+        return;
+    }
+    let seeds: u64 = std::env::var("TREEHERD_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(5000);
+    let began = Instant::now();
+    let mut steps = 0;
+    let mut failed = Vec::new();
+    let mut seen: BTreeMap<String, u64> = BTreeMap::new();
+    for seed in 1..=seeds {
+        let Ok((more, what)) = std::panic::catch_unwind(|| live(seed, false)) else {
+            failed.push(seed);
+            if failed.len() >= FAILURES_MOST {
+                break;
+            }
+            continue;
+        };
+        steps += more;
+        for (name, count) in what {
+            *seen.entry(name).or_default() += count;
+        }
+    }
+    let seconds = began.elapsed().as_secs_f64();
+    eprintln!(
+        "{seeds} seeds, {steps} steps, {:.0} seeds/s, {:.0} steps/s",
+        seeds as f64 / seconds,
+        steps as f64 / seconds
+    );
+    eprintln!("{seen:?}");
+    assert!(failed.is_empty(), "these seeds failed: {failed:?}");
+    for name in
+        ["killed together", "exact receipts", "process:paused", "process:gave-up", "process:queued", "process:oom"]
+    {
+        assert!(seeds < 1000 || seen.contains_key(name), "the swarm reaches {name:?}");
+    }
+}

@@ -1,0 +1,405 @@
+//! The shell of the model: carries orders to the kernel and facts back, in an order that chance or a search picks.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use treeherd::machine::{AgentKey, Caller, Effect, Input, Machine, Now, ReplyTo};
+use treeherd::model::config::HerdConfig;
+use treeherd::model::error::{Code, Error};
+use treeherd::model::id::Run;
+use treeherd::model::request::Request;
+use treeherd::model::stage::{SpawnFailure, Stage};
+use treeherd::model::status::{Exit, Oom, Rusage};
+use treeherd::model::time::{Monotonic, Wall};
+
+use super::chance::Chance;
+use super::kernel::{Kernel, Notice, Temper};
+use super::observer::Observer;
+
+/// What goes in order among itself: one agent's orders and answers, and what takes another way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Lane {
+    Agent(AgentKey),
+    /// The kill that frees a hand cannot wait for that hand.
+    Rescue(AgentKey, Run),
+    Limits(u64),
+}
+
+/// What can go wrong in this world, in percent.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Faults {
+    pub spawn_fails: u32,
+    pub spawn_hangs: u32,
+    pub limits_refused: u32,
+    pub doubles: u32,
+    pub stubborn: u32,
+    pub handlers: u32,
+    pub jams: u32,
+    pub strays: u32,
+    pub hours: u32,
+}
+
+/// Something that can happen next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Move {
+    Order(Lane),
+    Answer(Lane),
+    Notice(Notice),
+    Stop(u64),
+    Obey(u64),
+    Unjam(u64),
+}
+
+pub struct World {
+    pub machine: Machine,
+    pub kernel: Kernel,
+    pub observer: Observer,
+    pub now: Now,
+    pub chance: Chance,
+    pub faults: Faults,
+    pub orders: BTreeMap<Lane, VecDeque<Effect>>,
+    pub answers: BTreeMap<Lane, VecDeque<Input>>,
+    pub steps: u64,
+    pub calls: u64,
+    pub tells: bool,
+}
+
+impl World {
+    pub fn new(config: HerdConfig, chance: Chance) -> Self {
+        let mut kernel = Kernel::default();
+        kernel.herd = config.limits.clone();
+        let observer = Observer::new(&config);
+        Self {
+            machine: Machine::new(config, "/model".to_owned(), BTreeMap::new(), 1),
+            kernel,
+            observer,
+            now: Now { mono: Monotonic(1_000_000_000), wall: Wall(1_700_000_000_000_000_000) },
+            chance,
+            faults: Faults::default(),
+            orders: BTreeMap::new(),
+            answers: BTreeMap::new(),
+            steps: 0,
+            calls: 0,
+            tells: false,
+        }
+    }
+
+    /// Hands the machine an input, checks everything, and sends the orders on their way.
+    pub fn step(&mut self, input: Input) -> Vec<Effect> {
+        self.steps += 1;
+        if self.tells {
+            eprintln!("{:>6} {:?} {input:?}", self.steps, Duration::from_nanos(self.now.mono.0));
+        }
+        let asked = self.observer.before(&self.machine, &self.kernel, self.now, &input);
+        let mut effects = Vec::new();
+        self.machine.step(self.now, input, &mut effects);
+        if self.tells {
+            for effect in &effects {
+                match effect {
+                    Effect::Publish(event) => eprintln!(
+                        "          tells {} {} {} {:?} {}",
+                        event.kind,
+                        event.agent.as_ref().map_or("", |id| id.as_str()),
+                        event.run.unwrap_or_default(),
+                        event.exit.as_ref().map(|exit| exit.cause),
+                        event.message
+                    ),
+                    Effect::Spawn(order) => eprintln!(
+                        "          Spawn {} {} run {} make {} level {}",
+                        order.agent,
+                        order.spec.id,
+                        order.run,
+                        order.make.is_some(),
+                        order.make_level.is_some()
+                    ),
+                    Effect::Reply(to, Ok(_)) => eprintln!("          Reply {to:?} Ok"),
+                    effect => eprintln!("          {effect:?}"),
+                }
+            }
+        }
+        self.machine.check();
+        let mut again = Vec::new();
+        self.machine.settle_everything(self.now, &mut again);
+        assert_eq!(again, [], "settling again orders nothing");
+        self.observer.after(&self.machine, &self.kernel, self.now, asked, &effects);
+        for effect in &effects {
+            self.route(effect);
+        }
+        effects
+    }
+
+    fn route(&mut self, effect: &Effect) {
+        let lane = match effect {
+            Effect::Spawn(order) => Lane::Agent(order.agent),
+            Effect::KillRun { agent, run } => Lane::Rescue(*agent, *run),
+            Effect::Signal { agent, .. }
+            | Effect::Kill { agent, .. }
+            | Effect::Freeze { agent, .. }
+            | Effect::RemoveRun { agent, .. }
+            | Effect::Remove(agent) => Lane::Agent(*agent),
+            Effect::SetLimits { change, .. } => Lane::Limits(*change),
+            Effect::FindLaggards { .. }
+            | Effect::Reply(..)
+            | Effect::Publish(_)
+            | Effect::Forget(_)
+            | Effect::Finish => return,
+        };
+        self.orders.entry(lane).or_default().push_back(effect.clone());
+    }
+
+    /// Asks for something as a new call of a client.
+    pub fn ask(&mut self, client: u64, agent: Option<AgentKey>, request: Request) -> (ReplyTo, Vec<Effect>) {
+        self.calls += 1;
+        let to = ReplyTo { client, call: self.calls };
+        let caller = Caller { name: format!("client {client}").into(), agent };
+        (to, self.step(Input::Asked(to, caller, request)))
+    }
+
+    /// Lists what can happen next, time apart.
+    pub fn moves(&self) -> Vec<Move> {
+        let mut moves = Vec::new();
+        for (lane, answers) in &self.answers {
+            if !answers.is_empty() {
+                moves.push(Move::Answer(*lane));
+            }
+        }
+        for (lane, orders) in &self.orders {
+            let is_held = match lane {
+                _ if orders.is_empty() => true,
+                Lane::Agent(key) => self.kernel.hanging.contains_key(key),
+                Lane::Rescue(key, run) => {
+                    let before = self.orders.get(&Lane::Agent(*key));
+                    before.is_some_and(|it| it.iter().any(|it| matches!(it, Effect::Spawn(it) if it.run == *run)))
+                }
+                Lane::Limits(_) => false,
+            };
+            if !is_held {
+                moves.push(Move::Order(*lane));
+            }
+        }
+        for notice in &self.kernel.notices {
+            // A main process is known from its spawn on.
+            let is_early = matches!(notice, Notice::Exit(key, _) if self.observer.is_spawning(*key));
+            if !is_early {
+                moves.push(Move::Notice(*notice));
+            }
+        }
+        for (pid, process) in &self.kernel.processes {
+            if process.is_jammed {
+                moves.push(Move::Unjam(*pid));
+            } else if !process.is_stopped {
+                if self.kernel.freezes_slowly && self.kernel.is_to_freeze(process.agent) {
+                    moves.push(Move::Stop(*pid));
+                }
+                if process.is_asked {
+                    moves.push(Move::Obey(*pid));
+                }
+            }
+        }
+        moves
+    }
+
+    /// Lets one thing happen; returns what the machine said to it.
+    pub fn make(&mut self, chosen: Move) -> Vec<Effect> {
+        if self.tells {
+            eprintln!("       {chosen:?}");
+        }
+        match chosen {
+            Move::Order(lane) => {
+                let effect = self.orders.get_mut(&lane).and_then(VecDeque::pop_front).unwrap();
+                self.orders.retain(|_, orders| !orders.is_empty());
+                self.carry_out(lane, effect);
+                self.kernel.update();
+                Vec::new()
+            }
+            Move::Answer(lane) => {
+                let input = self.answers.get_mut(&lane).and_then(VecDeque::pop_front).unwrap();
+                self.answers.retain(|_, answers| !answers.is_empty());
+                self.step(input)
+            }
+            Move::Notice(notice) => self.tell(notice),
+            Move::Stop(pid) => {
+                self.kernel.processes.get_mut(&pid).unwrap().is_stopped = true;
+                self.kernel.update();
+                Vec::new()
+            }
+            Move::Obey(pid) => {
+                let exit = self.some_exit();
+                self.kernel.obey(pid, exit);
+                self.kernel.update();
+                Vec::new()
+            }
+            Move::Unjam(pid) => {
+                self.kernel.unjam(pid);
+                self.kernel.update();
+                Vec::new()
+            }
+        }
+    }
+
+    pub fn some_exit(&mut self) -> Exit {
+        self.chance.of(&[Exit::Status(0), Exit::Status(3), Exit::Signal { number: 11, core: true }])
+    }
+
+    pub fn some_temper(&mut self) -> Temper {
+        if self.chance.comes(self.faults.stubborn) {
+            Temper::Stubborn
+        } else if self.chance.comes(self.faults.handlers) {
+            Temper::Handler
+        } else {
+            Temper::Plain
+        }
+    }
+
+    fn carry_out(&mut self, lane: Lane, effect: Effect) {
+        let answer = match effect {
+            Effect::Spawn(order) => {
+                let agent = order.agent;
+                let parent = self.observer.parent_of(agent);
+                if self.chance.comes(self.faults.spawn_hangs) && !order.spec.is_group() {
+                    self.kernel.spawn_hanging(&order, parent);
+                    return;
+                }
+                if self.chance.comes(self.faults.spawn_fails) {
+                    let stage = self.chance.of(&[Stage::Cgroup, Stage::Clone, Stage::Cwd, Stage::Uid, Stage::Exec]);
+                    self.kernel.spawn_failing(&order, parent);
+                    Input::SpawnFailed { agent, failure: failure(stage) }
+                } else {
+                    let temper = self.some_temper();
+                    Input::Spawned { agent, pid: self.kernel.spawn(&order, parent, temper) }
+                }
+            }
+            Effect::Signal { agent, run, .. } => Input::Signalled { agent, processes: self.kernel.signal(agent, run) },
+            Effect::KillRun { agent, run } => {
+                if self.kernel.kill_run(agent, run) {
+                    let answer = Input::SpawnFailed { agent, failure: failure(Stage::Killed) };
+                    self.answers.entry(Lane::Agent(agent)).or_default().push_back(answer);
+                }
+                return;
+            }
+            Effect::Kill { agent, runs } => Input::Killed { agent, counts: self.kernel.kill(agent, &runs) },
+            Effect::Freeze { agent, frost } => {
+                self.kernel.freeze(agent, frost);
+                Input::FreezerWritten { agent, written: frost }
+            }
+            Effect::RemoveRun { agent, run } => return self.kernel.remove_run(agent, run),
+            Effect::Remove(agent) => match self.kernel.remove(agent) {
+                Ok(()) => Input::Removed(agent),
+                Err(()) => Input::RemoveRefused(agent),
+            },
+            Effect::SetLimits { change, settings } => {
+                if self.chance.comes(self.faults.limits_refused) {
+                    Input::LimitsRefused(change, Error::new(Code::Kernel, "write of a limit: EINVAL"))
+                } else {
+                    self.kernel.set_limits(&settings);
+                    Input::LimitsSet(change)
+                }
+            }
+            other => panic!("{other:?} is not for a hand"),
+        };
+        self.answers.entry(lane).or_default().push_back(answer);
+    }
+
+    /// Reads what a notice is about, as it is now, and tells that.
+    fn tell(&mut self, notice: Notice) -> Vec<Effect> {
+        if !self.chance.comes(self.faults.doubles) {
+            self.kernel.notices.remove(&notice);
+        }
+        let input = match notice {
+            Notice::Exit(agent, run) => {
+                let death = self.kernel.deaths[&(agent, run)];
+                let descendants = self.kernel.in_run(agent, run).count() as u64;
+                let oom = death.is_oom.then(some_oom);
+                Input::Exited { agent, run, exit: death.exit, rusage: Rusage::default(), oom, descendants }
+            }
+            Notice::Run(agent, run) if self.kernel.in_run(agent, run).next().is_none() => {
+                Input::RunEmptied { agent, run }
+            }
+            Notice::Subtree(agent) if self.kernel.within(agent).next().is_none() => Input::SubtreeEmptied(agent),
+            Notice::Run(..) | Notice::Subtree(_) => {
+                self.kernel.notices.remove(&notice);
+                return Vec::new();
+            }
+            Notice::Frost(agent) => {
+                let frost = if self.kernel.is_frozen(agent) {
+                    treeherd::machine::Frost::Frozen
+                } else {
+                    treeherd::machine::Frost::Thawed
+                };
+                Input::FrostSeen { agent, frost }
+            }
+            Notice::Oom(agent) => Input::OutOfMemory { agent, oom: some_oom() },
+        };
+        self.step(input)
+    }
+
+    /// Lets time pass.
+    pub fn pass(&mut self, time: Duration) {
+        self.observer.passed(&self.machine, time);
+        self.now.mono = self.now.mono + time;
+        self.now.wall.0 = self.now.wall.0.saturating_add(u64::try_from(time.as_nanos()).unwrap());
+    }
+
+    /// Lets time pass until the machine wants to be told; says whether it wants to at all.
+    pub fn pass_to_deadline(&mut self) -> bool {
+        let Some(deadline) = self.machine.next_deadline() else { return false };
+        self.pass(deadline.since(self.now.mono));
+        self.step(Input::Ticked);
+        true
+    }
+
+    /// Lets everything that is under way come to its end in a fair world, without a moment's waiting.
+    pub fn flush(&mut self) {
+        let mut patience = 20_000;
+        loop {
+            let moves = self.moves();
+            if moves.is_empty() {
+                break;
+            }
+            let chosen = self.chance.pick(moves.len());
+            self.make(moves[chosen]);
+            patience -= 1;
+            assert!(patience > 0, "a fair world comes to rest");
+        }
+    }
+
+    /// Lets everything that is under way and everything that waits for time come to its end in a fair world.
+    pub fn drain(&mut self) {
+        self.faults = Faults { ..Faults::default() };
+        let until = self.now.mono + Duration::from_secs(24 * 3600);
+        loop {
+            self.flush();
+            assert!(self.now.mono < until, "whatever waits for time ends within a day");
+            if !self.pass_to_deadline() {
+                break;
+            }
+        }
+        self.observer.at_rest(&self.machine, &self.kernel);
+    }
+
+    /// Ends the herd and sees that nothing is left.
+    pub fn shut_down(&mut self, grace: Option<Duration>) {
+        self.ask(0, None, Request::Shutdown(grace));
+        for _ in 0..100_000 {
+            if self.observer.has_finished {
+                break;
+            }
+            let moves = self.moves();
+            if moves.is_empty() {
+                assert!(self.pass_to_deadline(), "a shutdown comes to its end");
+            } else {
+                let chosen = self.chance.pick(moves.len());
+                self.make(moves[chosen]);
+            }
+        }
+        self.observer.at_the_end(&self.kernel);
+    }
+}
+
+fn failure(stage: Stage) -> SpawnFailure {
+    SpawnFailure { stage, errno: Some(1), message: format!("model: {stage}"), remedy: None }
+}
+
+fn some_oom() -> Oom {
+    Oom { culprit: None, limit_bytes: None, largest: None }
+}
