@@ -128,7 +128,8 @@ impl Machine {
     /// Returns how much of a total an agent takes: while a change is on a hand, the larger of before and after it.
     fn amount_held(&self, key: AgentKey, knob: Knob) -> u128 {
         let amount = |limits: &Limits| limits.get(knob).and_then(|setting| setting.amount()).unwrap_or(0);
-        let before = self.changes.values().filter_map(|change| change.agents.get(&key)).map(|(limits, _)| amount(limits));
+        let before =
+            self.changes.values().filter_map(|change| change.agents.get(&key)).map(|(limits, _)| amount(limits));
         before.max().unwrap_or(0).max(amount(&self.agents[&key].limits))
     }
 
