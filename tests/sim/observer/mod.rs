@@ -41,6 +41,8 @@ pub struct Asked {
     kill_at: Option<Monotonic>,
     at: Monotonic,
     is_permitted: bool,
+    /// Its client went away before it was answered, or after.
+    is_gone: bool,
 }
 
 /// Subtrees that are ended together.
@@ -55,7 +57,6 @@ pub struct Observer {
     known: BTreeMap<AgentKey, Known>,
     names: BTreeMap<AgentId, AgentKey>,
     requests: BTreeMap<ReplyTo, Asked>,
-    departed: BTreeSet<u64>,
     started: BTreeSet<(AgentKey, Run)>,
     told: BTreeSet<(AgentKey, Run)>,
     /// Agents that somebody wants to end, or that end with one above.
@@ -95,7 +96,6 @@ impl Observer {
             known: BTreeMap::new(),
             names: BTreeMap::new(),
             requests: BTreeMap::new(),
-            departed: BTreeSet::new(),
             started: BTreeSet::new(),
             told: BTreeSet::new(),
             down: BTreeSet::new(),
@@ -156,7 +156,9 @@ impl Observer {
                 return Some(*to);
             }
             Input::Departed(client) => {
-                self.departed.insert(*client);
+                for (_, asked) in self.requests.iter_mut().filter(|(to, _)| to.client == *client) {
+                    asked.is_gone = true;
+                }
             }
             Input::Spawned { agent, .. } | Input::SpawnFailed { agent, .. } => {
                 assert!(self.spawning.remove(agent), "{agent}: an answer to a spawn that was ordered");
@@ -225,7 +227,8 @@ impl Observer {
             }
         }
         let (request, at) = (request.clone(), now.mono);
-        let asked = Asked { request, members, exact, is_answered: false, kill_at, at, is_permitted: true };
+        let asked =
+            Asked { request, members, exact, is_answered: false, kill_at, at, is_permitted: true, is_gone: false };
         assert!(self.requests.insert(to, asked).is_none());
     }
 
