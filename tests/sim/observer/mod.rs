@@ -50,6 +50,7 @@ pub struct Asked {
 struct Group {
     tops: BTreeSet<AgentKey>,
     freezes_since: Option<Monotonic>,
+    kill_at: Option<Monotonic>,
 }
 
 pub struct Observer {
@@ -245,14 +246,18 @@ impl Observer {
                 together.entry(event.message.clone()).or_default().insert(*key);
             }
         }
-        self.groups.extend(together.into_values().map(|tops| Group { tops, freezes_since: None }));
+        let kill_at = asked.and_then(|to| self.requests[&to].kill_at);
+        self.groups.extend(together.into_values().map(|tops| Group { tops, freezes_since: None, kill_at }));
         self.restarted(machine, asked, effects);
         for effect in effects {
             assert!(!self.has_finished, "nothing is ordered after the end: {effect:?}");
             self.ordered(machine, kernel, now, effect);
         }
         for group in &mut self.groups {
-            if group.tops.iter().any(|key| self.frosts.get(key) == Some(&Frost::Frozen)) {
+            // Where a thaw is still on a hand, the time runs without an order to freeze.
+            let is_closed = group.kill_at.is_some_and(|at| at <= now.mono)
+                && !self.spawning.iter().any(|key| group.tops.iter().any(|top| machine.is_within(*key, *top)));
+            if is_closed || group.tops.iter().any(|key| self.frosts.get(key) == Some(&Frost::Frozen)) {
                 group.freezes_since.get_or_insert(now.mono);
             }
         }
