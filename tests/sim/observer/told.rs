@@ -15,6 +15,8 @@ impl Observer {
     pub(super) fn answered(&mut self, to: ReplyTo) {
         let asked = self.requests.get_mut(&to).unwrap_or_else(|| panic!("{to:?}: an answer to nobody"));
         assert!(!asked.is_answered, "{to:?}: answered twice: {:?}", asked.request);
+        let is_dropped = asked.is_gone && matches!(asked.request, Request::Wait(_));
+        assert!(!is_dropped, "{to:?}: nobody waits any more");
         asked.is_answered = true;
     }
 
