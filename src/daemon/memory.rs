@@ -44,10 +44,17 @@ pub(super) struct Memory {
     reached: BTreeMap<Place, u64>,
 }
 
+/// Says whether a place is that of an agent's children together. herd / a / level-1 / b: from the herd on every second one is,
+/// whatever an agent is called.
+pub(super) fn is_of_children(place: &Place) -> bool {
+    let depth = place.path().split('/').count();
+    depth > 2 && depth % 2 == 1
+}
+
 /// Names whose limit a place's is: an agent's, all children's of an agent, or the herd's.
 pub(super) fn name_of(place: &Place) -> String {
     match place.parent() {
-        Some(parent) if parent != Place::herd() => format!("{} of {}", place.name(), parent.name()),
+        Some(parent) if is_of_children(place) => format!("{} of {}", place.name(), parent.name()),
         _ => place.name().to_owned(),
     }
 }
@@ -105,5 +112,19 @@ impl Memory {
         self.reached.retain(|other, _| !other.is_within(place));
         let gone: Vec<_> = self.domains.keys().filter(|other| other.is_within(place)).cloned().collect();
         gone.iter().filter_map(|place| self.domains.remove(place)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_is_an_agents_its_childrens_or_the_herds() {
+        let agent = Place::herd().join("a");
+        let level = agent.join("level-1");
+        let child = level.join("level-9");
+        let names = [Place::herd(), agent, level, child.clone(), child.join("level-2")].map(|place| name_of(&place));
+        assert_eq!(names, ["herd", "a", "level-1 of a", "level-9", "level-2 of level-9"]);
     }
 }
