@@ -135,16 +135,16 @@ pub(super) struct RunArgs {
 
 #[derive(Args, Debug)]
 pub(super) struct DoctorArgs {
-    /// The root cgroup that a daemon would make
-    #[arg(long, value_name = "NAME", default_value = "treeherd")]
-    pub cgroup: String,
+    /// The root cgroup that a daemon would take [default: the one that systemd delegated to us, else treeherd]
+    #[arg(long, value_name = "NAME")]
+    pub cgroup: Option<String>,
 }
 
 #[derive(Args, Debug)]
 pub(super) struct DaemonArgs {
-    /// The root cgroup, below the cgroup2 mount
-    #[arg(long, value_name = "NAME", default_value = "treeherd")]
-    pub cgroup: String,
+    /// The root cgroup, below the cgroup2 mount [default: the one that systemd delegated to us, else treeherd]
+    #[arg(long, value_name = "NAME")]
+    pub cgroup: Option<String>,
     /// A file with the tables [herd] and [levels] of a tree file; read again on SIGHUP
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,

@@ -17,7 +17,7 @@ pub(super) fn doctor(global: &Global, args: DoctorArgs, screen: &mut Screen) -> 
     let doctor = answered.unwrap_or_else(|| {
         let state_dir = global.state_dir.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_STATE_DIR));
         let mut settings = daemon::Settings::new(state_dir);
-        settings.cgroup = args.cgroup;
+        settings.cgroup = args.cgroup.unwrap_or_else(daemon::default_cgroup);
         daemon::doctor(&settings)
     });
     if screen.is_json {

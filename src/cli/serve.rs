@@ -21,7 +21,7 @@ pub(super) fn daemon(global: &Global, args: DaemonArgs) -> Done {
     log_to_stderr(global.log_format, "info");
     let mut settings = Settings::new(global.state_dir.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_STATE_DIR)));
     settings.socket.clone_from(&global.socket);
-    settings.cgroup.clone_from(&args.cgroup);
+    settings.cgroup = args.cgroup.unwrap_or_else(daemon::default_cgroup);
     settings.flags = Flags {
         max_levels: args.max_levels,
         max_agents_per_level: args.max_agents_per_level,

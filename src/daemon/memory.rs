@@ -44,18 +44,34 @@ pub(super) struct Memory {
     reached: BTreeMap<Place, u64>,
 }
 
-/// Says whether a place is that of an agent's children together. herd / a / level-1 / b: from the herd on every second one is,
-/// whatever an agent is called.
-pub(super) fn is_of_children(place: &Place) -> bool {
-    let depth = place.path().split('/').count();
-    depth > 2 && depth % 2 == 1
+/// Whose a place below the herd is.
+pub(super) enum Holder<'a> {
+    Herd,
+    /// An agent's cgroup.
+    Agent(&'a str),
+    /// The cgroup of an agent's children together: `level-K`, and the agent.
+    Children(&'a str, &'a str),
 }
 
-/// Names whose limit a place's is: an agent's, all children's of an agent, or the herd's.
+impl<'a> Holder<'a> {
+    /// Reads it from the path: `herd / agent / level-K / agent / …`.
+    pub fn of(place: &'a Place) -> Self {
+        let mut names = place.path().rsplit('/');
+        let (last, above) = (names.next().unwrap_or_default(), names.next());
+        match (above, names.count() % 2) {
+            (None, _) => Self::Herd,
+            (Some(agent), 1) => Self::Children(last, agent),
+            (Some(_), _) => Self::Agent(last),
+        }
+    }
+}
+
+/// Names whose limit a place's is.
 pub(super) fn name_of(place: &Place) -> String {
-    match place.parent() {
-        Some(parent) if is_of_children(place) => format!("{} of {}", place.name(), parent.name()),
-        _ => place.name().to_owned(),
+    match Holder::of(place) {
+        Holder::Herd => "herd".to_owned(),
+        Holder::Agent(id) => id.to_owned(),
+        Holder::Children(level, agent) => format!("{level} of {agent}"),
     }
 }
 
@@ -76,7 +92,7 @@ impl Memory {
         Some(self.culprit(cgroups, home))
     }
 
-    /// Finds the nearest limit that was reached since it was last looked at; if no counter tells, the nearest that was ever met.
+    /// Finds the nearest limit that was reached since it was last looked at; if none was, the nearest that ever was, or that was met.
     pub fn culprit(&mut self, cgroups: &Cgroups, home: &Place) -> Oom {
         let mut limited = Vec::new();
         for place in chain(home) {
@@ -84,15 +100,16 @@ impl Memory {
             let before = self.reached.insert(place.clone(), oom).unwrap_or(0);
             let limits = cgroups.limits_now(&place, [Knob::MemoryMax]);
             if let Some(Setting::Bytes(Max::Value(limit))) = limits.get(Knob::MemoryMax) {
-                limited.push((place, limit.0, oom > before));
+                limited.push((place, limit.0, oom, oom > before));
             }
         }
-        let counted = limited.iter().find(|(_, _, was_reached)| *was_reached);
+        let now = limited.iter().find(|(.., is_new)| *is_new);
+        let ever = || limited.iter().find(|(_, _, oom, _)| *oom > 0);
         let met = || limited.iter().find(|(place, ..)| cgroups.has_met_limit(place));
-        let found = counted.or_else(met);
+        let found = now.or_else(ever).or_else(met);
         Oom {
             culprit: found.map(|(place, ..)| name_of(place)),
-            limit_bytes: found.map(|(_, limit, _)| *limit),
+            limit_bytes: found.map(|(_, limit, ..)| *limit),
             largest: None,
         }
     }
@@ -120,11 +137,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_limit_is_an_agents_its_childrens_or_the_herds() {
-        let agent = Place::herd().join("a");
-        let level = agent.join("level-1");
-        let child = level.join("level-9");
-        let names = [Place::herd(), agent, level, child.clone(), child.join("level-2")].map(|place| name_of(&place));
-        assert_eq!(names, ["herd", "a", "level-1 of a", "level-9", "level-2 of level-9"]);
+    fn a_place_is_an_agents_or_its_childrens_by_its_depth_and_not_by_its_name() {
+        let root = Place::herd().join("a");
+        let level = root.join("level-1");
+        assert_eq!(name_of(&Place::herd()), "herd");
+        assert_eq!(name_of(&root), "a");
+        assert_eq!(name_of(&level), "level-1 of a");
+        assert_eq!(name_of(&level.join("b")), "b");
+        assert_eq!(name_of(&level.join("level-7")), "level-7", "an agent may be called that");
+        assert_eq!(name_of(&level.join("b").join("level-2")), "level-2 of b");
     }
 }

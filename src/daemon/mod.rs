@@ -35,5 +35,5 @@ mod supervisor;
 
 pub use doctor::doctor;
 pub use reread::read_config;
-pub use settings::{Residence, Settings};
+pub use settings::{Residence, Settings, default_cgroup};
 pub use start::{Running, serve, start};

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::kernel::host::Host;
 use crate::model::config::{Flags, HerdConfig};
 
 /// What a daemon needs to know before it starts.
@@ -31,6 +32,14 @@ pub enum Residence {
     /// Where it is: a program that uses the library.
     #[default]
     Stay,
+}
+
+/// Returns the root cgroup of a daemon that is told none: the one that systemd delegated to this process (`Delegate=yes`), else
+/// `treeherd`.
+#[must_use]
+pub fn default_cgroup() -> String {
+    let delegated = Host::discover().ok().and_then(|host| host.delegated);
+    delegated.map_or_else(|| "treeherd".to_owned(), |path| path.trim_matches('/').to_owned())
 }
 
 impl Settings {

@@ -324,7 +324,7 @@ impl Supervisor {
         event.pid = i32::try_from(std::process::id()).ok();
         event.message = format!("treeherd {} supervises {}", env!("CARGO_PKG_VERSION"), self.root);
         if ended > 0 {
-            event.message.push_str(&format!("; {ended} processes that an earlier daemon left were ended"));
+            event.message.push_str(&format!("; ended what an earlier daemon left, processes: {ended}"));
         }
         self.publish(event);
         tracing::info!("listening on {}", self.settings.socket().display());

@@ -17,7 +17,7 @@ use super::hits::Hits;
 use super::job::{Born, Job, Outcome, Tools};
 use super::journal::Journal;
 use super::latency::Detection;
-use super::memory::{Domain, LOOKS, Memory, is_of_children};
+use super::memory::{Domain, Holder, LOOKS, Memory};
 use super::reread::OURSELVES;
 use super::settings::Settings;
 use crate::kernel::cgroup::Place;
@@ -476,8 +476,10 @@ impl Supervisor {
 
     /// Finds the agent whose subtree a place is, or whose children's.
     pub fn owner_of(&self, place: &Place) -> Option<AgentKey> {
-        let owner = if is_of_children(place) { place.parent()? } else { place.clone() };
-        self.machine.key_of(&owner.name().parse().ok()?)
+        match Holder::of(place) {
+            Holder::Herd => None,
+            Holder::Agent(id) | Holder::Children(_, id) => self.machine.key_of(&id.parse().ok()?),
+        }
     }
 
     fn memory_fired(&mut self, id: usize) {

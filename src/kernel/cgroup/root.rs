@@ -158,7 +158,13 @@ fn make_or_open(above: &Dir, name: &str) -> Result<Dir> {
         }
         Err(error) if error.errno == Errno::EXIST => above.descend(name),
         // A read-only or foreign hierarchy may still contain the root: then there is nothing to make.
-        Err(error) => above.descend(name).map_err(|_| error),
+        Err(error) => above.descend(name).map_err(|_| match error.errno {
+            Errno::PERM | Errno::ACCESS => error.hint(
+                "run as root, or within a delegated cgroup: systemd-run --user --scope -p Delegate=yes treeherd daemon",
+            ),
+            Errno::ROFS => error.hint("mount the cgroup2 file system read-write"),
+            _ => error,
+        }),
     }
 }
 

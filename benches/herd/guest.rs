@@ -1,0 +1,276 @@
+//! The processes that are measured: a daemon of our own, and the roles that this very program plays as somebody's child.
+#![allow(unsafe_code)]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use treeherd::api::client::Client;
+use treeherd::api::method::{Call, Ending, EventNote, EventQuery, Events, Grace, OfAgents, OfTarget};
+use treeherd::daemon::{Residence, Settings};
+use treeherd::kernel::host::Host;
+use treeherd::model::event::{Event, Kind};
+use treeherd::model::id::AgentId;
+use treeherd::model::request::Target;
+use treeherd::model::spec::AgentSpec;
+use treeherd::model::status::{AgentStatus, Receipt};
+
+/// The variable that says which role this program plays.
+const ROLE: &str = "TREEHERD_BENCH_ROLE";
+
+/// How long an agent that has ended lets the measured machine calm down before it ends.
+const CALM: Duration = Duration::from_millis(4);
+
+/// Plays a role if the environment says so.
+pub fn play_role() -> bool {
+    let Ok(role) = std::env::var(ROLE) else { return false };
+    let (role, argument) = role.split_once(':').unwrap();
+    match role {
+        "daemon" => {
+            let (cgroup, dir) = argument.split_once(':').unwrap();
+            daemon(cgroup, Path::new(dir));
+        }
+        "stamp" => stamp(Path::new(argument)),
+        "crowd" => crowd(argument.parse().unwrap()),
+        other => panic!("{other} is no role"),
+    }
+    true
+}
+
+fn daemon(cgroup: &str, dir: &Path) {
+    let mut settings = Settings::new(dir);
+    settings.cgroup = cgroup.to_owned();
+    settings.residence = Residence::OwnLeaf;
+    settings.herd.bounds.max_agents_per_level = 20_000;
+    settings.herd.bounds.max_agents = 20_000;
+    treeherd::daemon::serve(settings).unwrap();
+}
+
+/// Notes the time in a shared page, and ends at once.
+fn stamp(file: &Path) {
+    let page = Page::open(file);
+    std::thread::sleep(CALM);
+    page.0.store(monotonic_ns(), Ordering::Relaxed);
+    // SAFETY: ends the process; nothing is to be dropped.
+    unsafe { libc::_exit(0) }
+}
+
+/// Makes a process group of so many processes that do nothing, this one included, and says so when all are there.
+fn crowd(count: usize) {
+    for _ in 1..count {
+        // SAFETY: there is one thread, and the child only sleeps.
+        if unsafe { libc::fork() } == 0 {
+            loop {
+                // SAFETY: waits for a signal.
+                unsafe { libc::pause() };
+            }
+        }
+    }
+    loop {
+        // SAFETY: waits for a signal.
+        unsafe { libc::pause() };
+    }
+}
+
+/// A number that is shared with another process, in a file.
+pub struct Page(&'static AtomicU64);
+
+impl Page {
+    pub fn open(path: &Path) -> Self {
+        let file = std::fs::File::options().read(true).write(true).create(true).truncate(false).open(path).unwrap();
+        file.set_len(4096).unwrap();
+        use rustix::mm::{MapFlags, ProtFlags, mmap};
+        let flags = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new shared mapping of a page that is there; it is never unmapped.
+        let address = unsafe { mmap(std::ptr::null_mut(), 4096, flags, MapFlags::SHARED, &file, 0) }.unwrap();
+        // SAFETY: as above, aligned to a page, and only ever used as this atomic.
+        Self(unsafe { &*address.cast::<AtomicU64>() })
+    }
+
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Reads the clock that all processes share, in nanoseconds.
+pub fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned()
+}
+
+/// Makes a name that nobody else has.
+pub fn unique(what: &str) -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    format!("th-bench-{}-{what}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Returns where cgroup2 is mounted.
+pub fn cgroup2() -> PathBuf {
+    Host::discover().unwrap().cgroup2
+}
+
+/// Makes a directory in memory if the host has one: where `/run` is in life.
+pub fn memory_dir() -> tempfile::TempDir {
+    let shm = Path::new("/dev/shm");
+    if shm.is_dir() { tempfile::tempdir_in(shm).unwrap() } else { tempfile::tempdir().unwrap() }
+}
+
+/// Returns the command and the environment of this program in a role.
+pub fn role(role: &str) -> (Vec<String>, (&'static str, String)) {
+    (vec![std::env::current_exe().unwrap().to_str().unwrap().to_owned()], (ROLE, role.to_owned()))
+}
+
+/// Writes a program that ends at once: without a linker that runs for half a millisecond after `exec` on a CPU that the
+/// measured ones want.
+pub fn tiny_program(dir: &Path) -> String {
+    use std::os::unix::fs::OpenOptionsExt;
+    // exit(0)
+    #[cfg(target_arch = "x86_64")]
+    const CODE: (u16, &[u8]) = (62, &[0xb8, 60, 0, 0, 0, 0x31, 0xff, 0x0f, 0x05]);
+    #[cfg(target_arch = "aarch64")]
+    const CODE: (u16, &[u8]) = (183, &[0xa8, 0x0b, 0x80, 0xd2, 0, 0, 0x80, 0xd2, 0x01, 0, 0, 0xd4]);
+    const BASE: u64 = 0x40_0000;
+    const HEADERS: u64 = 64 + 56;
+    let (machine, code) = CODE;
+    let mut elf = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
+    let mut put = |bytes: &[u8]| elf.extend_from_slice(bytes);
+    // The header: an executable whose one program header follows.
+    put(&2u16.to_le_bytes());
+    put(&machine.to_le_bytes());
+    put(&1u32.to_le_bytes());
+    [BASE + HEADERS, 64, 0].iter().for_each(|field| put(&field.to_le_bytes()));
+    put(&0u32.to_le_bytes());
+    [64u16, 56, 1, 0, 0, 0].iter().for_each(|field| put(&field.to_le_bytes()));
+    // The program header: all of the file, readable and executable.
+    put(&1u32.to_le_bytes());
+    put(&5u32.to_le_bytes());
+    let size = HEADERS + code.len() as u64;
+    [0, BASE, BASE, size, size, 0x1_0000].iter().for_each(|field| put(&field.to_le_bytes()));
+    put(code);
+    let path = dir.join("tiny");
+    let mut file = std::fs::File::options().write(true).create_new(true).mode(0o755).open(&path).unwrap();
+    std::io::Write::write_all(&mut file, &elf).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+/// A daemon in a process of its own. Ended, and its cgroups swept, in the end.
+pub struct Daemon {
+    pub client: Client,
+    process: std::process::Child,
+    cgroups: Vec<PathBuf>,
+    pub dir: tempfile::TempDir,
+    next: u32,
+}
+
+impl Daemon {
+    pub fn start(name: &str) -> Self {
+        let (cgroup, dir) = (unique(name), memory_dir());
+        let state = dir.path().join("state");
+        let (command, (variable, value)) = role(&format!("daemon:{cgroup}:{}", state.display()));
+        let mut process = Command::new(&command[0]).env(variable, value).spawn().unwrap();
+        let client = loop {
+            match Client::connect(&state.join("treeherd.sock")) {
+                Ok(client) => break client,
+                Err(error) => assert!(process.try_wait().unwrap().is_none(), "{error}"),
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let points = mounts.lines().filter(|line| line.contains(" - cgroup")).filter_map(|line| line.split(' ').nth(4));
+        let cgroups = points.map(|point| Path::new(point).join(&cgroup)).collect();
+        Self { client, process, cgroups, dir, next: 0 }
+    }
+
+    pub fn connect(&self) -> Client {
+        Client::connect(&self.dir.path().join("state/treeherd.sock")).unwrap()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Makes an agent's name that was not used yet.
+    pub fn fresh(&mut self) -> AgentId {
+        self.next += 1;
+        format!("a{}", self.next).parse().unwrap()
+    }
+
+    pub fn spawn(&mut self, spec: AgentSpec) -> AgentStatus {
+        self.client.call(&Call::Spawn(Box::new(spec))).unwrap()
+    }
+
+    pub fn spawn_crowd(&mut self, parent: Option<&AgentId>, processes: usize) -> AgentId {
+        let id = self.fresh();
+        let mut spec = play(&id, &format!("crowd:{processes}"));
+        spec.parent = parent.cloned();
+        self.spawn(spec);
+        id
+    }
+
+    pub fn group(&mut self, parent: Option<&AgentId>) -> AgentId {
+        let id = self.fresh();
+        let mut spec = AgentSpec::group(id.clone());
+        spec.parent = parent.cloned();
+        self.spawn(spec);
+        id
+    }
+
+    pub fn wait(&mut self, id: &AgentId) -> AgentStatus {
+        let ended: Vec<AgentStatus> = self.client.call(&Call::Wait(OfAgents { ids: vec![id.clone()] })).unwrap();
+        ended.into_iter().next().unwrap()
+    }
+
+    pub fn forget(&mut self) {
+        self.client.call::<Vec<AgentStatus>>(&Call::Cleanup(OfTarget { target: Target::All })).unwrap();
+    }
+
+    pub fn kill(&mut self, id: &AgentId) -> Receipt {
+        let target = Target::Ids(vec![id.clone()]);
+        self.client.call(&Call::Terminate(Ending { target, grace_ms: Some(0) })).unwrap()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        drop(self.client.call::<Receipt>(&Call::Shutdown(Grace { grace_ms: Some(0) })));
+        drop(self.process.wait());
+        for cgroup in self.cgroups.iter().filter(|cgroup| cgroup.exists()) {
+            eprintln!("left behind, and swept: {}", cgroup.display());
+            crate::bare::sweep(cgroup);
+        }
+    }
+}
+
+/// Describes an agent that plays a role.
+pub fn play(id: &AgentId, what: &str) -> AgentSpec {
+    let (command, (variable, value)) = role(what);
+    let mut spec = AgentSpec::new(id.clone(), command);
+    spec.env.insert(variable.to_owned(), value);
+    spec
+}
+
+/// A connection that follows the events.
+pub struct Follower(Client);
+
+impl Follower {
+    pub fn new(daemon: &Daemon) -> Self {
+        let mut client = daemon.connect();
+        client.call::<Events>(&Call::Events(EventQuery { follow: true, ..EventQuery::default() })).unwrap();
+        Self(client)
+    }
+
+    /// Waits for an event of one of these kinds about an agent; returns it and when it was there.
+    pub fn await_event(&mut self, kinds: &[Kind], id: &AgentId) -> (Event, u64) {
+        loop {
+            let note = self.0.note().unwrap();
+            let at = monotonic_ns();
+            let note: EventNote = serde_json::from_value(note.params).unwrap();
+            if let Some(event) = note.event.filter(|event| event.agent.as_ref() == Some(id))
+                && kinds.contains(&event.kind)
+            {
+                return (event, at);
+            }
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! The birth and the end of one agent.
+
+use std::time::Instant;
+
+use treeherd::model::event::Kind;
+use treeherd::model::spec::AgentSpec;
+
+use crate::Plan;
+use crate::bare::{Bare, Program};
+use crate::guest::{self, Daemon, Follower, Page};
+use crate::measure::{Table, Target, alternate};
+
+/// From the request on the socket to the answer that says that the program was executed, beside
+/// `mkdir` + `clone3` + `execve`.
+pub fn spawn(plan: &Plan, table: &mut Table) {
+    let dir = tempfile::tempdir().unwrap();
+    let tiny = guest::tiny_program(dir.path());
+    for (name, command, is_child, target) in [
+        ("spawn below a group", tiny.as_str(), true, Target::Ratio(2.0)),
+        ("spawn as a root agent", tiny.as_str(), false, Target::Ratio(2.0)),
+        // With a linker that runs on, and takes a CPU from the answer: on few CPUs this is more than half of the time.
+        ("spawn of a dynamic program", "/bin/true", false, Target::None),
+    ] {
+        let argv = [command.to_owned()];
+        let program = Program::new(&argv, &[]);
+        let bare = Bare::new("floor");
+        let mut daemon = Daemon::start("spawn");
+        let parent = is_child.then(|| daemon.group(None));
+        let floor = || {
+            let began = Instant::now();
+            let child = bare.spawn("a", &program);
+            let took = began.elapsed();
+            child.wait();
+            bare.remove("a");
+            took.as_secs_f64() * 1e3
+        };
+        let ours = || {
+            let mut spec = AgentSpec::new(daemon.fresh(), argv.clone());
+            spec.parent.clone_from(&parent);
+            let id = spec.id.clone();
+            let began = Instant::now();
+            daemon.spawn(spec);
+            let took = began.elapsed();
+            daemon.wait(&id);
+            daemon.forget();
+            took.as_secs_f64() * 1e3
+        };
+        table.compare(name, "ms", alternate(plan.rounds(1_000), floor, ours), target);
+    }
+}
+
+/// From right before `_exit` to the event at a client, beside the way from there to the return of an `epoll_wait`.
+pub fn exit(plan: &Plan, table: &mut Table) {
+    let bare = Bare::new("floor");
+    let mut daemon = Daemon::start("exit");
+    let mut events = Follower::new(&daemon);
+    let file = daemon.dir.path().join("stamp");
+    let page = Page::open(&file);
+    let role = format!("stamp:{}", file.display());
+    let (command, variable) = guest::role(&role);
+    let program = Program::new(&command, &[variable]);
+    let floor = || {
+        let child = bare.spawn("a", &program);
+        let at = child.wait();
+        bare.remove("a");
+        micros(at - page.get())
+    };
+    let ours = || {
+        let id = daemon.fresh();
+        daemon.spawn(guest::play(&id, &role));
+        let (event, at) = events.await_event(&[Kind::Completed, Kind::Failed], &id);
+        assert_eq!(event.kind, Kind::Completed);
+        let latency = micros(at - page.get());
+        daemon.forget();
+        latency
+    };
+    table.compare("exit to event", "µs", alternate(plan.rounds(500), floor, ours), Target::Ratio(5.0));
+}
+
+fn micros(nanos: u64) -> f64 {
+    nanos as f64 / 1e3
+}
