@@ -71,6 +71,9 @@ fn item_2_a_fork_bomb_meets_only_its_own_limit() {
     let herd = herd_with(wide);
     let mut events = herd.follow();
     let bomb = herd.role(None, "bomb", "bomber", |spec| spec.limits = limits(&["pids_max=64"]));
+    // It bombs, and meets its limit: its shells say on stderr that they cannot fork.
+    let says = |note: treeherd::api::method::OutputNote| note.output.next.stderr.is_some_and(|end| end > 0);
+    assert!(herd.follow_output(&bomb).unwrap().any(says));
     let mut most = 0;
     for round in 0..30 {
         let sibling = herd.spawn(&format!("sibling-{round}"), "exit 7");
@@ -78,7 +81,7 @@ fn item_2_a_fork_bomb_meets_only_its_own_limit() {
         assert_eq!(event.exit.unwrap().status, Some(7));
         most = most.max(processes_in(&herd.agent_status(&bomb).unwrap().cgroup).len());
     }
-    assert!((8..=64).contains(&most), "it bombs, within its limit: {most}");
+    assert!(most <= 64, "it stays within its limit: {most}");
     let detection = herd.stats().unwrap().detection;
     assert_eq!((detection.count, detection.late), (30, 0), "no sibling's end was told late: {detection:?}");
     assert_eq!(herd.agent_status(&bomb).unwrap().state, State::Running);
@@ -272,7 +275,7 @@ fn item_9_oom_names_the_culprit_and_siblings_are_held_together() {
             break oom;
         }
     };
-    assert_eq!((oom.culprit.as_deref(), oom.limit_bytes), (Some("level-1"), Some(64 << 20)));
+    assert_eq!((oom.culprit.as_deref(), oom.limit_bytes), (Some("level-1 of root"), Some(64 << 20)));
     herd.terminate(ids(&[&first, &second]), Some(Duration::ZERO)).unwrap();
     // One that exceeds its own limit is its own culprit, and its siblings live.
     let third = with_own("third", "exec sleep 1000");
