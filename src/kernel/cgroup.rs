@@ -17,7 +17,7 @@
 //! The invariant: a cgroup whose limits could not all be set does not exist, in no hierarchy.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
@@ -103,9 +103,16 @@ impl Cgroups {
     /// # Errors
     /// What `mkdir` or `open` answered; EEXIST if the leaf exists (a leaf is never used twice).
     pub fn make_leaf(&self, place: &Place) -> Result<OwnedFd> {
-        let above = self.above(place)?;
-        above.make(place.name())?;
-        Ok(above.descend(place.name())?.into_fd())
+        self.make_leaf_in(self.above(place)?.as_fd(), place)
+    }
+
+    /// Does as [`Cgroups::make_leaf`] where the directory above the place is open already.
+    ///
+    /// # Errors
+    /// As [`Cgroups::make_leaf`].
+    pub fn make_leaf_in(&self, above: BorrowedFd<'_>, place: &Place) -> Result<OwnedFd> {
+        let label = format!("{}/{place}", self.spine.label());
+        dir::make_and_open_at(above, place.name(), &label)
     }
 
     /// Opens a place's directory, `O_RDONLY | O_DIRECTORY`.
