@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use treeherd::machine::{AgentKey, Machine, Now, ReplyTo};
+use treeherd::machine::{AgentKey, Machine, Now};
 use treeherd::model::id::{AgentId, Level};
 use treeherd::model::request::Request;
 use treeherd::model::status::{Paused, State};
