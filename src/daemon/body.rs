@@ -16,7 +16,7 @@ pub(super) struct Body {
     pub home_watch: Option<WatchId>,
     /// The main process that runs: its run and its pidfd.
     pub process: Option<(Run, OwnedFd)>,
-    /// The watch on the cgroup of the present run.
+    /// The watch on the cgroup of a run whose main process has ended and left others behind.
     pub leaf_watch: Option<(Run, WatchId)>,
     pub spool: Option<Spool>,
     /// The run whose spawn made the spool files.

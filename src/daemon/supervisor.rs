@@ -81,6 +81,8 @@ impl Source {
 pub(super) enum Chore {
     /// Look at a spool file that was written to.
     Spool(AgentKey, Stream),
+    /// Look at the cgroup of a run that could not be watched.
+    Leaf(AgentKey, Run),
     /// Look at the counters of a memory domain.
     Memory(Place),
     /// Look at the counter of a limit on forks.
@@ -270,10 +272,6 @@ impl Supervisor {
                 body.home_watch = Some(watch);
                 self.watched.insert(watch, Watched::Home(key));
             }
-            if let Some(watch) = born.leaf {
-                body.leaf_watch = Some((born.run, watch));
-                self.watched.insert(watch, Watched::Leaf(key, born.run));
-            }
             for stream in Stream::ALL {
                 if let Some(watch) = born.streams[stream as usize] {
                     body.streams[stream as usize] = Ear::Armed(watch);
@@ -340,22 +338,6 @@ impl Supervisor {
         self.feed(Input::Exited { agent: key, run, exit, rusage, oom, descendants });
     }
 
-    /// Counts what a main process left behind; 0 only if the kernel says that the run's cgroup is empty.
-    fn descendants(&self, key: AgentKey, run: Run) -> u64 {
-        let place = self.bodies[&key].run_place(run);
-        match self.tools.cgroups.events(&place) {
-            Ok(events) if events.populated => {
-                let processes = self.tools.cgroups.processes(&place).map_or(0, |pids| pids.len() as u64);
-                processes.max(1)
-            }
-            Err(error) if !error.is_gone() => {
-                tracing::error!("look for descendants in {place}: {error}");
-                1
-            }
-            _ => 0,
-        }
-    }
-
     fn watches_fired(&mut self) {
         let mut facts = Vec::new();
         loop {
@@ -417,17 +399,6 @@ impl Supervisor {
         self.feed(Input::FrostSeen { agent: key, frost: if events.frozen { Frost::Frozen } else { Frost::Thawed } });
         if !events.populated {
             self.feed(Input::SubtreeEmptied(key));
-        }
-    }
-
-    fn look_at_leaf(&mut self, key: AgentKey, run: Run) {
-        let Some(body) = self.bodies.get(&key) else { return };
-        let is_empty = match self.tools.cgroups.events(&body.run_place(run)) {
-            Ok(events) => !events.populated,
-            Err(error) => error.is_gone(),
-        };
-        if is_empty {
-            self.feed(Input::RunEmptied { agent: key, run });
         }
     }
 
@@ -528,6 +499,7 @@ impl Supervisor {
         while self.chores.first().is_some_and(|(at, _)| *at <= now) {
             match self.chores.pop_first() {
                 Some((_, Chore::Spool(key, stream))) => self.look_at_spool(key, stream),
+                Some((_, Chore::Leaf(key, run))) => self.retry_leaf(key, run),
                 Some((_, Chore::Memory(place))) => self.look_at_memory(&place),
                 Some((_, Chore::Forks(place))) => self.look_at_forks(&place),
                 None => {}
