@@ -10,7 +10,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use super::body::{Body, Ear, Watched};
+use super::body::{Body, Ear, Early, Watched};
 use super::client::Client;
 use super::hands::Hands;
 use super::hits::Hits;
@@ -106,6 +106,7 @@ pub(super) struct Supervisor {
     pub stirred: BTreeSet<u64>,
     pub bodies: HashMap<AgentKey, Body>,
     pub watched: HashMap<WatchId, Watched>,
+    pub early: Early,
     pub memory: Memory,
     pub hits: Hits,
     pub chores: BTreeSet<(Monotonic, Chore)>,
@@ -236,7 +237,10 @@ impl Supervisor {
             match outcome {
                 Outcome::Fact(fact) => self.take_fact(fact),
                 Outcome::Facts(facts) => facts.into_iter().for_each(|fact| self.take_fact(fact)),
-                Outcome::Born(born) => self.born(*born),
+                Outcome::Born(born) => {
+                    self.born(*born);
+                    self.early.end_spawn();
+                }
                 Outcome::Limited(change, places) => {
                     self.feed(Input::LimitsSet(change));
                     self.watch_limits(&places);
@@ -253,6 +257,7 @@ impl Supervisor {
         match &fact {
             Input::Removed(key) => self.forget_cgroups(*key),
             Input::SpawnFailed { agent, .. } => {
+                self.early.end_spawn();
                 let run = self.machine.run_of(*agent);
                 if let Some(body) = self.bodies.get_mut(agent).filter(|body| body.spool_from == run) {
                     // The files that this very spawn made are taken back with it.
@@ -279,6 +284,11 @@ impl Supervisor {
                 }
             }
         }
+        for watch in born.streams.into_iter().flatten() {
+            if self.early.has_fired(watch) {
+                self.watch_fired(watch);
+            }
+        }
         self.watch_limits(&born.limited);
         let pid = born.process.as_ref().map(|(pid, _)| *pid);
         self.feed(Input::Spawned { agent: key, pid });
@@ -292,10 +302,6 @@ impl Supervisor {
         if let Err(error) = self.poll.registry().register(&mut SourceFd(&fd), source.token(), Interest::READABLE) {
             tracing::error!("watch the main process of {key}: {error}; its end is looked for now");
             self.process_ended(key);
-        }
-        // What was written before the watches were known has fired them in vain.
-        for stream in Stream::ALL {
-            self.look_at_spool(key, stream);
         }
     }
 
@@ -375,12 +381,13 @@ impl Supervisor {
             }
             Some(Watched::Memory(place)) => self.look_at_memory(&place),
             Some(Watched::Forks(place)) => self.look_at_forks(&place),
-            None => {}
+            None => self.early.note(watch),
         }
     }
 
     /// Facts were lost: every file that is watched is read.
     fn look_at_everything(&mut self) {
+        self.early.note_overflow();
         tracing::warn!("the kernel's queue of facts was full; everything is looked at again");
         for watched in self.watched.values().cloned().collect::<Vec<_>>() {
             match watched {
