@@ -31,7 +31,7 @@ pub(super) struct Body {
 /// How a spool file is listened to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Ear {
-    /// Nothing was ever written, or there is no file.
+    /// It is not: it was never written to, there is no file, or it is being looked at.
     #[default]
     Deaf,
     /// The next write fires this one-shot watch.

@@ -329,10 +329,11 @@ impl Supervisor {
         }
     }
 
-    fn shown(&self, key: AgentKey, usage: Option<Usage>, own_usage: Option<Usage>) -> Result<Shown, Error> {
+    fn shown(&mut self, key: AgentKey, usage: Option<Usage>, own_usage: Option<Usage>) -> Result<Shown, Error> {
         let now = now();
         let gone = || Error::new(Code::NoSuchAgent, "the agent was forgotten meanwhile");
         let spec = self.machine.spec_of(key).ok_or_else(gone)?.as_ref().clone();
+        self.catch_up(key);
         let status = self.with_lines(self.machine.status(key, now.mono));
         let spool = self.bodies.get(&key).and_then(|body| body.spool.as_ref());
         let bounds = |stream| spool.map(|spool| spool.bounds(stream));

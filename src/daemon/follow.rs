@@ -13,6 +13,10 @@ use crate::output::{Cursor, Read, Spool};
 /// How many bytes of output one message carries at most.
 pub(super) const PIECE_BUDGET: usize = 64 << 10;
 
+/// How often a client's follows are moved on in one turn: a reader that keeps up with a flood must not keep the loop from
+/// everybody else.
+const PAGES_A_TURN: usize = 4;
+
 impl Supervisor {
     /// Tells an event to those who are up to date; the others find it in the journal.
     pub(super) fn tell_followers(&mut self, event: &Event) {
@@ -49,10 +53,11 @@ impl Supervisor {
         }
     }
 
-    /// Moves everything that a client follows on, as far as its connection has room; then sends.
+    /// Moves everything that a client follows on, as far as its connection has room and a turn's share goes; then sends.
     pub(super) fn pump(&mut self, id: u64) {
         let Some(mut client) = self.clients.remove(&id) else { return };
-        loop {
+        let mut is_hungry = true;
+        for _ in 0..PAGES_A_TURN {
             client.flush();
             let mut follows = std::mem::take(&mut client.follows);
             let mut has_moved = false;
@@ -73,6 +78,7 @@ impl Supervisor {
                 }
             });
             client.follows = follows;
+            is_hungry = has_moved;
             if !has_moved {
                 break;
             }
@@ -81,6 +87,9 @@ impl Supervisor {
         if client.is_over() {
             self.drop_client(id, client);
         } else {
+            if is_hungry && client.has_room() {
+                self.eager.insert(id);
+            }
             self.clients.insert(id, client);
         }
     }

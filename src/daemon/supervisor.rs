@@ -505,8 +505,8 @@ impl Supervisor {
         let now = clock::monotonic();
         while self.chores.first().is_some_and(|(at, _)| *at <= now) {
             match self.chores.pop_first() {
-                Some((_, Chore::Spool(key, stream))) => self.look_at_spool(key, stream),
                 Some((_, Chore::Leaf(key, run))) => self.retry_leaf(key, run),
+                Some((_, Chore::Spool(key, stream))) => self.spool_is_due(key, stream),
                 Some((_, Chore::Memory(place))) => self.look_at_memory(&place),
                 Some((_, Chore::Forks(place))) => self.look_at_forks(&place),
                 None => {}

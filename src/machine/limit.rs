@@ -8,7 +8,7 @@ use super::{Machine, Step};
 use crate::model::error::{Code, Error};
 use crate::model::event::Kind;
 use crate::model::id::Level;
-use crate::model::limits::{LevelLimits, Limits};
+use crate::model::limits::{Knob, LevelLimits, Limits};
 use crate::model::request::{Answer, LimitScope};
 use crate::model::spec::AgentSpec;
 
@@ -114,7 +114,7 @@ impl Machine {
             let Some(total_amount) = total.amount() else { continue };
             let Some(mine) = limits.get(knob).and_then(|setting| setting.amount()) else { continue };
             let members = self.levels.get(&level).into_iter().flatten().filter(|key| Some(**key) != instead);
-            let used: u128 = members.filter_map(|key| self.agents[key].limits.get(knob)?.amount()).sum();
+            let used: u128 = members.map(|key| self.amount_held(*key, knob)).sum();
             if used + mine > total_amount {
                 let message = format!(
                     "total of {knob} at level {level} = {total} is reached: {used} are given, {mine} more are asked for"
@@ -123,6 +123,14 @@ impl Machine {
             }
         }
         Ok(())
+    }
+
+    /// Returns how much of a total an agent takes: while a change is on a hand, the larger of before and after it.
+    fn amount_held(&self, key: AgentKey, knob: Knob) -> u128 {
+        let amount = |limits: &Limits| limits.get(knob).and_then(|setting| setting.amount()).unwrap_or(0);
+        let before =
+            self.changes.values().filter_map(|change| change.agents.get(&key)).map(|(limits, _)| amount(limits));
+        before.max().unwrap_or(0).max(amount(&self.agents[&key].limits))
     }
 
     /// Returns the limits of an agent's children together.
@@ -155,6 +163,7 @@ impl Machine {
     fn next_change(&mut self, step: &mut Step) {
         let held = self.agents.values().filter(|agent| matches!(agent.phase, Phase::Held));
         self.dirty.extend(held.map(|agent| agent.key));
+        self.queue_moved = true;
         while self.changes.is_empty() {
             let Some((to, scope, limits)) = self.waiting_changes.pop_front() else { return };
             if let Err(error) = self.change_limits(step, to, scope, &limits) {

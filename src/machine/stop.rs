@@ -314,7 +314,12 @@ impl Machine {
                 continue;
             }
             hanging.push(top);
-            self.stops.get_mut(&key).expect("it is being settled").kills.insert(top);
+            // Every stop of these agents waits for the count, whoever ordered the kill.
+            for stop in self.stops.values_mut() {
+                if runs.iter().any(|(member, _)| stop.tallies.contains_key(member)) {
+                    stop.kills.insert(top);
+                }
+            }
             step.order(Effect::Kill { agent: top, runs });
         }
         if is_again && !hanging.is_empty() {

@@ -304,6 +304,18 @@ fn a_paused_subtree_starts_nothing_until_it_is_resumed() {
 }
 
 #[test]
+fn a_polite_stop_of_a_paused_agent_lets_it_see_the_signal() {
+    let mut life = life();
+    let key = life.spawn("a", None, |_| {});
+    let main = life.main_of(key);
+    life.world.kernel.processes.get_mut(&main).unwrap().temper = Temper::Handler;
+    life.ask(Request::Pause(targets(&["a"])));
+    let to = life.terminate(&["a"], None);
+    let receipt = life.receipt(to).unwrap();
+    assert_eq!(receipt.agents[0].signals.get("SIGTERM"), Some(&1), "signal, thaw, and no kill: {receipt:?}");
+}
+
+#[test]
 fn of_joint_stops_the_more_urgent_one_drives_and_both_get_their_receipt() {
     let mut life = life();
     let (a, b) = (life.spawn("a", None, |_| {}), life.spawn("b", Some("a"), |_| {}));

@@ -1,14 +1,21 @@
 //! Watches every input and every order, and compares what the machine says with what the kernel knows.
+//!
+//! Here are the books that it keeps and what it says to orders; `told` judges answers and events, `always` what holds at
+//! every moment, at rest and at the end.
+
+mod always;
+mod told;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use treeherd::machine::{AgentKey, Effect, Frost, Input, LimitPlace, Machine, Now, ReplyTo};
 use treeherd::model::config::HerdConfig;
-use treeherd::model::event::{Event, Kind};
+use treeherd::model::error::Code;
+use treeherd::model::event::Kind;
 use treeherd::model::id::{AgentId, Level, Run};
-use treeherd::model::request::{Answer, LimitScope, Request};
-use treeherd::model::status::{Cause, Exit, Paused, Receipt, State};
+use treeherd::model::request::{LimitScope, Request, Target};
+use treeherd::model::status::{Paused, State};
 use treeherd::model::time::Monotonic;
 
 use super::kernel::{Kernel, Tally};
@@ -32,6 +39,10 @@ pub struct Asked {
     is_answered: bool,
     /// When the kill of its members is due, if it asks for their end.
     kill_at: Option<Monotonic>,
+    at: Monotonic,
+    is_permitted: bool,
+    /// Its client went away before it was answered, or after.
+    is_gone: bool,
 }
 
 /// Subtrees that are ended together.
@@ -39,6 +50,7 @@ pub struct Asked {
 struct Group {
     tops: BTreeSet<AgentKey>,
     freezes_since: Option<Monotonic>,
+    kill_at: Option<Monotonic>,
 }
 
 pub struct Observer {
@@ -46,7 +58,6 @@ pub struct Observer {
     known: BTreeMap<AgentKey, Known>,
     names: BTreeMap<AgentId, AgentKey>,
     requests: BTreeMap<ReplyTo, Asked>,
-    departed: BTreeSet<u64>,
     started: BTreeSet<(AgentKey, Run)>,
     told: BTreeSet<(AgentKey, Run)>,
     /// Agents that somebody wants to end, or that end with one above.
@@ -86,7 +97,6 @@ impl Observer {
             known: BTreeMap::new(),
             names: BTreeMap::new(),
             requests: BTreeMap::new(),
-            departed: BTreeSet::new(),
             started: BTreeSet::new(),
             told: BTreeSet::new(),
             down: BTreeSet::new(),
@@ -140,12 +150,16 @@ impl Observer {
     /// Takes in what the machine is about to be told.
     pub fn before(&mut self, machine: &Machine, kernel: &Kernel, now: Now, input: &Input) -> Option<ReplyTo> {
         match input {
-            Input::Asked(to, _, request) => {
+            Input::Asked(to, caller, request) => {
                 self.asked(machine, kernel, now, *to, request);
+                let is_permitted = caller.agent.is_none_or(|own| is_permitted(machine, own, request));
+                self.requests.get_mut(to).unwrap().is_permitted = is_permitted;
                 return Some(*to);
             }
             Input::Departed(client) => {
-                self.departed.insert(*client);
+                for (_, asked) in self.requests.iter_mut().filter(|(to, _)| to.client == *client) {
+                    asked.is_gone = true;
+                }
             }
             Input::Spawned { agent, .. } | Input::SpawnFailed { agent, .. } => {
                 assert!(self.spawning.remove(agent), "{agent}: an answer to a spawn that was ordered");
@@ -173,7 +187,7 @@ impl Observer {
     fn asked(&mut self, machine: &Machine, kernel: &Kernel, now: Now, to: ReplyTo, request: &Request) {
         let keys = match request {
             Request::Terminate(target, _) | Request::Pause(target) | Request::Resume(target) => machine.select(target),
-            Request::Shutdown(_) => machine.select(&treeherd::model::request::Target::All),
+            Request::Shutdown(_) => machine.select(&Target::All),
             _ => Ok(Vec::new()),
         };
         let keys = keys.unwrap_or_default();
@@ -213,7 +227,9 @@ impl Observer {
                 exact.insert(*key, (kernel.in_run(*key, run).count() as u64, tally));
             }
         }
-        let asked = Asked { request: request.clone(), members, exact, is_answered: false, kill_at };
+        let (request, at) = (request.clone(), now.mono);
+        let asked =
+            Asked { request, members, exact, is_answered: false, kill_at, at, is_permitted: true, is_gone: false };
         assert!(self.requests.insert(to, asked).is_none());
     }
 
@@ -230,14 +246,18 @@ impl Observer {
                 together.entry(event.message.clone()).or_default().insert(*key);
             }
         }
-        self.groups.extend(together.into_values().map(|tops| Group { tops, freezes_since: None }));
+        let kill_at = asked.and_then(|to| self.requests[&to].kill_at);
+        self.groups.extend(together.into_values().map(|tops| Group { tops, freezes_since: None, kill_at }));
         self.restarted(machine, asked, effects);
         for effect in effects {
             assert!(!self.has_finished, "nothing is ordered after the end: {effect:?}");
             self.ordered(machine, kernel, now, effect);
         }
         for group in &mut self.groups {
-            if group.tops.iter().any(|key| self.frosts.get(key) == Some(&Frost::Frozen)) {
+            // Where a thaw is still on a hand, the time runs without an order to freeze.
+            let is_closed = group.kill_at.is_some_and(|at| at <= now.mono)
+                && !self.spawning.iter().any(|key| group.tops.iter().any(|top| machine.is_within(*key, *top)));
+            if is_closed || group.tops.iter().any(|key| self.frosts.get(key) == Some(&Frost::Frozen)) {
                 group.freezes_since.get_or_insert(now.mono);
             }
         }
@@ -331,6 +351,13 @@ impl Observer {
             }
             Effect::Reply(to, outcome) => {
                 self.answered(*to);
+                let is_no = matches!(outcome, Err(error) if error.code == Code::Forbidden);
+                let asked = &self.requests[to];
+                assert_eq!(
+                    is_no, !asked.is_permitted,
+                    "{to:?}: an agent may act only below itself: {:?}",
+                    asked.request
+                );
                 self.check_answer(machine, kernel, *to, outcome.as_ref().ok());
             }
             Effect::FindLaggards { reply: Some(to), .. } => self.answered(*to),
@@ -386,328 +413,6 @@ impl Observer {
             self.note("killed together");
         }
     }
-
-    fn answered(&mut self, to: ReplyTo) {
-        let asked = self.requests.get_mut(&to).unwrap_or_else(|| panic!("{to:?}: an answer to nobody"));
-        assert!(!asked.is_answered, "{to:?}: answered twice: {:?}", asked.request);
-        asked.is_answered = true;
-    }
-
-    fn check_answer(&mut self, machine: &Machine, kernel: &Kernel, to: ReplyTo, answer: Option<&Answer>) {
-        match (&self.requests[&to].request, answer) {
-            (_, Some(Answer::Receipt(receipt))) => self.check_receipt(machine, kernel, to, receipt),
-            (Request::Pause(_), Some(Answer::Agents(agents))) => {
-                for agent in agents.iter().filter(|it| it.paused == Paused::Own && !it.state.has_ended()) {
-                    let key = self.names[&agent.id];
-                    let is_news = self.frost_asked.get(&key) == Some(&to) && !self.down.contains(&key);
-                    assert!(!is_news || kernel.is_still(key), "{}: said to be paused, and it runs", agent.id);
-                }
-            }
-            (Request::Resume(_), Some(Answer::Agents(agents))) => {
-                for agent in agents.iter().filter(|it| it.paused != Paused::Own && !it.state.has_ended()) {
-                    let key = self.names[&agent.id];
-                    let is_news = self.frost_asked.get(&key) == Some(&to) && !self.down.contains(&key);
-                    let dir = kernel.dirs.get(&key).filter(|_| is_news);
-                    assert!(dir.is_none_or(|dir| dir.freeze == Frost::Thawed), "{}: said to be resumed", agent.id);
-                }
-            }
-            (Request::Wait(_), Some(Answer::Agents(agents))) => {
-                for agent in agents {
-                    assert!(agent.state.has_ended(), "{}: said to have ended, it is {}", agent.id, agent.state);
-                }
-            }
-            (Request::Spawn(_) | Request::Restart(_), Some(Answer::Agent(agent))) => {
-                let key = self.names[&agent.id];
-                self.announced.insert(key);
-            }
-            _ => {}
-        }
-    }
-
-    fn check_receipt(&mut self, machine: &Machine, kernel: &Kernel, to: ReplyTo, receipt: &Receipt) {
-        let mut counted = 0;
-        let asked = &self.requests[&to];
-        for key in &asked.members {
-            let live: Vec<_> = kernel.within(*key).collect();
-            assert!(live.is_empty(), "{key}: a receipt, and of it live {live:?}");
-            assert!(!kernel.hanging.contains_key(key) && !self.spawning.contains(key), "{key}: a receipt, and a spawn");
-            assert!(!kernel.dirs.contains_key(key), "{key}: a receipt, and its cgroup is there");
-            let ended = self.forgotten.contains(key) || machine.key_of_state(*key).is_none_or(State::has_ended);
-            assert!(ended, "{key}: a receipt, and it has not ended");
-        }
-        for (key, (live, before)) in &asked.exact {
-            let after = kernel.tallies.get(key).copied().unwrap_or_default();
-            let Some(id) = self.names.iter().find(|(_, it)| *it == key).map(|(id, _)| id) else { continue };
-            let is_plain = Tally { our_deaths: 0, ..after } == Tally { our_deaths: 0, ..*before };
-            // A kill for lateness is counted by nobody.
-            let is_late = self.late.iter().any(|(late, _)| late == key);
-            if let (true, Some(agent)) = (is_plain && !is_late, receipt.agents.iter().find(|agent| agent.id == *id)) {
-                assert_eq!(agent.processes, *live, "{key}: the receipt counts what died: {agent:?}");
-                counted += 1;
-            }
-        }
-        let sum: u64 = receipt.agents.iter().map(|agent| agent.processes).sum();
-        assert_eq!(receipt.processes, sum);
-        if counted > 0 {
-            self.note("exact receipts");
-        }
-    }
-
-    /// Compares an event with the truth.
-    fn told(&mut self, machine: &Machine, kernel: &Kernel, event: &Event) {
-        self.note(event.kind.name());
-        let Some(key) = event.agent.as_ref().and_then(|id| self.names.get(id)).copied() else { return };
-        let run = event.run.unwrap_or_default();
-        match event.kind {
-            Kind::Started => {
-                assert!(self.started.insert((key, run)), "{key}: run {run} started twice");
-                self.announced.insert(key);
-            }
-            Kind::Registered => {
-                self.announced.insert(key);
-            }
-            Kind::Queued => {
-                self.queued.insert(key);
-                self.announced.insert(key);
-            }
-            Kind::Stopping => {
-                let below = subtrees(machine, &[key]);
-                for key in &below {
-                    self.paused.remove(key);
-                }
-                if event.message.contains("the end of") {
-                    self.cascading.insert(key);
-                }
-                self.down.extend(below);
-            }
-            Kind::Paused => {
-                assert!(kernel.is_frozen(key), "{key}: told to be paused, and the kernel says it is not frozen");
-                // A stop thaws it presently; the pause that was under way is told all the same.
-                if !self.down.contains(&key) {
-                    self.paused.insert(key);
-                }
-            }
-            Kind::Resumed => {
-                self.paused.remove(&key);
-            }
-            Kind::Restarting => {
-                self.backoffs.insert(key, Duration::from_millis(event.delay_ms.unwrap()));
-                self.announced.insert(key);
-            }
-            Kind::GaveUp => {
-                self.announced.remove(&key);
-            }
-            Kind::Completed | Kind::Failed | Kind::Terminated => {
-                self.announced.remove(&key);
-                self.check_end(kernel, key, run, event);
-            }
-            _ => {}
-        }
-    }
-
-    fn check_end(&mut self, kernel: &Kernel, key: AgentKey, run: Run, event: &Event) {
-        let exit = event.exit.as_ref().expect("an end has its record");
-        if run == Run(0) || !self.started.contains(&(key, run)) {
-            match event.kind {
-                Kind::Failed => assert_eq!(exit.cause, Cause::Exec, "{key}: it never started"),
-                Kind::Terminated => assert!(run == Run(0), "{key}: run {run} never started"),
-                _ => panic!("{key}: completed, and it never started"),
-            }
-            assert!(run == Run(0) || self.told.insert((key, run)), "{key}: run {run} ended twice");
-            return;
-        }
-        assert!(self.told.insert((key, run)), "{key}: run {run} ended twice");
-        let death = kernel.deaths.get(&(key, run)).unwrap_or_else(|| panic!("{key}: run {run} is said to have ended"));
-        let was_asked = self.exits.get(&(key, run)).copied().unwrap_or_else(|| panic!("{key}: nobody told its exit"));
-        if event.kind != Kind::Failed {
-            assert!(kernel.in_run(key, run).next().is_none(), "{key}: {} while its processes live", event.kind);
-        }
-        let is_good = death.exit == Exit::Status(0) && !death.is_oom;
-        let is_asked = self.is_asked(key, run);
-        let allowed: &[Kind] = match (was_asked, is_asked, is_good) {
-            // Nobody asked: it ended by itself, and that is what is told.
-            (false, false, true) => &[Kind::Completed],
-            (_, _, false) if !was_asked => &[Kind::Failed],
-            // It ended well, and what it left behind was ended on request.
-            (false, true, true) => &[Kind::Completed, Kind::Terminated],
-            (true, ..) => &[Kind::Terminated],
-            (false, ..) => unreachable!("all are told apart"),
-        };
-        if death.is_ours && !was_asked {
-            // Its spawn took too long, and its kill came when it had just succeeded.
-            assert!(self.late.contains(&(key, run)), "{key}: we killed run {run}, and nobody asked");
-            assert_eq!((event.kind, exit.cause), (Kind::Failed, Cause::Exec), "{key}: run {run} was too late");
-            self.note("late spawns");
-            return;
-        }
-        assert!(allowed.contains(&event.kind), "{key} run {run}: told {}, true is {allowed:?}: {death:?}", event.kind);
-        let is_named = (event.kind == Kind::Terminated) == (exit.cause == Cause::Terminated);
-        assert!(is_named, "{key} run {run}: {} with the cause {}", event.kind, exit.cause);
-        if event.kind == Kind::Failed {
-            assert_eq!(exit.cause == Cause::Oom, death.is_oom, "{key}: the OOM killer is named when it did it");
-        }
-    }
-
-    /// What holds at every moment.
-    fn check_always(&mut self, machine: &Machine, kernel: &Kernel, now: Now) {
-        if let Some(deadline) = machine.next_deadline() {
-            assert!(deadline > now.mono, "a deadline that has come is settled");
-        }
-        for key in &self.paused {
-            assert!(kernel.is_still(*key), "{key}: paused, and something in it runs");
-        }
-        let busy: BTreeSet<AgentKey> = kernel
-            .processes
-            .values()
-            .filter(|process| !process.has_strayed)
-            .map(|process| process.agent)
-            .chain(kernel.hanging.keys().copied())
-            .collect();
-        let bounds = &self.config.bounds;
-        assert!(busy.len() <= bounds.max_agents as usize, "max_agents holds for what runs");
-        let mut levels: BTreeMap<Level, u32> = BTreeMap::new();
-        let mut children: BTreeMap<AgentKey, u32> = BTreeMap::new();
-        for key in &busy {
-            let known = &self.known[key];
-            *levels.entry(known.level).or_default() += 1;
-            if let Some(parent) = known.parent {
-                *children.entry(parent).or_default() += 1;
-            }
-        }
-        assert!(levels.values().all(|n| *n <= bounds.max_agents_per_level), "max_agents_per_level holds: {levels:?}");
-        assert!(levels.keys().all(|level| level.0 < bounds.max_levels), "max_levels holds: {levels:?}");
-        assert!(children.values().all(|n| *n <= bounds.max_children), "max_children holds: {children:?}");
-        self.check_totals(kernel, &busy);
-    }
-
-    fn check_totals(&self, kernel: &Kernel, busy: &BTreeSet<AgentKey>) {
-        for (level, profile) in self.config.levels.iter().filter(|_| !self.totals_changed) {
-            for (knob, total) in profile.total.iter() {
-                let members = busy.iter().filter(|key| self.known[key].level == *level);
-                let amounts = members.map(|key| {
-                    let setting = kernel.dirs.get(key).and_then(|dir| dir.limits.get(knob));
-                    setting.and_then(|it| it.amount()).expect("in a level with a total everyone has a limit")
-                });
-                assert!(amounts.sum::<u128>() <= total.amount().unwrap(), "the total of {knob} at {level} holds");
-            }
-        }
-    }
-
-    /// Nobody is let in while somebody more urgent waits for the same place.
-    fn check_queue(&mut self, machine: &Machine, before: &BTreeSet<AgentKey>) {
-        if before.is_empty() && self.queued.is_empty() {
-            return;
-        }
-        self.queued.retain(|key| machine.key_of_state(*key) == Some(State::Queued));
-        let rank = |key: &AgentKey| (std::cmp::Reverse(self.known[key].priority), *key);
-        for entered in before.iter().filter(|key| !self.queued.contains(key)) {
-            let is_in = machine.key_of_state(*entered).is_some_and(|state| !state.has_ended());
-            for waiting in self.queued.iter().filter(|_| is_in && !self.down.contains(entered)) {
-                let is_alike = self.known[entered].parent == self.known[waiting].parent
-                    && machine.limits_of(*entered) == machine.limits_of(*waiting)
-                    && !self.down.contains(waiting);
-                assert!(!is_alike || rank(entered) < rank(waiting), "{entered} is let in before {waiting}");
-            }
-        }
-    }
-
-    /// Time passes; the clock of a back-off stands still while its agent is paused.
-    pub fn passed(&mut self, machine: &Machine, time: Duration) {
-        for (key, left) in &mut self.backoffs {
-            if machine.key_of_paused(*key) == Some(Paused::No) {
-                *left = left.saturating_sub(time);
-            }
-        }
-    }
-
-    /// What holds when everything has been carried out, told and waited for.
-    pub fn at_rest(&mut self, machine: &Machine, kernel: &Kernel) {
-        for (to, asked) in self.requests.iter().filter(|(to, asked)| !asked.is_answered && !self.is_gone(to)) {
-            let Request::Wait(ids) = &asked.request else { panic!("{to:?} is never answered: {:?}", asked.request) };
-            let is_live = |id: &AgentId| machine.key_of(id).is_some_and(|key| !state(machine, key).has_ended());
-            assert!(ids.iter().any(is_live), "{to:?}: all have ended, and it waits: {ids:?}");
-        }
-        for key in self.names.values().filter(|key| !self.forgotten.contains(key)) {
-            let status = machine.status(*key, Monotonic(0));
-            let is_paused = status.paused != Paused::No || machine.is_held(*key);
-            match status.state {
-                State::Stopping => panic!("{key} stops for ever"),
-                State::Backoff | State::Starting => assert!(is_paused, "{key} is {} for ever", status.state),
-                State::Queued => self.assert_no_room(machine, *key),
-                _ => {}
-            }
-            if status.state.has_ended() {
-                assert!(!self.config.auto_cleanup, "{key} has ended, and is retained for ever");
-                assert!(!kernel.dirs.contains_key(key), "{key} has ended, and its cgroup is there");
-            }
-        }
-        for (key, dir) in &kernel.dirs {
-            assert_eq!(machine.limits_of(*key), Some(&dir.limits), "{key}: its limits are the kernel's");
-            if let Some(limits) = &dir.nursery {
-                let level = self.known[key].level.below();
-                assert_eq!(
-                    machine.config().level(level).siblings,
-                    *limits,
-                    "{key}: the limits of its children together"
-                );
-            }
-        }
-        assert_eq!(machine.config().limits, kernel.herd, "the herd's limits are the kernel's");
-        for (key, run) in &self.started {
-            let is_over = kernel.in_run(*key, *run).next().is_none() && kernel.deaths.contains_key(&(*key, *run));
-            // A completion is told when the agents below have ended, too.
-            let waits = machine.key_of_state(*key) == Some(State::Running) && machine.run_of(*key) == Some(*run);
-            assert!(
-                !is_over || waits || self.told.contains(&(*key, *run)),
-                "{key}: the end of run {run} was never told"
-            );
-        }
-    }
-
-    fn is_gone(&self, to: &ReplyTo) -> bool {
-        self.departed.contains(&to.client)
-    }
-
-    fn assert_no_room(&self, machine: &Machine, key: AgentKey) {
-        let known = &self.known[&key];
-        let counts = machine.counts();
-        let bounds = &self.config.bounds;
-        let at_level = counts.levels.get(&known.level).copied().unwrap_or(0);
-        let siblings = known.parent.map_or(0, |parent| {
-            machine
-                .children_of(parent)
-                .into_iter()
-                .filter(|it| {
-                    let state = state(machine, *it);
-                    !state.has_ended() && state != State::Queued
-                })
-                .count()
-        });
-        let is_full = at_level >= bounds.max_agents_per_level.into()
-            || counts.levels.values().sum::<u64>() >= bounds.max_agents.into()
-            || siblings >= bounds.max_children as usize
-            || known.parent.is_some_and(|parent| state(machine, parent) == State::Queued)
-            || !machine.config().level(known.level).total.is_empty();
-        assert!(is_full, "{key} is queued, and there is room");
-    }
-
-    /// What holds when the herd has ended.
-    pub fn at_the_end(&self, kernel: &Kernel) {
-        assert!(self.has_finished, "a shutdown ends");
-        assert!(kernel.dirs.is_empty(), "no cgroup is left: {:?}", kernel.dirs.keys());
-        assert!(kernel.processes.is_empty() && kernel.hanging.is_empty(), "no process is left");
-        for (to, asked) in self.requests.iter().filter(|(to, asked)| !asked.is_answered && !self.is_gone(to)) {
-            panic!("{to:?} was never answered: {:?}", asked.request);
-        }
-        for run in &self.started {
-            assert!(self.told.contains(run), "the end of {run:?} was never told");
-        }
-    }
-
-    /// Says whether a request is answered.
-    pub fn is_answered(&self, to: ReplyTo) -> bool {
-        self.requests[&to].is_answered
-    }
 }
 
 fn state(machine: &Machine, key: AgentKey) -> State {
@@ -724,6 +429,24 @@ fn subtrees(machine: &Machine, tops: &[AgentKey]) -> BTreeSet<AgentKey> {
         }
     }
     found
+}
+
+/// Says whether an agent may ask for something: all that it is about is below itself.
+fn is_permitted(machine: &Machine, own: AgentKey, request: &Request) -> bool {
+    // Of what is not there, it may be told so.
+    let is_below = |id: &AgentId| machine.key_of(id).is_none_or(|key| key != own && machine.is_within(key, own));
+    match request {
+        Request::Spawn(spec) => {
+            spec.parent.as_ref().is_some_and(|parent| machine.key_of(parent) == Some(own) || is_below(parent))
+        }
+        Request::Pause(Target::Ids(ids))
+        | Request::Resume(Target::Ids(ids))
+        | Request::Terminate(Target::Ids(ids), _)
+        | Request::Cleanup(Target::Ids(ids))
+        | Request::Wait(ids) => ids.iter().all(is_below),
+        Request::Restart(id) | Request::Limit(LimitScope::Agent(id), _) => is_below(id),
+        _ => false,
+    }
 }
 
 /// Lists the agents that an order is about.

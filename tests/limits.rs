@@ -1,0 +1,248 @@
+//! Limits hold: on a hybrid host through v1 mirrors, on a unified one through cgroup2, by the same tests.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::*;
+use treeherd::kernel::host::{Binding, Host};
+use treeherd::model::error::Code;
+use treeherd::model::event::Kind;
+use treeherd::model::id::{AgentId, Level};
+use treeherd::model::limits::{Controller, Knob};
+use treeherd::model::request::LimitScope;
+use treeherd::model::status::{Cause, State};
+
+/// Says whether a controller is there; a test without it is skipped.
+fn offers(controller: Controller) -> bool {
+    let is_there = !matches!(Host::discover().unwrap().binding(controller), Binding::Absent { .. });
+    if !is_there {
+        skip(&format!("this host does not offer {controller}"));
+    }
+    is_there
+}
+
+/// Forks until it cannot, tells how far it came, and stays.
+const FORKER: &str = "i=0; while [ $i -lt 60 ]; do sleep 1000 & i=$((i+1)); echo $i; done; echo all; wait";
+
+/// How many processes a forker has got to, once it has stopped.
+fn forked(herd: &Own, id: &AgentId) -> usize {
+    herd.wait(std::slice::from_ref(id)).unwrap();
+    String::from_utf8(output(herd, id)).unwrap().lines().filter(|line| line.parse::<u32>().is_ok()).count()
+}
+
+#[test]
+fn pids_hold_for_an_agent_its_siblings_a_nest_and_the_herd() {
+    if !offers(Controller::Pids) {
+        return;
+    }
+    // A herd of its own for each: the dead count until whoever inherited them has reaped them. A shell counts as one, and a
+    // fork that fails is its end.
+    let fork = |scope: &str, taken: u32, wanted: usize| {
+        let herd = herd_with(|settings| {
+            settings.herd.limits = limits(&["pids_max=50"]);
+            let level = settings.herd.levels.entry(Level(1)).or_default();
+            match scope {
+                "siblings" => level.siblings = limits(&["pids_max=30"]),
+                "each" => level.each = limits(&["pids_max=20"]),
+                _ => {}
+            }
+        });
+        let root = herd.group(None, "root");
+        if scope == "nested" {
+            herd.limit(LimitScope::Agent(root.clone()), limits(&["pids_max=12"])).unwrap();
+            assert_eq!(herd.refused(Some(&root), wide(&["pids_max=13"])).code, Code::LimitTooWide);
+        }
+        if taken > 0 {
+            let script = format!("i=1; while [ $i -lt {taken} ]; do sleep 1000 & i=$((i+1)); done; echo up; wait");
+            let holder = herd.spawn_below(&root, "holder", &script);
+            await_line(&herd, &holder, "up");
+        }
+        let forker = herd.spawn_with("forker", Some(&root), FORKER, |spec| {
+            if scope == "own" {
+                spec.limits = limits(&["pids_max=10"]);
+            }
+        });
+        assert_eq!(forked(&herd, &forker), wanted, "{scope}");
+        herd.finish();
+    };
+    fork("own", 0, 9);
+    fork("herd", 0, 49);
+    fork("each", 0, 19);
+    fork("siblings", 0, 29);
+    fork("siblings", 15, 14);
+    fork("nested", 0, 11);
+    fork("nested", 5, 6);
+}
+
+fn wide(own: &[&str]) -> treeherd::model::spec::AgentSpec {
+    let mut spec = treeherd::model::spec::AgentSpec::new(name("wide"), ["sleep", "1000"]);
+    spec.limits = limits(own);
+    spec
+}
+
+#[test]
+fn memory_holds_for_an_agent_and_for_the_herd() {
+    if !offers(Controller::Memory) {
+        return;
+    }
+    let herd = herd_with(|settings| settings.herd.limits = limits(&["memory_max=40MiB"]));
+    let mut events = herd.follow();
+    for (id, own, culprit, limit) in
+        [("own", &["memory_max=16MiB"][..], "own", 16 << 20), ("herds", &[][..], "herd", 40 << 20)]
+    {
+        let id = herd.program(None, id, &["tail", "/dev/zero"], |spec| spec.limits = limits(own));
+        let exit = await_event(&mut events, Kind::Failed, &id).exit.unwrap();
+        assert_eq!(exit.cause, Cause::Oom, "{exit:?}");
+        let oom = exit.oom.unwrap();
+        assert_eq!((oom.culprit.as_deref(), oom.limit_bytes), (Some(culprit), Some(limit)));
+    }
+    herd.finish();
+}
+
+#[test]
+fn cpu_holds_and_can_be_changed_live() {
+    if !offers(Controller::Cpu) {
+        return;
+    }
+    let herd = herd();
+    let id = herd.spawn_with("a", None, "while :; do :; done", |spec| spec.limits = limits(&["cpu_max=20%"]));
+    let cgroup = herd.agent_status(&id).unwrap().cgroup;
+    let used = || {
+        let before = (std::time::Instant::now(), cpu_used(&cgroup));
+        let_pass("0.5");
+        (cpu_used(&cgroup) - before.1) as f64 / before.0.elapsed().as_micros() as f64
+    };
+    let share = used();
+    assert!(share < 0.3, "20% of a CPU are its limit, it used {share}");
+    herd.limit(LimitScope::Agent(id.clone()), limits(&["cpu_max=5%"])).unwrap();
+    let share = used();
+    assert!(share < 0.12, "5% of a CPU are its limit, it used {share}");
+    herd.finish();
+}
+
+#[test]
+fn cpuset_holds_and_is_inherited() {
+    if !offers(Controller::Cpuset) {
+        return;
+    }
+    let herd = herd();
+    let root = herd.program(None, "root", &["sleep", "1000"], |spec| spec.limits = limits(&["cpuset_cpus=0"]));
+    let child = herd.sleeper(Some(&root), "child");
+    let allowed = |id: &AgentId| {
+        let pid = herd.process_for_agent(id).unwrap().unwrap();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap().trim().to_owned()
+    };
+    assert_eq!((allowed(&root), allowed(&child)), ("0".to_owned(), "0".to_owned()));
+    if std::thread::available_parallelism().unwrap().get() > 1 {
+        herd.limit(LimitScope::Agent(root.clone()), limits(&["cpuset_cpus=1"])).unwrap();
+        assert_eq!((allowed(&root), allowed(&child)), ("1".to_owned(), "1".to_owned()), "live, for all below");
+        assert_eq!(herd.refused(Some(&root), wide(&["cpuset_cpus=0-1"])).code, Code::LimitTooWide);
+    }
+    herd.finish();
+}
+
+#[test]
+fn the_total_of_a_level_is_kept_by_admission() {
+    if !offers(Controller::Memory) {
+        return;
+    }
+    let herd = herd_with(|settings| {
+        settings.herd.levels.entry(Level(0)).or_default().total = limits(&["memory_max=100MiB"]);
+    });
+    let sized = |id: &str, size: &str| herd.program(None, id, &["sleep", "1000"], |spec| spec.limits = limits(&[size]));
+    let first = sized("first", "memory_max=60MiB");
+    let error = herd.refused(None, wide(&["memory_max=41MiB"]));
+    assert!(error.code == Code::BoundReached && error.message.contains("total"), "{error}");
+    assert_eq!(herd.refused(None, wide(&[])).code, Code::BoundReached, "one without a limit could take all");
+    sized("second", "memory_max=40MiB");
+    herd.terminate_agent(&first, None).unwrap();
+    sized("third", "memory_max=60MiB");
+    herd.limit(LimitScope::Total(Level(0)), limits(&["memory_max=200MiB"])).unwrap();
+    sized("fourth", "memory_max=100MiB");
+    herd.finish();
+}
+
+#[test]
+fn what_the_host_does_not_offer_or_the_parent_does_not_have_is_refused() {
+    let herd = herd();
+    let host = Host::discover().unwrap();
+    for (knob, text) in [
+        (Knob::MemoryHigh, "memory_high=64MiB"),
+        (Knob::IoWeight, "io_weight=50"),
+        (Knob::Hugetlb1GbMax, "hugetlb_1GB_max=1GiB"),
+    ] {
+        if let Err(error) = host.enforcer(knob) {
+            let refused = herd.refused(None, wide(&[text]));
+            assert_eq!((refused.code, refused.remedy.is_some()), (Code::LimitNotOffered, true), "{refused}");
+            assert!(refused.message.contains(knob.name()) || refused.message.contains(knob.controller().name()));
+            assert!(!error.to_string().is_empty());
+            let changed = herd.limit(LimitScope::Herd, limits(&[text]));
+            assert_code(changed, Code::LimitNotOffered);
+        }
+    }
+    for text in
+        ["memory_max=1023KiB", "memory_max=-1", "memory_max=10XB", "pids_max=0", "pids_max=99999999999999999999"]
+    {
+        let mut limits = treeherd::model::limits::Limits::default();
+        assert_eq!(limits.set_text(text).unwrap_err().code, Code::BadValue, "{text}");
+    }
+    let root = herd.program(None, "root", &["sleep", "1000"], |spec| spec.limits = limits(&["memory_max=64MiB"]));
+    assert_eq!(herd.refused(Some(&root), wide(&["memory_max=65MiB"])).code, Code::LimitTooWide);
+    assert_eq!(herd.refused(Some(&root), wide(&["memory_max=max"])).code, Code::LimitTooWide);
+    let child = herd.sleeper(Some(&root), "child");
+    assert_code(herd.limit(LimitScope::Agent(child.clone()), limits(&["memory_max=65MiB"])), Code::LimitTooWide);
+    assert_code(herd.limit(LimitScope::Agent(name("nobody")), limits(&["pids_max=5"])), Code::NoSuchAgent);
+    assert_code(herd.limit(LimitScope::Agent(child), limits(&[])), Code::BadValue);
+    assert_eq!(herd.agents().unwrap().len(), 2);
+    herd.finish();
+}
+
+#[test]
+fn a_limit_is_put_on_an_agent_that_runs() {
+    if !offers(Controller::Memory) || !offers(Controller::Pids) {
+        return;
+    }
+    let herd = herd();
+    let mut events = herd.follow();
+    let fifo = herd.dir.path().join("fifo");
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let id = herd.spawn("a", &format!("read x < {}; exec tail /dev/zero", fifo.display()));
+    let child = herd.sleeper(Some(&id), "child");
+    let now = herd.limit(LimitScope::Agent(id.clone()), limits(&["memory_max=20MiB", "pids_max=40"])).unwrap();
+    assert_eq!(now, limits(&["memory_max=20MiB", "pids_max=40"]));
+    assert_eq!(herd.agent_status(&id).unwrap().limits, now);
+    let told = await_event(&mut events, Kind::LimitsChanged, &id);
+    assert_eq!(told.limits, Some(now));
+    std::fs::write(&fifo, "go\n").unwrap();
+    let exit = await_event(&mut events, Kind::Failed, &id).exit.unwrap();
+    assert_eq!((exit.cause, exit.oom.unwrap().culprit.as_deref()), (Cause::Oom, Some("a")));
+    assert_eq!(herd.wait(std::slice::from_ref(&child)).unwrap()[0].state, State::Terminated, "with its parent");
+    herd.finish();
+}
+
+#[test]
+fn a_levels_limits_change_live_and_a_refusal_puts_all_back() {
+    if !offers(Controller::Memory) || !offers(Controller::Pids) {
+        return;
+    }
+    let herd = herd();
+    let root = herd.group(None, "root");
+    let plain = herd.sleeper(Some(&root), "plain");
+    let own = herd.program(Some(&root), "own", &["sleep", "1000"], |spec| spec.limits = limits(&["pids_max=5"]));
+    herd.limit(LimitScope::Each(Level(1)), limits(&["pids_max=7"])).unwrap();
+    let now = |id: &AgentId| herd.agent_status(id).unwrap().limits;
+    assert_eq!((now(&plain), now(&own)), (limits(&["pids_max=7"]), limits(&["pids_max=5"])));
+    herd.limit(LimitScope::Siblings(Level(1)), limits(&["pids_max=4"])).unwrap();
+    let crowded = herd.spawn_below(&root, "crowded", FORKER);
+    assert_eq!(forked(&herd, &crowded), 1, "4 together, 2 are taken");
+    // The kernel refuses CPUs that are not there: the limit that it took before is put back.
+    let before = now(&plain);
+    let refused = herd.limit(LimitScope::Agent(plain.clone()), limits(&["pids_max=6", "cpuset_cpus=1000"]));
+    assert!(refused.is_err(), "{refused:?}");
+    assert_eq!(now(&plain), before, "all or nothing");
+    let prober =
+        herd.spawn_below(&plain, "prober", "i=0; while [ $i -lt 9 ]; do sleep 1000 & i=$((i+1)); echo $i; done");
+    assert!(forked(&herd, &prober) <= 2);
+    herd.finish();
+}

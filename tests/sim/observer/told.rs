@@ -1,0 +1,178 @@
+//! What is answered and told, against the truth.
+
+use std::time::Duration;
+
+use treeherd::machine::{AgentKey, Frost, Machine, ReplyTo};
+use treeherd::model::event::{Event, Kind};
+use treeherd::model::id::Run;
+use treeherd::model::request::{Answer, Request};
+use treeherd::model::status::{Cause, Exit, Paused, Receipt, State};
+
+use super::super::kernel::{Kernel, Tally};
+use super::{Asking, Observer, subtrees};
+
+impl Observer {
+    pub(super) fn answered(&mut self, to: ReplyTo) {
+        let asked = self.requests.get_mut(&to).unwrap_or_else(|| panic!("{to:?}: an answer to nobody"));
+        assert!(!asked.is_answered, "{to:?}: answered twice: {:?}", asked.request);
+        let is_dropped = asked.is_gone && matches!(asked.request, Request::Wait(_));
+        assert!(!is_dropped, "{to:?}: nobody waits any more");
+        asked.is_answered = true;
+    }
+
+    pub(super) fn check_answer(&mut self, machine: &Machine, kernel: &Kernel, to: ReplyTo, answer: Option<&Answer>) {
+        match (&self.requests[&to].request, answer) {
+            (_, Some(Answer::Receipt(receipt))) => self.check_receipt(machine, kernel, to, receipt),
+            (Request::Pause(_), Some(Answer::Agents(agents))) => {
+                for agent in agents.iter().filter(|it| it.paused == Paused::Own && !it.state.has_ended()) {
+                    let key = self.names[&agent.id];
+                    let is_news = self.frost_asked.get(&key) == Some(&to) && !self.down.contains(&key);
+                    assert!(!is_news || kernel.is_still(key), "{}: said to be paused, and it runs", agent.id);
+                }
+            }
+            (Request::Resume(_), Some(Answer::Agents(agents))) => {
+                for agent in agents.iter().filter(|it| it.paused != Paused::Own && !it.state.has_ended()) {
+                    let key = self.names[&agent.id];
+                    let is_news = self.frost_asked.get(&key) == Some(&to) && !self.down.contains(&key);
+                    let dir = kernel.dirs.get(&key).filter(|_| is_news);
+                    assert!(dir.is_none_or(|dir| dir.freeze == Frost::Thawed), "{}: said to be resumed", agent.id);
+                }
+            }
+            (Request::Wait(_), Some(Answer::Agents(agents))) => {
+                for agent in agents {
+                    assert!(agent.state.has_ended(), "{}: said to have ended, it is {}", agent.id, agent.state);
+                }
+            }
+            (Request::Spawn(_) | Request::Restart(_), Some(Answer::Agent(agent))) => {
+                let key = self.names[&agent.id];
+                self.announced.insert(key);
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn check_receipt(&mut self, machine: &Machine, kernel: &Kernel, to: ReplyTo, receipt: &Receipt) {
+        let mut counted = 0;
+        let asked = &self.requests[&to];
+        for key in &asked.members {
+            let live: Vec<_> = kernel.within(*key).collect();
+            assert!(live.is_empty(), "{key}: a receipt, and of it live {live:?}");
+            assert!(!kernel.hanging.contains_key(key) && !self.spawning.contains(key), "{key}: a receipt, and a spawn");
+            assert!(!kernel.dirs.contains_key(key), "{key}: a receipt, and its cgroup is there");
+            let ended = self.forgotten.contains(key) || machine.key_of_state(*key).is_none_or(State::has_ended);
+            assert!(ended, "{key}: a receipt, and it has not ended");
+        }
+        for (key, (live, before)) in &asked.exact {
+            let after = kernel.tallies.get(key).copied().unwrap_or_default();
+            let Some(id) = self.names.iter().find(|(_, it)| *it == key).map(|(id, _)| id) else { continue };
+            let is_plain = Tally { our_deaths: 0, ..after } == Tally { our_deaths: 0, ..*before };
+            // A kill for lateness is counted by nobody.
+            let is_late = self.late.iter().any(|(late, _)| late == key);
+            if let (true, Some(agent)) = (is_plain && !is_late, receipt.agents.iter().find(|agent| agent.id == *id)) {
+                assert_eq!(agent.processes, *live, "{key}: the receipt counts what died: {agent:?}");
+                counted += 1;
+            }
+        }
+        let sum: u64 = receipt.agents.iter().map(|agent| agent.processes).sum();
+        assert_eq!(receipt.processes, sum);
+        if counted > 0 {
+            self.note("exact receipts");
+        }
+    }
+
+    /// Compares an event with the truth.
+    pub(super) fn told(&mut self, machine: &Machine, kernel: &Kernel, event: &Event) {
+        self.note(event.kind.name());
+        let Some(key) = event.agent.as_ref().and_then(|id| self.names.get(id)).copied() else { return };
+        let run = event.run.unwrap_or_default();
+        match event.kind {
+            Kind::Started => {
+                assert!(self.started.insert((key, run)), "{key}: run {run} started twice");
+                self.announced.insert(key);
+            }
+            Kind::Registered => {
+                self.announced.insert(key);
+            }
+            Kind::Queued => {
+                self.queued.insert(key);
+                self.announced.insert(key);
+            }
+            Kind::Stopping => {
+                let below = subtrees(machine, &[key]);
+                for key in &below {
+                    self.paused.remove(key);
+                }
+                if event.message.contains("the end of") {
+                    self.cascading.insert(key);
+                }
+                self.down.extend(below);
+            }
+            Kind::Paused => {
+                assert!(kernel.is_frozen(key), "{key}: told to be paused, and the kernel says it is not frozen");
+                // A stop thaws it presently; the pause that was under way is told all the same.
+                if !self.down.contains(&key) {
+                    self.paused.insert(key);
+                }
+            }
+            Kind::Resumed => {
+                self.paused.remove(&key);
+            }
+            Kind::Restarting => {
+                assert!(!self.down.contains(&key), "{key}: to be restarted, and somebody wants its end");
+                self.backoffs.insert(key, Duration::from_millis(event.delay_ms.unwrap()));
+                self.announced.insert(key);
+            }
+            Kind::GaveUp => {
+                self.announced.remove(&key);
+            }
+            Kind::Completed | Kind::Failed | Kind::Terminated => {
+                self.announced.remove(&key);
+                self.check_end(kernel, key, run, event);
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn check_end(&mut self, kernel: &Kernel, key: AgentKey, run: Run, event: &Event) {
+        let exit = event.exit.as_ref().expect("an end has its record");
+        if run == Run(0) || !self.started.contains(&(key, run)) {
+            match event.kind {
+                Kind::Failed => assert_eq!(exit.cause, Cause::Exec, "{key}: it never started"),
+                Kind::Terminated => assert!(run == Run(0), "{key}: run {run} never started"),
+                _ => panic!("{key}: completed, and it never started"),
+            }
+            assert!(run == Run(0) || self.told.insert((key, run)), "{key}: run {run} ended twice");
+            return;
+        }
+        assert!(self.told.insert((key, run)), "{key}: run {run} ended twice");
+        let death = kernel.deaths.get(&(key, run)).unwrap_or_else(|| panic!("{key}: run {run} is said to have ended"));
+        let was_asked = self.exits.get(&(key, run)).copied().unwrap_or_else(|| panic!("{key}: nobody told its exit"));
+        if event.kind != Kind::Failed {
+            assert!(kernel.in_run(key, run).next().is_none(), "{key}: {} while its processes live", event.kind);
+        }
+        let is_good = death.exit == Exit::Status(0) && !death.is_oom;
+        let is_asked = self.is_asked(key, run);
+        let allowed: &[Kind] = match (was_asked, is_asked, is_good) {
+            // Nobody asked: it ended by itself, and that is what is told.
+            (false, false, true) => &[Kind::Completed],
+            (_, _, false) if !was_asked => &[Kind::Failed],
+            // It ended well, and what it left behind was ended on request.
+            (false, true, true) => &[Kind::Completed, Kind::Terminated],
+            (true, ..) => &[Kind::Terminated],
+            (false, ..) => unreachable!("all are told apart"),
+        };
+        if death.is_ours && !was_asked {
+            // Its spawn took too long, and its kill came when it had just succeeded.
+            assert!(self.late.contains(&(key, run)), "{key}: we killed run {run}, and nobody asked");
+            assert_eq!((event.kind, exit.cause), (Kind::Failed, Cause::Exec), "{key}: run {run} was too late");
+            self.note("late spawns");
+            return;
+        }
+        assert!(allowed.contains(&event.kind), "{key} run {run}: told {}, true is {allowed:?}: {death:?}", event.kind);
+        let is_named = (event.kind == Kind::Terminated) == (exit.cause == Cause::Terminated);
+        assert!(is_named, "{key} run {run}: {} with the cause {}", event.kind, exit.cause);
+        if event.kind == Kind::Failed {
+            assert_eq!(exit.cause == Cause::Oom, death.is_oom, "{key}: the OOM killer is named when it did it");
+        }
+    }
+}
