@@ -100,9 +100,8 @@ pub(super) struct Born {
     pub run: Run,
     /// The watch on the agent's cgroup, if that was made.
     pub home: Option<WatchId>,
-    /// The main process, the watch on its run's cgroup, and the watches on its spool files; none of a group.
+    /// The main process, and the watches on its spool files; none of a group.
     pub process: Option<(i32, OwnedFd)>,
-    pub leaf: Option<WatchId>,
     pub streams: [Option<WatchId>; 2],
     /// The places that were made with limits.
     pub limited: Vec<(Place, Limits)>,
@@ -266,7 +265,6 @@ impl SpawnJob {
             run: self.run,
             home: None,
             process: None,
-            leaf: None,
             streams: [None; 2],
             limited: Vec::new(),
         };
@@ -290,7 +288,6 @@ impl SpawnJob {
         let inlet = if self.make_spool { tools.store.create(id) } else { tools.store.inlet(id) };
         let inlet = inlet.map_err(|error| at(Stage::Prepare, error))?;
         made.has_spool = self.make_spool;
-        born.leaf = Some(self.watch(tools, made, leaf.as_fd(), "cgroup.events")?);
         for stream in Stream::ALL {
             let once = tools.watches.add_modify_once(inlet.dir.as_fd(), stream.as_str());
             let watch = once.map_err(|error| at(Stage::Prepare, error.into()))?;

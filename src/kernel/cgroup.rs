@@ -19,6 +19,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use rustix::fs::OFlags;
@@ -95,6 +96,8 @@ pub struct Cgroups {
 struct Hierarchy {
     path: PathBuf,
     mount: Dir,
+    /// Whether there may be mirrors in it: where a mirror was never made, none is looked for.
+    has_mirrors: AtomicBool,
 }
 
 impl Cgroups {
@@ -174,7 +177,7 @@ impl Cgroups {
             return Ok(Removal::Busy);
         }
         let mut outcome = Removal::Removed;
-        for hierarchy in self.each_hierarchy() {
+        for hierarchy in self.mirrored_hierarchies() {
             if remove_below(&hierarchy.mount, &self.full(place))? == Removal::Busy {
                 outcome = Removal::Busy;
             }
@@ -228,6 +231,11 @@ impl Cgroups {
             seen.push(&hierarchy.path);
             is_new
         })
+    }
+
+    /// Returns the v1 hierarchies that may have mirrors, each once.
+    fn mirrored_hierarchies(&self) -> impl Iterator<Item = &Hierarchy> {
+        self.each_hierarchy().filter(|hierarchy| hierarchy.has_mirrors.load(Ordering::SeqCst))
     }
 }
 
