@@ -209,7 +209,8 @@ pub enum Effect {
         /// The runs in it, to be counted.
         runs: Vec<(AgentKey, Run)>,
     },
-    /// Write `cgroup.freeze`. Answered by `FreezerWritten` and, when the kernel is done, `FrostSeen`.
+    /// Write `cgroup.freeze`. Answered by `FreezerWritten`, and then by `FrostSeen`: what `cgroup.events` says is read once
+    /// after `FreezerWritten` was told, and again at each change. Where an agent above is frozen there is no change.
     Freeze {
         /// Whose.
         agent: AgentKey,

@@ -116,8 +116,6 @@ impl Machine {
         let would_hang = wanted == Frost::Frozen && agent.spawning > 0;
         if is_free && !would_hang && agent.freezer.written != wanted {
             agent.freezer.ordered = Some(wanted);
-            // What was seen before this write is no answer to it.
-            agent.freezer.seen = Frost::Thawed;
             step.order(Effect::Freeze { agent: key, frost: wanted });
         }
     }
@@ -131,6 +129,8 @@ impl Machine {
             return;
         }
         agent.freezer.written = written;
+        // What was seen before this write is no answer to it: it may have been the freeze of an agent above.
+        agent.freezer.seen = Frost::Thawed;
         let goes_on = written == Frost::Thawed && agent.freezer.told == Frost::Frozen;
         if goes_on {
             agent.freezer.told = Frost::Thawed;

@@ -366,8 +366,6 @@ impl Kernel {
                 "{key}: frozen while its spawn is on its way"
             );
             dir.freeze = frost;
-            // Where it is frozen from above already, nothing changes; the writer looks once.
-            self.notices.insert(Notice::Frost(key));
         }
     }
 

@@ -13,7 +13,7 @@ use treeherd::model::status::{Exit, Paused, Receipt, State};
 use super::chance::Chance;
 use super::clients::id;
 use super::kernel::Temper;
-use super::world::World;
+use super::world::{Lane, Move, World};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -292,6 +292,42 @@ fn a_pause_is_inherited_and_a_resume_from_above_leaves_the_own_one() {
 }
 
 #[test]
+fn a_freeze_from_above_is_no_answer_to_an_own_one() {
+    let mut life = life();
+    let (a, b) = (life.spawn("a", None, |_| {}), life.spawn("b", Some("a"), |_| {}));
+    life.world.kernel.freezes_slowly = true;
+    life.ask(Request::Pause(targets(&["a"])));
+    let (_, effects) = life.world.ask(1, None, Request::Pause(targets(&["b"])));
+    life.note(effects);
+    let (_, effects) = life.world.ask(1, None, Request::Resume(targets(&["a"])));
+    life.note(effects);
+    for next in [Move::Order(Lane::Agent(a)), Move::Order(Lane::Agent(b)), Move::Answer(Lane::Agent(b))] {
+        let effects = life.world.make(next);
+        life.note(effects);
+    }
+    assert!(!life.kinds("b").contains(&Kind::Paused), "it was thawed with the one above, and freezes only now");
+    life.flush();
+    assert!(life.kinds("b").contains(&Kind::Paused));
+}
+
+#[test]
+fn a_kill_is_ordered_again_while_something_lives() {
+    let mut life = life();
+    let key = life.spawn("a", None, |_| {});
+    let main = life.main_of(key);
+    life.world.kernel.processes.get_mut(&main).unwrap().is_jammed = true;
+    let (to, effects) = life.world.ask(1, None, Request::Terminate(targets(&["a"]), Some(Duration::ZERO)));
+    life.note(effects);
+    life.flush_but_stuck();
+    // Somebody from outside moves a process into the cgroup after the kill.
+    life.fork(key, Temper::Stubborn);
+    life.flush();
+    assert_eq!((life.state(key), life.receipt(to)), (State::Stopping, None));
+    life.pass(SECOND);
+    assert!(life.receipt(to).is_some());
+}
+
+#[test]
 fn a_paused_subtree_starts_nothing_until_it_is_resumed() {
     let mut life = life();
     life.spawn("a", None, |_| {});
@@ -374,7 +410,7 @@ fn without_auto_cleanup_an_ended_agent_stays_until_it_is_cleaned_up() {
 impl Life {
     /// As `flush`, and what hangs in the kernel goes on hanging.
     fn flush_but_stuck(&mut self) {
-        let can = |it: &super::world::Move| !matches!(it, super::world::Move::Unjam(_));
+        let can = |it: &Move| !matches!(it, Move::Unjam(_));
         while let Some(first) = self.world.moves().into_iter().find(can) {
             let effects = self.world.make(first);
             self.note(effects);

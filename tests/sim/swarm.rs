@@ -188,7 +188,7 @@ fn swarm() {
         live(seed, true);
         return;
     }
-    let seeds: u64 = std::env::var("TREEHERD_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(5000);
+    let seeds: u64 = std::env::var("TREEHERD_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(4000);
     let began = Instant::now();
     let mut steps = 0;
     let mut failed = Vec::new();

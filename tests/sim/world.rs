@@ -215,6 +215,10 @@ impl World {
             Move::Answer(lane) => {
                 let input = self.answers.get_mut(&lane).and_then(VecDeque::pop_front).unwrap();
                 self.answers.retain(|_, answers| !answers.is_empty());
+                if let Input::FreezerWritten { agent, .. } = &input {
+                    // After the write is told, the shell looks once: there may have been no change to be told of.
+                    self.kernel.notices.insert(Notice::Frost(*agent));
+                }
                 self.step(input)
             }
             Move::Notice(notice) => self.tell(notice),

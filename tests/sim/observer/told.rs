@@ -8,7 +8,7 @@ use treeherd::model::id::Run;
 use treeherd::model::request::{Answer, Request};
 use treeherd::model::status::{Cause, Exit, Paused, Receipt, State};
 
-use super::super::kernel::{Kernel, Notice, Tally};
+use super::super::kernel::{Kernel, Tally};
 use super::{Asking, Observer, subtrees};
 
 impl Observer {
@@ -108,11 +108,6 @@ impl Observer {
                 self.down.extend(below);
             }
             Kind::Paused => {
-                // It may have been frozen from above, and that has just been undone: then the news is on its way.
-                let is_stale = kernel.notices.contains(&Notice::Frost(key)) && kernel.is_to_freeze(key);
-                if is_stale {
-                    return;
-                }
                 assert!(kernel.is_frozen(key), "{key}: told to be paused, and the kernel says it is not frozen");
                 // A stop thaws it presently; the pause that was under way is told all the same.
                 if !self.down.contains(&key) {
