@@ -100,10 +100,9 @@ pub(super) struct Born {
     pub run: Run,
     /// The watch on the agent's cgroup, if that was made.
     pub home: Option<WatchId>,
-    /// The main process, the watch on its run's cgroup, and the watches on its spool files; none of a group.
+    /// The main process, and the watch on its run's cgroup; none of a group.
     pub process: Option<(i32, OwnedFd)>,
     pub leaf: Option<WatchId>,
-    pub streams: [Option<WatchId>; 2],
     /// The places that were made with limits.
     pub limited: Vec<(Place, Limits)>,
 }
@@ -261,15 +260,8 @@ impl SpawnJob {
             cgroups.make(place, limits).map_err(|error| at(Stage::Cgroup, error))?;
             made.level = Some(place.clone());
         }
-        let mut born = Born {
-            agent: self.agent,
-            run: self.run,
-            home: None,
-            process: None,
-            leaf: None,
-            streams: [None; 2],
-            limited: Vec::new(),
-        };
+        let mut born =
+            Born { agent: self.agent, run: self.run, home: None, process: None, leaf: None, limited: Vec::new() };
         born.limited.extend(self.make_level.clone());
         born.limited.extend(self.make.clone().map(|limits| (self.home.clone(), limits)));
         if let Some(limits) = &self.make {
@@ -290,11 +282,11 @@ impl SpawnJob {
         }
         born.leaf = Some(self.watch(tools, made, leaf.as_fd(), "cgroup.events")?);
         let spool = tools.store.watch_dir(&self.spec.id).map_err(|error| at(Stage::Prepare, error))?;
+        // If there is no room for them, the spawn fails. The loop makes them anew: a first word may end them unheard.
         for stream in Stream::ALL {
             let once = tools.watches.add_modify_once(spool.as_fd(), stream.as_str());
             let watch = once.map_err(|error| at(Stage::Prepare, error.into()))?;
             made.watches.push(watch);
-            born.streams[stream as usize] = Some(watch);
         }
         let launch = launch::prepare(&self.spec, tools, &place, leaf)?;
         let launched = spawn::spawn(&launch)?;

@@ -10,7 +10,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use super::body::{Body, Ear, Watched};
+use super::body::{Body, Watched};
 use super::client::Client;
 use super::hands::Hands;
 use super::hits::Hits;
@@ -274,12 +274,6 @@ impl Supervisor {
                 body.leaf_watch = Some((born.run, watch));
                 self.watched.insert(watch, Watched::Leaf(key, born.run));
             }
-            for stream in Stream::ALL {
-                if let Some(watch) = born.streams[stream as usize] {
-                    body.streams[stream as usize] = Ear::Armed(watch);
-                    self.watched.insert(watch, Watched::Stream(key, stream));
-                }
-            }
         }
         self.watch_limits(&born.limited);
         let pid = born.process.as_ref().map(|(pid, _)| *pid);
@@ -295,7 +289,7 @@ impl Supervisor {
             tracing::error!("watch the main process of {key}: {error}; its end is looked for now");
             self.process_ended(key);
         }
-        // What was written before the watches were known has fired them in vain.
+        // What was written before the watches were known has fired them in vain, and for good: they are made anew.
         for stream in Stream::ALL {
             self.look_at_spool(key, stream);
         }
