@@ -100,9 +100,9 @@ pub(super) struct Born {
     pub run: Run,
     /// The watch on the agent's cgroup, if that was made.
     pub home: Option<WatchId>,
-    /// The main process, and the watch on its run's cgroup; none of a group.
+    /// The main process, and the watches on its spool files; none of a group.
     pub process: Option<(i32, OwnedFd)>,
-    pub leaf: Option<WatchId>,
+    pub streams: [Option<WatchId>; 2],
     /// The places that were made with limits.
     pub limited: Vec<(Place, Limits)>,
 }
@@ -257,38 +257,44 @@ impl SpawnJob {
     fn make_all(&self, tools: &Tools, made: &mut Made) -> Result<Born, SpawnFailure> {
         let cgroups = &tools.cgroups;
         if let Some((place, limits)) = &self.make_level {
-            cgroups.make(place, limits).map_err(|error| at(Stage::Cgroup, error))?;
+            drop(cgroups.make(place, limits).map_err(|error| at(Stage::Cgroup, error))?);
             made.level = Some(place.clone());
         }
-        let mut born =
-            Born { agent: self.agent, run: self.run, home: None, process: None, leaf: None, limited: Vec::new() };
+        let mut born = Born {
+            agent: self.agent,
+            run: self.run,
+            home: None,
+            process: None,
+            streams: [None; 2],
+            limited: Vec::new(),
+        };
         born.limited.extend(self.make_level.clone());
         born.limited.extend(self.make.clone().map(|limits| (self.home.clone(), limits)));
-        if let Some(limits) = &self.make {
-            cgroups.make(&self.home, limits).map_err(|error| at(Stage::Cgroup, error))?;
+        let home = if let Some(limits) = &self.make {
+            let home = cgroups.make(&self.home, limits).map_err(|error| at(Stage::Cgroup, error))?;
             made.home = Some(self.home.clone());
-            let dir = cgroups.open_dir(&self.home).map_err(|error| at(Stage::Cgroup, error.into()))?;
-            born.home = Some(self.watch(tools, made, dir.as_fd(), "cgroup.events")?);
-        }
+            born.home = Some(self.watch(tools, made, home.as_fd(), "cgroup.events")?);
+            home
+        } else {
+            cgroups.open_dir(&self.home).map_err(|error| at(Stage::Cgroup, error.into()))?
+        };
         if self.spec.is_group() {
             return Ok(born);
         }
         let place = self.home.join(&format!("run-{}", self.run));
-        let leaf = cgroups.make_leaf(&place).map_err(|error| at(Stage::Cgroup, error.into()))?;
+        let leaf = cgroups.make_leaf_in(home.as_fd(), &place).map_err(|error| at(Stage::Cgroup, error.into()))?;
         made.leaf = Some(place.clone());
-        if self.make_spool {
-            tools.store.create(&self.spec.id).map_err(|error| at(Stage::Prepare, error))?;
-            made.has_spool = true;
-        }
-        born.leaf = Some(self.watch(tools, made, leaf.as_fd(), "cgroup.events")?);
-        let spool = tools.store.watch_dir(&self.spec.id).map_err(|error| at(Stage::Prepare, error))?;
-        // If there is no room for them, the spawn fails. The loop makes them anew: a first word may end them unheard.
+        let id = &self.spec.id;
+        let inlet = if self.make_spool { tools.store.create(id) } else { tools.store.inlet(id) };
+        let inlet = inlet.map_err(|error| at(Stage::Prepare, error))?;
+        made.has_spool = self.make_spool;
         for stream in Stream::ALL {
-            let once = tools.watches.add_modify_once(spool.as_fd(), stream.as_str());
+            let once = tools.watches.add_modify_once(inlet.dir.as_fd(), stream.as_str());
             let watch = once.map_err(|error| at(Stage::Prepare, error.into()))?;
             made.watches.push(watch);
+            born.streams[stream as usize] = Some(watch);
         }
-        let launch = launch::prepare(&self.spec, tools, &place, leaf)?;
+        let launch = launch::prepare(&self.spec, tools, &place, leaf, inlet)?;
         let launched = spawn::spawn(&launch)?;
         born.process = Some((launched.pid, launched.pidfd));
         Ok(born)

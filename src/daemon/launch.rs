@@ -15,8 +15,8 @@ use crate::kernel::user::{self, Credentials};
 use crate::model::error::{Code, Error};
 use crate::model::spec::{AgentSpec, IoClass, IoNice};
 use crate::model::stage::{SpawnFailure, Stage};
-use crate::model::stream::Stream;
 use crate::model::units::Max;
+use crate::output::Inlet;
 
 /// The PATH of an agent that is given none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -35,7 +35,13 @@ impl Surroundings {
 }
 
 /// Makes everything ready for a child of this run.
-pub(super) fn prepare(spec: &AgentSpec, tools: &Tools, place: &Place, leaf: OwnedFd) -> Result<Launch, SpawnFailure> {
+pub(super) fn prepare(
+    spec: &AgentSpec,
+    tools: &Tools,
+    place: &Place,
+    leaf: OwnedFd,
+    inlet: Inlet,
+) -> Result<Launch, SpawnFailure> {
     let credentials = match (&spec.user, &spec.group) {
         (None, None) => None,
         (user, group) => Some(user::lookup(user.as_deref(), group.as_deref()).map_err(|error| at(Stage::User, error))?),
@@ -48,7 +54,6 @@ pub(super) fn prepare(spec: &AgentSpec, tools: &Tools, place: &Place, leaf: Owne
         enter.push(tools.cgroups.procs_fd(place).map_err(|error| at(Stage::Cgroup, error.into()))?);
     }
     enter.extend(tools.cgroups.entrances(place).map_err(|error| at(Stage::Cgroup, error.into()))?);
-    let writer = |stream| tools.store.writer(&spec.id, stream).map_err(|error| at(Stage::Prepare, error));
     let text = |text: &str| {
         CString::new(text)
             .map_err(|_| at(Stage::Prepare, Error::new(Code::BadValue, format!("{text:?} contains a NUL byte"))))
@@ -60,8 +65,8 @@ pub(super) fn prepare(spec: &AgentSpec, tools: &Tools, place: &Place, leaf: Owne
         search: spawn::path_candidates(program, path),
         cwd: CString::new(cwd.as_os_str().as_bytes()).unwrap_or_default(),
         stdin: stdin(spec.stdin.as_deref())?,
-        stdout: writer(Stream::Stdout)?,
-        stderr: writer(Stream::Stderr)?,
+        stdout: inlet.stdout,
+        stderr: inlet.stderr,
         leaf,
         enter,
         credentials,

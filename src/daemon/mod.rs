@@ -25,6 +25,7 @@ mod job;
 mod journal;
 mod latency;
 mod launch;
+mod leaf;
 mod memory;
 mod output;
 mod perform;

@@ -10,7 +10,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use super::body::{Body, Watched};
+use super::body::{Body, Ear, Early, Watched};
 use super::client::Client;
 use super::hands::Hands;
 use super::hits::Hits;
@@ -81,6 +81,8 @@ impl Source {
 pub(super) enum Chore {
     /// Look at a spool file that was written to.
     Spool(AgentKey, Stream),
+    /// Look at the cgroup of a run that could not be watched.
+    Leaf(AgentKey, Run),
     /// Look at the counters of a memory domain.
     Memory(Place),
     /// Look at the counter of a limit on forks.
@@ -104,6 +106,7 @@ pub(super) struct Supervisor {
     pub stirred: BTreeSet<u64>,
     pub bodies: HashMap<AgentKey, Body>,
     pub watched: HashMap<WatchId, Watched>,
+    pub early: Early,
     pub memory: Memory,
     pub hits: Hits,
     pub chores: BTreeSet<(Monotonic, Chore)>,
@@ -234,7 +237,10 @@ impl Supervisor {
             match outcome {
                 Outcome::Fact(fact) => self.take_fact(fact),
                 Outcome::Facts(facts) => facts.into_iter().for_each(|fact| self.take_fact(fact)),
-                Outcome::Born(born) => self.born(*born),
+                Outcome::Born(born) => {
+                    self.born(*born);
+                    self.early.end_spawn();
+                }
                 Outcome::Limited(change, places) => {
                     self.feed(Input::LimitsSet(change));
                     self.watch_limits(&places);
@@ -251,6 +257,7 @@ impl Supervisor {
         match &fact {
             Input::Removed(key) => self.forget_cgroups(*key),
             Input::SpawnFailed { agent, .. } => {
+                self.early.end_spawn();
                 let run = self.machine.run_of(*agent);
                 if let Some(body) = self.bodies.get_mut(agent).filter(|body| body.spool_from == run) {
                     // The files that this very spawn made are taken back with it.
@@ -270,9 +277,16 @@ impl Supervisor {
                 body.home_watch = Some(watch);
                 self.watched.insert(watch, Watched::Home(key));
             }
-            if let Some(watch) = born.leaf {
-                body.leaf_watch = Some((born.run, watch));
-                self.watched.insert(watch, Watched::Leaf(key, born.run));
+            for stream in Stream::ALL {
+                if let Some(watch) = born.streams[stream as usize] {
+                    body.streams[stream as usize] = Ear::Armed(watch);
+                    self.watched.insert(watch, Watched::Stream(key, stream));
+                }
+            }
+        }
+        for watch in born.streams.into_iter().flatten() {
+            if self.early.has_fired(watch) {
+                self.watch_fired(watch);
             }
         }
         self.watch_limits(&born.limited);
@@ -288,10 +302,6 @@ impl Supervisor {
         if let Err(error) = self.poll.registry().register(&mut SourceFd(&fd), source.token(), Interest::READABLE) {
             tracing::error!("watch the main process of {key}: {error}; its end is looked for now");
             self.process_ended(key);
-        }
-        // What was written before the watches were known has fired them in vain, and for good: they are made anew.
-        for stream in Stream::ALL {
-            self.look_at_spool(key, stream);
         }
     }
 
@@ -334,22 +344,6 @@ impl Supervisor {
         self.feed(Input::Exited { agent: key, run, exit, rusage, oom, descendants });
     }
 
-    /// Counts what a main process left behind; 0 only if the kernel says that the run's cgroup is empty.
-    fn descendants(&self, key: AgentKey, run: Run) -> u64 {
-        let place = self.bodies[&key].run_place(run);
-        match self.tools.cgroups.events(&place) {
-            Ok(events) if events.populated => {
-                let processes = self.tools.cgroups.processes(&place).map_or(0, |pids| pids.len() as u64);
-                processes.max(1)
-            }
-            Err(error) if !error.is_gone() => {
-                tracing::error!("look for descendants in {place}: {error}");
-                1
-            }
-            _ => 0,
-        }
-    }
-
     fn watches_fired(&mut self) {
         let mut facts = Vec::new();
         loop {
@@ -387,12 +381,13 @@ impl Supervisor {
             }
             Some(Watched::Memory(place)) => self.look_at_memory(&place),
             Some(Watched::Forks(place)) => self.look_at_forks(&place),
-            None => {}
+            None => self.early.note(watch),
         }
     }
 
     /// Facts were lost: every file that is watched is read.
     fn look_at_everything(&mut self) {
+        self.early.note_overflow();
         tracing::warn!("the kernel's queue of facts was full; everything is looked at again");
         for watched in self.watched.values().cloned().collect::<Vec<_>>() {
             match watched {
@@ -411,17 +406,6 @@ impl Supervisor {
         self.feed(Input::FrostSeen { agent: key, frost: if events.frozen { Frost::Frozen } else { Frost::Thawed } });
         if !events.populated {
             self.feed(Input::SubtreeEmptied(key));
-        }
-    }
-
-    fn look_at_leaf(&mut self, key: AgentKey, run: Run) {
-        let Some(body) = self.bodies.get(&key) else { return };
-        let is_empty = match self.tools.cgroups.events(&body.run_place(run)) {
-            Ok(events) => !events.populated,
-            Err(error) => error.is_gone(),
-        };
-        if is_empty {
-            self.feed(Input::RunEmptied { agent: key, run });
         }
     }
 
@@ -521,6 +505,7 @@ impl Supervisor {
         let now = clock::monotonic();
         while self.chores.first().is_some_and(|(at, _)| *at <= now) {
             match self.chores.pop_first() {
+                Some((_, Chore::Leaf(key, run))) => self.retry_leaf(key, run),
                 Some((_, Chore::Spool(key, stream))) => self.spool_is_due(key, stream),
                 Some((_, Chore::Memory(place))) => self.look_at_memory(&place),
                 Some((_, Chore::Forks(place))) => self.look_at_forks(&place),

@@ -17,8 +17,9 @@
 //! The invariant: a cgroup whose limits could not all be set does not exist, in no hierarchy.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use rustix::fs::OFlags;
@@ -95,6 +96,8 @@ pub struct Cgroups {
 struct Hierarchy {
     path: PathBuf,
     mount: Dir,
+    /// Whether there may be mirrors in it: where a mirror was never made, none is looked for.
+    has_mirrors: AtomicBool,
 }
 
 impl Cgroups {
@@ -103,9 +106,16 @@ impl Cgroups {
     /// # Errors
     /// What `mkdir` or `open` answered; EEXIST if the leaf exists (a leaf is never used twice).
     pub fn make_leaf(&self, place: &Place) -> Result<OwnedFd> {
-        let above = self.above(place)?;
-        above.make(place.name())?;
-        Ok(above.descend(place.name())?.into_fd())
+        self.make_leaf_in(self.above(place)?.as_fd(), place)
+    }
+
+    /// Does as [`Cgroups::make_leaf`] where the directory above the place is open already.
+    ///
+    /// # Errors
+    /// As [`Cgroups::make_leaf`].
+    pub fn make_leaf_in(&self, above: BorrowedFd<'_>, place: &Place) -> Result<OwnedFd> {
+        let label = format!("{}/{place}", self.spine.label());
+        dir::make_and_open_at(above, place.name(), &label)
     }
 
     /// Opens a place's directory, `O_RDONLY | O_DIRECTORY`.
@@ -167,7 +177,7 @@ impl Cgroups {
             return Ok(Removal::Busy);
         }
         let mut outcome = Removal::Removed;
-        for hierarchy in self.each_hierarchy() {
+        for hierarchy in self.mirrored_hierarchies() {
             if remove_below(&hierarchy.mount, &self.full(place))? == Removal::Busy {
                 outcome = Removal::Busy;
             }
@@ -221,6 +231,11 @@ impl Cgroups {
             seen.push(&hierarchy.path);
             is_new
         })
+    }
+
+    /// Returns the v1 hierarchies that may have mirrors, each once.
+    fn mirrored_hierarchies(&self) -> impl Iterator<Item = &Hierarchy> {
+        self.each_hierarchy().filter(|hierarchy| hierarchy.has_mirrors.load(Ordering::SeqCst))
     }
 }
 

@@ -38,7 +38,7 @@ impl RunDelay {
     /// none.
     ///
     /// # Kernel
-    /// Linux 3.17 (`/proc/thread-self`), with `CONFIG_SCHED_INFO`; sched-stats.rst, "/proc/<pid>/schedstat".
+    /// Linux 3.17 (`/proc/thread-self`), with `CONFIG_SCHED_INFO`; sched-stats.rst, "/proc/PID/schedstat".
     #[must_use]
     pub fn of_this_thread() -> Option<Self> {
         let delay = Self { schedstat: File::open("/proc/thread-self/schedstat").ok()? };

@@ -60,4 +60,4 @@ mod tests;
 pub use lines::{Colours, Line, Lines, PARTIAL_MOST, escape};
 pub use read::{Cursor, Gone, Piece, Read};
 pub use spool::{CAP_DEFAULT, CAP_LEAST, Serviced, Spool};
-pub use store::Store;
+pub use store::{Inlet, Store};

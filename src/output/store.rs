@@ -27,6 +27,17 @@ pub struct Store {
     punches: bool,
 }
 
+/// Where the output of one run goes in.
+#[derive(Debug)]
+pub struct Inlet {
+    /// The agent's directory, as by [`Store::watch_dir`].
+    pub dir: OwnedFd,
+    /// What the child writes its standard output to, as by [`Store::writer`].
+    pub stdout: OwnedFd,
+    /// What the child writes its standard error to.
+    pub stderr: OwnedFd,
+}
+
 impl Store {
     /// Opens `agents/` in the state directory, making it if need be, and tries once whether holes can be punched there.
     ///
@@ -55,27 +66,49 @@ impl Store {
         self.punches
     }
 
-    /// Makes the directory of an agent with two empty files; what an earlier agent of the same name left is removed.
+    /// Makes the directory of an agent with two empty files, and opens them for the child; what an earlier agent of the
+    /// same name left is removed.
     ///
     /// # Errors
     /// Those of the kernel; then nothing is left. What is in a leftover directory and is not treeherd's stops it
     /// ([`Code::WrongState`]).
-    pub fn create(&self, id: &AgentId) -> Result<(), Error> {
-        self.remove(id)?;
-        let made = fs::mkdirat(&self.agents, id.as_str(), Mode::RWXU)
-            .map_err(|errno| fault("make directory", &directory(id), errno))
-            .and_then(|()| {
-                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
-                Stream::ALL.into_iter().try_for_each(|stream| {
-                    let name = entry(id, stream.as_str());
-                    self.open_entry(&name, flags).map(drop).map_err(|errno| entry_fault("make", &shown(&name), errno))
-                })
-            });
-        if made.is_err() {
+    pub fn create(&self, id: &AgentId) -> Result<Inlet, Error> {
+        let make = || fs::mkdirat(&self.agents, id.as_str(), Mode::RWXU);
+        let mut made = make();
+        if made == Err(Errno::EXIST) {
+            self.remove(id)?;
+            made = make();
+        }
+        made.map_err(|errno| fault("make directory", &directory(id), errno))?;
+        let inlet = self.fill(id);
+        if inlet.is_err() {
             // The first error is the one to tell.
             self.remove(id).unwrap_or_default();
         }
-        made
+        inlet
+    }
+
+    /// Makes the files in a directory that was just made.
+    fn fill(&self, id: &AgentId) -> Result<Inlet, Error> {
+        let dir = self.watch_dir(id)?;
+        // An exclusive file is a new one: it cannot be a link, and there is no fifo to wait for.
+        let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let make = |stream: Stream| {
+            fs::openat(&dir, stream.as_str(), flags, Mode::RUSR | Mode::WUSR)
+                .map_err(|errno| entry_fault("make", &shown(&entry(id, stream.as_str())), errno))
+        };
+        let (stdout, stderr) = (make(Stream::Stdout)?, make(Stream::Stderr)?);
+        Ok(Inlet { dir, stdout, stderr })
+    }
+
+    /// Opens the files of an agent for the child of a further run.
+    ///
+    /// # Errors
+    /// As [`Store::writer`].
+    pub fn inlet(&self, id: &AgentId) -> Result<Inlet, Error> {
+        let dir = self.watch_dir(id)?;
+        let (stdout, stderr) = (self.writer(id, Stream::Stdout)?, self.writer(id, Stream::Stderr)?);
+        Ok(Inlet { dir, stdout, stderr })
     }
 
     /// Opens a spool file for the child: write only, `O_APPEND`, closed on exec until it is made descriptor 1 or 2.

@@ -74,17 +74,7 @@ impl Dir {
 
     /// Makes a child directory.
     pub fn make(&self, name: &str) -> Result<()> {
-        rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(0o755)).map_err(|errno| {
-            let error = KernelError::new("mkdir", format!("{}/{name}", self.label), errno);
-            match errno {
-                Errno::AGAIN => error.hint("cgroup.max.depth or cgroup.max.descendants of a cgroup above is reached"),
-                Errno::NOSPC | Errno::NOMEM => {
-                    error.hint("the host has too many cgroups of this kind, dying ones included")
-                }
-                Errno::ROFS => error.hint("remount the cgroup hierarchy read-write for this process"),
-                _ => error,
-            }
-        })
+        make_at(self.fd.as_fd(), name, &format!("{}/{name}", self.label))
     }
 
     /// Removes a child directory.
@@ -171,6 +161,32 @@ impl AsFd for Dir {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// Makes a child directory of an open one; errors call it by its label.
+fn make_at(above: BorrowedFd<'_>, name: &str, label: &str) -> Result<()> {
+    rustix::fs::mkdirat(above, name, Mode::from_raw_mode(0o755)).map_err(|errno| {
+        let error = KernelError::new("mkdir", label, errno);
+        match errno {
+            Errno::AGAIN => error.hint("cgroup.max.depth or cgroup.max.descendants of a cgroup above is reached"),
+            Errno::NOSPC | Errno::NOMEM => {
+                error.hint("the host has too many cgroups of this kind, dying ones included")
+            }
+            Errno::ROFS => error.hint("remount the cgroup hierarchy read-write for this process"),
+            _ => error,
+        }
+    })
+}
+
+/// Makes a child directory of an open one and opens it, `O_RDONLY | O_DIRECTORY`; both or nothing.
+pub(super) fn make_and_open_at(above: BorrowedFd<'_>, name: &str, label: &str) -> Result<OwnedFd> {
+    make_at(above, name, label)?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat2(above, name, flags, Mode::empty(), beneath()).map_err(|errno| {
+        // The error that is told is the one that made the undoing necessary.
+        rustix::fs::unlinkat(above, name, AtFlags::REMOVEDIR).unwrap_or_default();
+        KernelError::new("open", label, errno)
+    })
 }
 
 /// Splits a path at the last slash at which the head is no longer than a chunk.

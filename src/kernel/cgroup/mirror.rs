@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -30,7 +31,7 @@ impl Cgroups {
     /// What `openat2` answered, other than that there is no mirror.
     pub fn entrances(&self, place: &Place) -> Result<Vec<OwnedFd>> {
         let mut entrances = Vec::new();
-        for hierarchy in self.each_hierarchy() {
+        for hierarchy in self.mirrored_hierarchies() {
             if let Some(mirror) = self.deepest(hierarchy, place)? {
                 entrances.push(mirror.open("cgroup.procs", OFlags::WRONLY)?);
             }
@@ -69,6 +70,7 @@ impl Cgroups {
     /// Makes a place's mirror and what is missing above it; the paths that were made are added to `made`, even on failure.
     pub(super) fn make_mirror(&self, place: &Place, controller: Controller, made: &mut Made) -> Result<Dir> {
         let hierarchy = &self.hierarchies[&controller];
+        hierarchy.has_mirrors.store(true, Ordering::SeqCst);
         let full = self.full(place);
         let mut path = String::with_capacity(full.len());
         let mut at = hierarchy.mount.descend("")?;

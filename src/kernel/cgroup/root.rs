@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use rustix::fs::XattrFlags;
@@ -63,6 +64,11 @@ impl Cgroups {
         let (moved, changing) = (Mutex::new(None), Mutex::new(()));
         let cgroups = Self { host, root, mount, spine, hierarchies, moved, changing };
         cgroups.drop_orphaned_mirrors()?;
+        for hierarchy in cgroups.each_hierarchy() {
+            let herd = hierarchy.mount.descend(&cgroups.full(&Place::herd()));
+            let has_none = herd.is_err_and(|error| error.is_gone());
+            hierarchy.has_mirrors.store(!has_none, Ordering::SeqCst);
+        }
         Ok(cgroups)
     }
 
@@ -209,7 +215,10 @@ fn open_hierarchies(host: &Host) -> Result<BTreeMap<Controller, Arc<Hierarchy>>>
         let open: Option<Arc<Hierarchy>> = hierarchies.values().find(|open| open.path == *path).cloned();
         let hierarchy = match open {
             Some(open) => open,
-            None => Arc::new(Hierarchy { path: path.clone(), mount: Dir::mount(Path::new(path))? }),
+            None => {
+                let mount = Dir::mount(Path::new(path))?;
+                Arc::new(Hierarchy { path: path.clone(), mount, has_mirrors: AtomicBool::new(true) })
+            }
         };
         hierarchies.insert(*controller, hierarchy);
     }

@@ -26,7 +26,8 @@ pub(super) struct Orders<'a> {
     pub enter: &'a [i32],
     /// Descriptors of 3 and above: dup2 onto 0, 1 and 2 must not overwrite one that is still needed.
     pub stdio: [i32; 3],
-    pub oom_score_adj: &'a CStr,
+    /// None where the child has the value by birth.
+    pub oom_score_adj: Option<&'a CStr>,
     /// Whether a host that does not offer the value is a failure (it was asked for) or not (it is our default).
     pub oom_score_adj_asked: bool,
     pub nice: Option<i8>,
@@ -142,10 +143,12 @@ fn stdio(orders: &Orders<'_>) -> Result<(), Failed> {
 }
 
 fn scheduling(orders: &Orders<'_>) -> Result<(), Failed> {
-    orders.at(Stage::OomScoreAdj);
-    let written = write_oom_score_adj(orders.oom_score_adj);
-    if orders.oom_score_adj_asked {
-        written.map_err(|errno| (0, errno))?;
+    if let Some(value) = orders.oom_score_adj {
+        orders.at(Stage::OomScoreAdj);
+        let written = write_oom_score_adj(value);
+        if orders.oom_score_adj_asked {
+            written.map_err(|errno| (0, errno))?;
+        }
     }
     if let Some(nice) = orders.nice {
         orders.at(Stage::Nice);

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use treeherd::machine::{AgentKey, Machine, Now, ReplyTo};
+use treeherd::machine::{AgentKey, Machine, Now};
 use treeherd::model::id::{AgentId, Level};
 use treeherd::model::request::Request;
 use treeherd::model::status::{Paused, State};
@@ -92,7 +92,7 @@ impl Observer {
 
     /// What holds when everything has been carried out, told and waited for.
     pub fn at_rest(&mut self, machine: &Machine, kernel: &Kernel) {
-        for (to, asked) in self.requests.iter().filter(|(to, asked)| !asked.is_answered && !self.is_gone(to)) {
+        for (to, asked) in self.requests.iter().filter(|(_, asked)| !asked.is_answered && !asked.is_gone) {
             let Request::Wait(ids) = &asked.request else { panic!("{to:?} is never answered: {:?}", asked.request) };
             let is_live = |id: &AgentId| machine.key_of(id).is_some_and(|key| !state(machine, key).has_ended());
             assert!(ids.iter().any(is_live), "{to:?}: all have ended, and it waits: {ids:?}");
@@ -134,10 +134,6 @@ impl Observer {
         }
     }
 
-    pub(super) fn is_gone(&self, to: &ReplyTo) -> bool {
-        self.departed.contains(&to.client)
-    }
-
     pub(super) fn assert_no_room(&self, machine: &Machine, key: AgentKey) {
         let known = &self.known[&key];
         let counts = machine.counts();
@@ -166,7 +162,7 @@ impl Observer {
         assert!(self.has_finished, "a shutdown ends");
         assert!(kernel.dirs.is_empty(), "no cgroup is left: {:?}", kernel.dirs.keys());
         assert!(kernel.processes.is_empty() && kernel.hanging.is_empty(), "no process is left");
-        let mut waiting = self.requests.iter().filter(|(to, asked)| !asked.is_answered && !self.is_gone(to));
+        let mut waiting = self.requests.iter().filter(|(_, asked)| !asked.is_answered && !asked.is_gone);
         if let Some((to, asked)) = waiting.next() {
             panic!("{to:?} was never answered: {:?}", asked.request);
         }

@@ -41,6 +41,8 @@ pub struct Asked {
     kill_at: Option<Monotonic>,
     at: Monotonic,
     is_permitted: bool,
+    /// Its client went away before it was answered, or after.
+    is_gone: bool,
 }
 
 /// Subtrees that are ended together.
@@ -48,6 +50,7 @@ pub struct Asked {
 struct Group {
     tops: BTreeSet<AgentKey>,
     freezes_since: Option<Monotonic>,
+    kill_at: Option<Monotonic>,
 }
 
 pub struct Observer {
@@ -55,7 +58,6 @@ pub struct Observer {
     known: BTreeMap<AgentKey, Known>,
     names: BTreeMap<AgentId, AgentKey>,
     requests: BTreeMap<ReplyTo, Asked>,
-    departed: BTreeSet<u64>,
     started: BTreeSet<(AgentKey, Run)>,
     told: BTreeSet<(AgentKey, Run)>,
     /// Agents that somebody wants to end, or that end with one above.
@@ -95,7 +97,6 @@ impl Observer {
             known: BTreeMap::new(),
             names: BTreeMap::new(),
             requests: BTreeMap::new(),
-            departed: BTreeSet::new(),
             started: BTreeSet::new(),
             told: BTreeSet::new(),
             down: BTreeSet::new(),
@@ -156,7 +157,9 @@ impl Observer {
                 return Some(*to);
             }
             Input::Departed(client) => {
-                self.departed.insert(*client);
+                for (_, asked) in self.requests.iter_mut().filter(|(to, _)| to.client == *client) {
+                    asked.is_gone = true;
+                }
             }
             Input::Spawned { agent, .. } | Input::SpawnFailed { agent, .. } => {
                 assert!(self.spawning.remove(agent), "{agent}: an answer to a spawn that was ordered");
@@ -225,7 +228,8 @@ impl Observer {
             }
         }
         let (request, at) = (request.clone(), now.mono);
-        let asked = Asked { request, members, exact, is_answered: false, kill_at, at, is_permitted: true };
+        let asked =
+            Asked { request, members, exact, is_answered: false, kill_at, at, is_permitted: true, is_gone: false };
         assert!(self.requests.insert(to, asked).is_none());
     }
 
@@ -242,14 +246,18 @@ impl Observer {
                 together.entry(event.message.clone()).or_default().insert(*key);
             }
         }
-        self.groups.extend(together.into_values().map(|tops| Group { tops, freezes_since: None }));
+        let kill_at = asked.and_then(|to| self.requests[&to].kill_at);
+        self.groups.extend(together.into_values().map(|tops| Group { tops, freezes_since: None, kill_at }));
         self.restarted(machine, asked, effects);
         for effect in effects {
             assert!(!self.has_finished, "nothing is ordered after the end: {effect:?}");
             self.ordered(machine, kernel, now, effect);
         }
         for group in &mut self.groups {
-            if group.tops.iter().any(|key| self.frosts.get(key) == Some(&Frost::Frozen)) {
+            // Where a thaw is still on a hand, the time runs without an order to freeze.
+            let is_closed = group.kill_at.is_some_and(|at| at <= now.mono)
+                && !self.spawning.iter().any(|key| group.tops.iter().any(|top| machine.is_within(*key, *top)));
+            if is_closed || group.tops.iter().any(|key| self.frosts.get(key) == Some(&Frost::Frozen)) {
                 group.freezes_since.get_or_insert(now.mono);
             }
         }

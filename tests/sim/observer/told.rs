@@ -8,13 +8,15 @@ use treeherd::model::id::Run;
 use treeherd::model::request::{Answer, Request};
 use treeherd::model::status::{Cause, Exit, Paused, Receipt, State};
 
-use super::super::kernel::{Kernel, Tally};
+use super::super::kernel::{Kernel, Notice, Tally};
 use super::{Asking, Observer, subtrees};
 
 impl Observer {
     pub(super) fn answered(&mut self, to: ReplyTo) {
         let asked = self.requests.get_mut(&to).unwrap_or_else(|| panic!("{to:?}: an answer to nobody"));
         assert!(!asked.is_answered, "{to:?}: answered twice: {:?}", asked.request);
+        let is_dropped = asked.is_gone && matches!(asked.request, Request::Wait(_));
+        assert!(!is_dropped, "{to:?}: nobody waits any more");
         asked.is_answered = true;
     }
 
@@ -106,6 +108,11 @@ impl Observer {
                 self.down.extend(below);
             }
             Kind::Paused => {
+                // It may have been frozen from above, and that has just been undone: then the news is on its way.
+                let is_stale = kernel.notices.contains(&Notice::Frost(key)) && kernel.is_to_freeze(key);
+                if is_stale {
+                    return;
+                }
                 assert!(kernel.is_frozen(key), "{key}: told to be paused, and the kernel says it is not frozen");
                 // A stop thaws it presently; the pause that was under way is told all the same.
                 if !self.down.contains(&key) {

@@ -1,0 +1,76 @@
+//! What a main process leaves behind in the cgroup of its run. As long as it lives nobody listens to that cgroup: most leave
+//! nothing behind, and every watch that is never set is a wakeup less at a birth and at an end.
+
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use super::body::Watched;
+use super::supervisor::{Chore, Supervisor};
+use crate::kernel::cgroup::Place;
+use crate::kernel::clock;
+use crate::machine::{AgentKey, Input};
+use crate::model::id::Run;
+
+/// When a leaf is looked at again that could not be watched.
+const WATCH_RETRY: Duration = Duration::from_millis(50);
+
+impl Supervisor {
+    /// Counts what a main process left behind, and listens to it; 0 only if the kernel says that the run's cgroup is empty.
+    pub(super) fn descendants(&mut self, key: AgentKey, run: Run) -> u64 {
+        let place = self.bodies[&key].run_place(run);
+        if self.is_empty(&place) {
+            return 0;
+        }
+        self.watch_leaf(key, run, &place);
+        // What ended before it was watched has woken nobody.
+        if self.is_empty(&place) {
+            return 0;
+        }
+        let processes = self.tools.cgroups.processes(&place).map_or(0, |pids| pids.len() as u64);
+        processes.max(1)
+    }
+
+    fn is_empty(&self, place: &Place) -> bool {
+        match self.tools.cgroups.events(place) {
+            Ok(events) => !events.populated,
+            Err(error) if error.is_gone() => true,
+            Err(error) => {
+                tracing::error!("look for processes in {place}: {error}");
+                false
+            }
+        }
+    }
+
+    fn watch_leaf(&mut self, key: AgentKey, run: Run, place: &Place) {
+        let Some(body) = self.bodies.get_mut(&key) else { return };
+        let dir = self.tools.cgroups.open_dir(place);
+        match dir.and_then(|dir| self.tools.watches.add_modify(dir.as_fd(), "cgroup.events")) {
+            Ok(watch) => {
+                body.leaf_watch = Some((run, watch));
+                self.watched.insert(watch, Watched::Leaf(key, run));
+            }
+            Err(error) if error.is_gone() => {}
+            Err(error) => {
+                tracing::error!("watch {place}: {error}; it is looked at every {} ms", WATCH_RETRY.as_millis());
+                self.chores.insert((clock::monotonic() + WATCH_RETRY, Chore::Leaf(key, run)));
+            }
+        }
+    }
+
+    /// Looks again at a leaf that could not be watched.
+    pub(super) fn retry_leaf(&mut self, key: AgentKey, run: Run) {
+        let Some(place) = self.bodies.get(&key).map(|body| body.run_place(run)) else { return };
+        if !self.is_empty(&place) {
+            self.watch_leaf(key, run, &place);
+        }
+        self.look_at_leaf(key, run);
+    }
+
+    /// Tells the machine when nothing of a run lives any more.
+    pub(super) fn look_at_leaf(&mut self, key: AgentKey, run: Run) {
+        let Some(place) = self.bodies.get(&key).map(|body| body.run_place(run)) else { return };
+        if self.is_empty(&place) {
+            self.feed(Input::RunEmptied { agent: key, run });
+        }
+    }
+}
