@@ -160,15 +160,19 @@ mod spawning {
     fn every_child_starts_clean() {
         let herd = herd();
         let id = herd.program(None, "a", &["sleep", "1000"], |spec| {
-            spec.env.insert("GIVEN".to_owned(), "x y".to_owned());
-            spec.inherit_env = vec!["CARGO_PKG_NAME".to_owned(), "NO_SUCH_VARIABLE".to_owned()];
             spec.rlimits.insert(Rlimit::Nofile, serde_json::from_str("\"64:128\"").unwrap());
             spec.nice = Some(5);
         });
         let pid = herd.process_for_agent(&id).unwrap().unwrap();
         let read = |file: &str| std::fs::read(format!("/proc/{pid}/{file}")).unwrap();
         let text = |file: &str| String::from_utf8(read(file)).unwrap();
-        let environment = text("environ");
+        // What /proc shows of a process that has just begun to execute may be empty yet: one that tells by itself is asked.
+        let teller = herd.program(None, "teller", &["cat", "/proc/self/environ"], |spec| {
+            spec.env.insert("GIVEN".to_owned(), "x y".to_owned());
+            spec.inherit_env = vec!["CARGO_PKG_NAME".to_owned(), "NO_SUCH_VARIABLE".to_owned()];
+        });
+        herd.wait(std::slice::from_ref(&teller)).unwrap();
+        let environment = String::from_utf8(output(&herd, &teller)).unwrap();
         let names: Vec<&str> =
             environment.split('\0').filter_map(|entry| entry.split_once('=')).map(|(name, _)| name).collect();
         let mut wanted = vec!["GIVEN", "HOME", "LANG", "PATH", "USER"];

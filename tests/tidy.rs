@@ -143,7 +143,9 @@ fn nothing_is_left_undone_asleep_or_ignored() {
     let mut wrong = Vec::new();
     for dir in ["src", "tests", "benches", "examples"] {
         for (path, text) in sources(dir).into_iter().filter(|(path, _)| !path.ends_with("tidy.rs")) {
-            let found = banned.iter().filter(|word| text.contains(word.as_str()));
+            // A bench lets time go by: that is what it measures.
+            let is_fine = |word: &str| dir == "benches" && word.ends_with("sleep");
+            let found = banned.iter().filter(|word| text.contains(word.as_str()) && !is_fine(word));
             wrong.extend(found.map(|word| format!("{}: {word}", path.display())));
         }
     }
