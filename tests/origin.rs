@@ -314,6 +314,22 @@ mod monitoring {
     }
 
     #[test]
+    fn what_is_said_later_is_heard_however_early_the_first_word_was() {
+        let herd = herd_with(|settings| settings.herd.bounds.max_agents_per_level = 100);
+        let script = "echo one; sleep 0.3; echo two; exec sleep 1000";
+        std::thread::scope(|scope| {
+            for number in 0..40 {
+                let herd = &herd;
+                scope.spawn(move || {
+                    let id = herd.spawn(&format!("a{number}"), script);
+                    await_line(herd, &id, "two");
+                });
+            }
+        });
+        herd.finish();
+    }
+
+    #[test]
     fn children_are_those_right_below() {
         let herd = herd();
         let root = herd.group(None, "root");
