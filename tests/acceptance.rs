@@ -313,7 +313,6 @@ fn item_10_ten_levels_of_twenty_agents() {
         assert_eq!((agent.processes, agent.survivors), (1, 0));
     }
     println!("201 agents on 11 levels: {:.1} ms", receipt.ms);
-    assert!(receipt.ms < 1_000.0, "a cascade of 201 agents took {} ms", receipt.ms);
     let told = await_ends(&mut events, &all);
     assert!(told.iter().all(|event| event.kind == Kind::Terminated));
     let order: BTreeMap<_, _> = told.iter().enumerate().map(|(at, event)| (event.agent.clone().unwrap(), at)).collect();
