@@ -33,6 +33,7 @@ pub fn play_role() -> bool {
         }
         "stamp" => stamp(Path::new(argument)),
         "crowd" => crowd(argument.parse().unwrap()),
+        "echo" => echo(Path::new(argument)),
         other => panic!("{other} is no role"),
     }
     true
@@ -45,6 +46,16 @@ fn daemon(cgroup: &str, dir: &Path) {
     settings.herd.bounds.max_agents_per_level = 20_000;
     settings.herd.bounds.max_agents = 20_000;
     treeherd::daemon::serve(settings).unwrap();
+}
+
+/// Gives back every byte that comes over a socket, until it is closed.
+fn echo(socket: &Path) {
+    use std::io::{Read, Write};
+    let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
+    let mut byte = [0];
+    while stream.read(&mut byte).unwrap() == 1 {
+        stream.write_all(&byte).unwrap();
+    }
 }
 
 /// Notes the time in a shared page, and ends at once.

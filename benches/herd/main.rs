@@ -63,7 +63,8 @@ fn main() {
         return;
     }
     let plan = Plan::from_args();
-    let benches: [(&str, Bench); 6] = [
+    let benches: [(&str, Bench); 7] = [
+        ("hello", spawn::hello),
         ("spawn", spawn::spawn),
         ("exit", spawn::exit),
         ("terminate", crowd::terminate),

@@ -1,7 +1,10 @@
 //! The birth and the end of one agent.
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixListener;
 use std::time::Instant;
 
+use treeherd::api::method::{Call, Hello, Nothing};
 use treeherd::model::event::Kind;
 use treeherd::model::spec::AgentSpec;
 
@@ -47,6 +50,31 @@ pub fn spawn(plan: &Plan, table: &mut Table) {
         };
         table.compare(name, "ms", alternate(plan.rounds(1_000), floor, ours), target);
     }
+}
+
+/// A request that does nothing, beside a byte that is sent to another process and back: what the way over a socket costs.
+pub fn hello(plan: &Plan, table: &mut Table) {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("echo");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let (command, variable) = guest::role(&format!("echo:{}", socket.display()));
+    let mut process = std::process::Command::new(&command[0]).envs([variable]).spawn().unwrap();
+    let (mut stream, _) = listener.accept().unwrap();
+    let mut daemon = Daemon::start("hello");
+    let floor = || {
+        let began = Instant::now();
+        stream.write_all(b"x").unwrap();
+        stream.read_exact(&mut [0]).unwrap();
+        began.elapsed().as_secs_f64() * 1e6
+    };
+    let ours = || {
+        let began = Instant::now();
+        daemon.client.call::<Hello>(&Call::Hello(Nothing {})).unwrap();
+        began.elapsed().as_secs_f64() * 1e6
+    };
+    table.compare("a request that does nothing", "µs", alternate(plan.rounds(2_000), floor, ours), Target::None);
+    drop(stream);
+    process.wait().unwrap();
 }
 
 /// From right before `_exit` to the event at a client, beside the way from there to the return of an `epoll_wait`.

@@ -56,8 +56,7 @@ impl Supervisor {
         }
         let id = self.fresh();
         let mut client = Client::new(mio::net::UnixStream::from_std(stream), caller);
-        let interest = Interest::READABLE | Interest::WRITABLE;
-        match self.poll.registry().register(client.stream(), Source::Client(id).token(), interest) {
+        match self.poll.registry().register(client.stream(), Source::Client(id).token(), Interest::READABLE) {
             Ok(()) => drop(self.clients.insert(id, client)),
             Err(error) => tracing::warn!("take a client: {error}"),
         }

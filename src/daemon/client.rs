@@ -33,6 +33,9 @@ pub(super) struct Client {
     searched: usize,
     output: Vec<u8>,
     sent: usize,
+    /// Whether the poll tells when the reader has made room. As long as nothing waits to be sent it does not: every answer
+    /// that is read makes room, and would wake the loop for nothing.
+    pub listens_for_room: bool,
     /// The calls that are not answered, by the machine's number, with the client's own `id`; none if it wants no answer.
     pub calls: BTreeMap<u64, Option<Value>>,
     pub follows: Vec<Follow>,
@@ -65,6 +68,7 @@ impl Client {
             searched: 0,
             output: Vec::new(),
             sent: 0,
+            listens_for_room: false,
             calls: BTreeMap::new(),
             follows: Vec::new(),
             state: State::Open,

@@ -1,10 +1,11 @@
 //! Those who follow events and output. Nothing is queued for them: a follower is a place in the journal or in a spool, and is
 //! moved on when its connection has room. Who is too slow finds out how much is not kept any more.
 
+use mio::Interest;
 use serde_json::Value;
 
 use super::client::{Client, Follow};
-use super::supervisor::Supervisor;
+use super::supervisor::{Source, Supervisor};
 use crate::api::method::{EventNote, EventQuery, Offsets, Output, OutputNote, OutputPiece};
 use crate::machine::AgentKey;
 use crate::model::event::Event;
@@ -90,7 +91,21 @@ impl Supervisor {
             if is_hungry && client.has_room() {
                 self.eager.insert(id);
             }
+            self.listen_for_room(id, &mut client);
             self.clients.insert(id, client);
+        }
+    }
+
+    /// Has the poll tell when a reader has made room, as long as something waits for that.
+    fn listen_for_room(&mut self, id: u64, client: &mut Client) {
+        let waits = client.waiting() > 0;
+        if client.listens_for_room == waits {
+            return;
+        }
+        let interest = if waits { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
+        match self.poll.registry().reregister(client.stream(), Source::Client(id).token(), interest) {
+            Ok(()) => client.listens_for_room = waits,
+            Err(error) => tracing::warn!("listen to a client: {error}"),
         }
     }
 
