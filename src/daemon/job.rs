@@ -112,8 +112,6 @@ pub(super) struct Born {
 pub(super) enum Outcome {
     /// A fact for the machine.
     Fact(Input),
-    /// Several facts for the machine.
-    Facts(Vec<Input>),
     /// A run has started.
     Born(Box<Born>),
     /// A change of limits is done, in these places.
@@ -189,12 +187,7 @@ fn freeze(cgroups: &Cgroups, agent: AgentKey, place: &Place, frost: Frost) -> Ou
     if let Err(error) = cgroups.set_frozen(place, frozen) {
         note::<()>(&error);
     }
-    let mut facts = vec![Input::FreezerWritten { agent, written: frost }];
-    // An empty cgroup, or one frozen from above, is frozen without a notification.
-    if let Ok(events) = cgroups.events(place) {
-        facts.push(Input::FrostSeen { agent, frost: if events.frozen { Frost::Frozen } else { Frost::Thawed } });
-    }
-    Outcome::Facts(facts)
+    Outcome::Fact(Input::FreezerWritten { agent, written: frost })
 }
 
 /// Sets limits in several places; when one is refused, those before it get back what they had.

@@ -236,7 +236,6 @@ impl Supervisor {
         while let Ok(outcome) = self.outcomes.try_recv() {
             match outcome {
                 Outcome::Fact(fact) => self.take_fact(fact),
-                Outcome::Facts(facts) => facts.into_iter().for_each(|fact| self.take_fact(fact)),
                 Outcome::Born(born) => {
                     self.born(*born);
                     self.early.end_spawn();
@@ -266,7 +265,16 @@ impl Supervisor {
             }
             _ => {}
         }
+        let written = match &fact {
+            Input::FreezerWritten { agent, .. } => Some(*agent),
+            _ => None,
+        };
         self.feed(fact);
+        if let Some(key) = written {
+            // An empty cgroup, or one frozen from above, is frozen without news; and news that came before this was told counted
+            // for nothing. Read here and not on the hand: what it read could be older than news that is already told.
+            self.look_at_home(key);
+        }
     }
 
     /// A run has started: listens for its end and its output.
