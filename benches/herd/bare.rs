@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::event::{PollFd, PollFlags, epoll, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{WaitId, WaitIdOptions, waitid};
+use treeherd::kernel::watch::Watches;
 
 /// A cgroup of our own; it and all below it are killed and removed in the end.
 pub struct Bare {
@@ -34,6 +35,30 @@ impl Bare {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let leaf = rustix::fs::openat(&self.fd, name, flags, Mode::empty()).unwrap();
         Child { pidfd: clone_into(&leaf, program) }
+    }
+
+    /// Does as [`Bare::spawn`] with everything that an agent has: a cgroup and one for its run, a directory with a file for each
+    /// stream, and the watches on them. One thread, no request, no answer, no event, no child that cleans up before `exec`.
+    pub fn spawn_kept(&self, name: &str, program: &Program, spools: &OwnedFd, watches: &Watches) -> Child {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let make = |above: &OwnedFd, name: &str| {
+            rustix::fs::mkdirat(above, name, Mode::from_raw_mode(0o755)).unwrap();
+            rustix::fs::openat(above, name, flags, Mode::empty()).unwrap()
+        };
+        let home = make(&self.fd, name);
+        watches.add_modify(home.as_fd(), "cgroup.events").unwrap();
+        let leaf = make(&home, "run-1");
+        let spool = make(spools, name);
+        let streams = ["stdout", "stderr"].map(|stream| {
+            let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+            let file = rustix::fs::openat(&spool, stream, flags, Mode::RUSR | Mode::WUSR).unwrap();
+            watches.add_modify_once(spool.as_fd(), stream).unwrap();
+            file
+        });
+        let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        let child = Child { pidfd: clone_into(&leaf, program) };
+        drop((streams, null));
+        child
     }
 
     pub fn remove(&self, name: &str) {
@@ -205,6 +230,6 @@ fn clone_into(leaf: &OwnedFd, program: &Program) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(pidfd) }
 }
 
-fn open_dir(path: &Path) -> OwnedFd {
+pub fn open_dir(path: &Path) -> OwnedFd {
     rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).unwrap()
 }

@@ -63,9 +63,10 @@ fn main() {
         return;
     }
     let plan = Plan::from_args();
-    let benches: [(&str, Bench); 7] = [
+    let benches: [(&str, Bench); 8] = [
         ("hello", spawn::hello),
         ("spawn", spawn::spawn),
+        ("spawn-kept", spawn::spawn_kept),
         ("exit", spawn::exit),
         ("terminate", crowd::terminate),
         ("pause", crowd::pause),

@@ -5,11 +5,12 @@ use std::os::unix::net::UnixListener;
 use std::time::Instant;
 
 use treeherd::api::method::{Call, Hello, Nothing};
+use treeherd::kernel::watch::Watches;
 use treeherd::model::event::Kind;
 use treeherd::model::spec::AgentSpec;
 
 use crate::Plan;
-use crate::bare::{Bare, Program};
+use crate::bare::{self, Bare, Program};
 use crate::guest::{self, Daemon, Follower, Page};
 use crate::measure::{Table, Target, alternate};
 
@@ -50,6 +51,41 @@ pub fn spawn(plan: &Plan, table: &mut Table) {
         };
         table.compare(name, "ms", alternate(plan.rounds(1_000), floor, ours), target);
     }
+}
+
+/// The same beside every kernel call that an agent cannot do without, made by one thread: what is left is the way there and
+/// back (client, loop, spawner, loop, client), what the child tidies up, JSON, the journal.
+pub fn spawn_kept(plan: &Plan, table: &mut Table) {
+    let dir = guest::memory_dir();
+    let programs = tempfile::tempdir().unwrap();
+    let argv = [guest::tiny_program(programs.path())];
+    let program = Program::new(&argv, &[]);
+    let (spools, watches) = (bare::open_dir(dir.path()), Watches::new().unwrap());
+    let bare = Bare::new("floor");
+    let mut daemon = Daemon::start("spawn");
+    let floor = || {
+        let began = Instant::now();
+        let child = bare.spawn_kept("a", &program, &spools, &watches);
+        let took = began.elapsed();
+        child.wait();
+        bare.remove("a/run-1");
+        bare.remove("a");
+        std::fs::remove_dir_all(dir.path().join("a")).unwrap();
+        watches.read(&mut Vec::new()).unwrap();
+        took.as_secs_f64() * 1e3
+    };
+    let ours = || {
+        let spec = AgentSpec::new(daemon.fresh(), argv.clone());
+        let id = spec.id.clone();
+        let began = Instant::now();
+        daemon.spawn(spec);
+        let took = began.elapsed();
+        daemon.wait(&id);
+        daemon.forget();
+        took.as_secs_f64() * 1e3
+    };
+    let spreads = alternate(plan.rounds(1_000), floor, ours);
+    table.compare("spawn, beside all its kernel calls", "ms", spreads, Target::None);
 }
 
 /// A request that does nothing, beside a byte that is sent to another process and back: what the way over a socket costs.

@@ -76,6 +76,11 @@ impl Detection {
         self.pending += 1;
     }
 
+    /// Says how many deaths are not told yet.
+    pub fn pending(&self) -> u64 {
+        self.pending
+    }
+
     /// What this turn had to tell is told. Returns how late it was, if that was too late.
     pub fn told(&mut self) -> Option<Duration> {
         if self.pending == 0 {

@@ -9,6 +9,7 @@ use crate::kernel::clock;
 use crate::machine::AgentKey;
 use crate::model::event::{Event, Kind};
 use crate::model::stream::Stream;
+use crate::output::Spool;
 
 /// How long a file that was written to is left alone: what is written meanwhile costs nobody anything.
 const DAMPING: Duration = Duration::from_millis(5);
@@ -108,10 +109,12 @@ impl Supervisor {
         let (Kind::Failed, Some(exit), Some(id)) = (event.kind, &mut event.exit, &event.agent) else { return };
         let Some(key) = self.machine.key_of(id) else { return };
         if exit.cause != crate::model::status::Cause::Exec {
-            self.catch_up(key);
+            self.service(key, Stream::Stderr);
         }
         let Some(body) = self.bodies.get_mut(&key) else { return };
-        let lines = body.spool.as_ref().and_then(|spool| {
+        // Whoever has said nothing has no last words: most that are killed.
+        let has_spoken = |spool: &&Spool| matches!(spool.bounds(Stream::Stderr), (start, end) if start < end);
+        let lines = body.spool.as_ref().filter(has_spoken).and_then(|spool| {
             spool.last_lines(&self.tools.store, &body.id, Stream::Stderr, LAST_LINES, LAST_BYTES).ok()
         });
         body.last_lines = lines.unwrap_or_default();

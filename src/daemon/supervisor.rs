@@ -36,6 +36,9 @@ use crate::model::time::Monotonic;
 /// How many events one poll takes in.
 const EVENTS: usize = 1024;
 
+/// How many deaths are written down and told together.
+const DEATHS_A_TELL: u64 = 32;
+
 /// What a token stands for: the kind in its lowest bits, a number above.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Source {
@@ -159,7 +162,13 @@ impl Supervisor {
         // News of agents first: no client may make another wait for it.
         for source in &sources {
             match *source {
-                Source::Process(key) => self.process_ended(key),
+                Source::Process(key) => {
+                    self.process_ended(key);
+                    // When a thousand die at once, the first is not told after the last.
+                    if self.detection.pending() >= DEATHS_A_TELL {
+                        self.tell();
+                    }
+                }
                 Source::Watches => self.watches_fired(),
                 Source::Memory(id) => self.memory_fired(id),
                 Source::Waker => {}

@@ -47,7 +47,9 @@ impl Cgroups {
 
     /// Opens the mirror of a place itself, if it has one.
     pub(in crate::kernel) fn mirror(&self, place: &Place, controller: Controller) -> Option<Dir> {
-        self.hierarchies.get(&controller)?.mount.descend(&self.full(place)).ok()
+        let hierarchy = self.hierarchies.get(&controller)?;
+        let may_be = hierarchy.has_mirrors.load(Ordering::SeqCst);
+        may_be.then(|| hierarchy.mount.descend(&self.full(place)).ok()).flatten()
     }
 
     /// Opens the deepest mirror on a place's path.
