@@ -136,13 +136,6 @@ pub enum Input {
         /// What it says.
         frost: Frost,
     },
-    /// The OOM killer was at work below an agent's memory limit.
-    OutOfMemory {
-        /// Whose limit domain.
-        agent: AgentKey,
-        /// The details.
-        oom: Oom,
-    },
     /// An agent's cgroup and all below it are removed.
     Removed(AgentKey),
     /// An agent's cgroup could not be removed: something lives in it.

@@ -205,7 +205,6 @@ impl Machine {
             Input::Killed { agent, counts } => self.killed(agent, &counts),
             Input::FreezerWritten { agent, written } => self.freezer_written(step, agent, written),
             Input::FrostSeen { agent, frost } => self.frost_seen(step, agent, frost),
-            Input::OutOfMemory { agent, oom } => self.out_of_memory(step, agent, oom),
             Input::Removed(agent) => self.removed(agent),
             Input::RemoveRefused(agent) => self.remove_refused(step, agent),
             Input::LimitsSet(change) => self.limits_set(step, change),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::agent::{Countdown, Home, Phase};
-use super::input::{AgentKey, Caller, Effect, Frost, Now};
+use super::input::{AgentKey, Caller, Effect, Now};
 use super::{Machine, Step};
 use crate::model::config::HerdConfig;
 use crate::model::error::Error;
@@ -221,12 +221,6 @@ impl Machine {
         let mut event = self.event(step.now, Kind::Forbidden, caller.agent);
         event.message = format!("{}: {}", caller.name, error.message);
         step.order(Effect::Publish(Box::new(event)));
-    }
-
-    /// Says whether anything is paused: for invariants and tests.
-    #[must_use]
-    pub fn is_frozen(&self, key: AgentKey) -> bool {
-        self.agents.get(&key).is_some_and(|agent| agent.freezer.written == Frost::Frozen)
     }
 
     /// Makes an event that the shell has found out by itself.

@@ -614,15 +614,6 @@ impl Machine {
         }
         self.room(agent.parent, agent.level, &agent.limits)
     }
-
-    pub(super) fn out_of_memory(&mut self, step: &mut Step, key: AgentKey, oom: Oom) {
-        if self.agents.contains_key(&key) {
-            self.publish(step, Kind::Oom, key, |event| {
-                event.message = "the OOM killer ended a process of it".to_owned();
-                event.oom = Some(oom);
-            });
-        }
-    }
 }
 
 /// Returns when an agent is to be settled again though nothing else happens.

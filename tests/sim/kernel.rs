@@ -51,7 +51,6 @@ pub enum Notice {
     Run(AgentKey, Run),
     Subtree(AgentKey),
     Frost(AgentKey),
-    Oom(AgentKey),
 }
 
 /// An agent's cgroup.
@@ -280,9 +279,6 @@ impl Kernel {
     pub fn exit(&mut self, pid: u64, exit: Exit, is_oom: bool) {
         let agent = self.processes[&pid].agent;
         self.tally(agent).own_deaths += 1;
-        if is_oom {
-            self.notices.insert(Notice::Oom(agent));
-        }
         self.bury(pid, Death { exit, is_oom, is_ours: false });
     }
 

@@ -332,7 +332,6 @@ impl World {
                 };
                 Input::FrostSeen { agent, frost }
             }
-            Notice::Oom(agent) => Input::OutOfMemory { agent, oom: some_oom() },
         };
         self.step(input)
     }
