@@ -39,10 +39,7 @@ enum Answered {
 }
 
 fn now_with<T: Serialize>(value: &T) -> Result<Answered, Error> {
-    let value = serde_json::to_value(value);
-    value
-        .map(Answered::Now)
-        .map_err(|error| Error::new(Code::BadValue, format!("the answer has no JSON form: {error}")))
+    to_value(value).map(Answered::Now)
 }
 
 impl Supervisor {
@@ -87,16 +84,13 @@ impl Supervisor {
         if let (OURSELVES, Err(error)) = (to, &outcome) {
             return tracing::error!("{error}");
         }
-        let value = outcome.and_then(|answer| {
-            let value = match answer {
-                Answer::Agent(status) => serde_json::to_value(self.with_lines(*status)),
-                Answer::Agents(statuses) => {
-                    serde_json::to_value(statuses.into_iter().map(|status| self.with_lines(status)).collect::<Vec<_>>())
-                }
-                Answer::Receipt(receipt) => serde_json::to_value(receipt),
-                Answer::Limits(limits) => serde_json::to_value(limits),
-            };
-            value.map_err(|error| Error::new(Code::BadValue, format!("the answer has no JSON form: {error}")))
+        let value = outcome.and_then(|answer| match answer {
+            Answer::Agent(status) => to_value(&self.with_lines(*status)),
+            Answer::Agents(statuses) => {
+                to_value(&statuses.into_iter().map(|status| self.with_lines(status)).collect::<Vec<_>>())
+            }
+            Answer::Receipt(receipt) => to_value(&receipt),
+            Answer::Limits(limits) => to_value(&limits),
         });
         self.reply_value(to, value);
     }

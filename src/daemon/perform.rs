@@ -104,10 +104,9 @@ fn spawn(shell: &mut Supervisor, order: SpawnOrder) {
 }
 
 fn remove_run(shell: &mut Supervisor, key: AgentKey, run: Run) {
-    let Some(body) = shell.bodies.get_mut(&key) else { return };
-    let place = body.run_place(run);
     shell.stir_followers(key);
     let Some(body) = shell.bodies.get_mut(&key) else { return };
+    let place = body.run_place(run);
     if let Some((_, watch)) = body.leaf_watch.take_if(|(watched, _)| *watched == run) {
         shell.unwatch(watch);
     }
