@@ -23,11 +23,14 @@
 mod admit;
 mod agent;
 mod check;
+mod end;
 mod input;
 mod limit;
 mod pause;
 mod report;
 mod restart;
+mod revive;
+mod run;
 mod settle;
 mod stop;
 #[cfg(test)]
@@ -197,7 +200,7 @@ impl Machine {
             Input::Spawned { agent, pid } => self.spawned(step, agent, pid),
             Input::SpawnFailed { agent, failure } => self.spawn_failed(step, agent, &failure),
             Input::Exited { agent, run, exit, rusage, oom, descendants } => {
-                self.exited(step, agent, run, settle::Death { exit, rusage, oom, descendants });
+                self.exited(step, agent, run, run::Death { exit, rusage, oom, descendants });
             }
             Input::RunEmptied { agent, run } => self.run_emptied(step, agent, run),
             Input::SubtreeEmptied(agent) => self.subtree_emptied(agent),
