@@ -23,6 +23,7 @@
 mod admit;
 mod agent;
 mod check;
+mod clock;
 mod end;
 mod input;
 mod limit;
@@ -35,6 +36,7 @@ mod settle;
 mod stop;
 #[cfg(test)]
 mod tests;
+mod verdict;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
