@@ -17,6 +17,7 @@ mod doctor;
 mod draw;
 mod events;
 mod failure;
+mod init;
 mod link;
 mod list;
 mod logs;
@@ -44,6 +45,9 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return failure::usage(&error),
     };
+    if init::is_init() && matches!(cli.verb, Verb::Run(_) | Verb::Daemon(_)) {
+        return init::run();
+    }
     let is_json = cli.global.json;
     let mut screen = Screen::stdout(is_json);
     let done = dispatch(cli, &mut screen);
