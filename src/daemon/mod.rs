@@ -17,6 +17,7 @@ mod accept;
 mod body;
 mod call;
 mod client;
+mod config;
 mod doctor;
 mod follow;
 mod hands;
@@ -35,7 +36,7 @@ mod settings;
 mod start;
 mod supervisor;
 
+pub use config::{DEFAULT_CONFIG, Loaded, load};
 pub use doctor::doctor;
-pub use reread::read_config;
 pub use settings::{Residence, Settings, default_cgroup};
 pub use start::{Running, serve, start};
