@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::agent::{Countdown, Home, Ladder, Outcome, Phase, Signal};
+use super::agent::{Home, Ladder, Outcome, Phase, Signal};
+use super::clock::Countdown;
 use super::input::{AgentKey, Effect};
 use super::restart::{Decision, decide};
 use super::stop::KILL_RETRY;
@@ -69,6 +70,7 @@ impl Machine {
                 self.publish(step, Kind::Spawned, key, |_| {});
             }
             self.publish(step, Kind::Started, key, |_| {});
+            self.start_clocks(step, key);
         }
         if let Some(reply) = self.agent_mut(key).reply.take() {
             let status = self.status(key, step.now.mono);
@@ -109,7 +111,9 @@ impl Machine {
         }
         let left_behind = death.descendants;
         let mut record = death.record();
-        if let Some(by) = agent.down.as_ref().map(|down| &down.by).or(agent.cycle.as_ref()) {
+        if let Some(verdict) = &agent.verdict {
+            record.judge(verdict.cause, &verdict.why);
+        } else if let Some(by) = agent.down.as_ref().map(|down| &down.by).or(agent.cycle.as_ref()) {
             record.cause = Cause::Terminated;
             record.by = Some(by.to_string());
         } else if let (Some(Ladder::Late(_)), Cause::Signal) = (ladder, record.cause) {
@@ -119,16 +123,18 @@ impl Machine {
             record.stage = Some(Stage::Killed);
             record.error = Some(format!("its program did not start within {timeout}"));
         }
+        self.stamp(step, key, &mut record);
         if left_behind == 0 {
             return self.run_is_over(step, key, record);
         }
-        self.stamp(step, key, &mut record);
         let on_main_exit = agent.spec.on_main_exit;
         let (signal, grace) = (agent.spec.stop_signal, agent.spec.grace);
         let is_asked = record.cause == Cause::Terminated;
         let is_bad = !record.is_success();
+        // A run that was found in a failure is on its way to its kill.
+        let is_judged = agent.verdict.is_some();
         // What is left behind is ended now, unless the policy waits for it or a stop ends it anyway.
-        let ends_them = on_main_exit == OnMainExit::Terminate && !is_asked;
+        let ends_them = on_main_exit == OnMainExit::Terminate && !is_asked && !is_judged;
         let is_late = matches!(ladder, Some(Ladder::Late(_)));
         let ladder = if ends_them && !is_late { Some(Ladder::Polite(step.now.mono + grace)) } else { ladder };
         if ends_them && is_bad {
@@ -182,6 +188,7 @@ impl Machine {
         };
         self.agent_mut(key).last = Some(Box::new(record.clone()));
         self.agent_mut(key).ended = Some(step.now);
+        self.agent_mut(key).clocks.clear();
         if has_begun {
             step.order(Effect::RemoveRun { agent: key, run });
         }
@@ -216,19 +223,19 @@ impl Machine {
     }
 
     fn back_off(&mut self, step: &mut Step, key: AgentKey, delay: Duration, attempt: u32) {
-        let is_paused = self.is_paused(key);
+        let paused_since = self.agents[&key].paused_since;
         let policy = self.agents[&key].spec.restart.policy;
         self.publish(step, Kind::Restarting, key, |event| {
             event.delay_ms = Some(millis(delay));
             let delay = humantime::format_duration(Duration::from_millis(millis(delay)));
             event.message = format!("restart {attempt} in a row, in {delay}: its policy is {}", policy.name());
         });
-        let countdown = if is_paused { Countdown::Suspended(delay) } else { Countdown::Until(step.now.mono + delay) };
+        let countdown = Countdown::new(step.now.mono, delay, paused_since);
         self.enter(key, Phase::Backoff { countdown });
     }
 
     /// Writes the times into a record.
-    fn stamp(&self, step: &Step, key: AgentKey, record: &mut ExitRecord) {
+    pub(super) fn stamp(&self, step: &Step, key: AgentKey, record: &mut ExitRecord) {
         let agent = &self.agents[&key];
         record.run_ms = agent.began.map_or(0, |began| millis(step.now.mono.since(began.mono)));
         record.paused_ms = millis(agent.paused_for(step.now.mono));

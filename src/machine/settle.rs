@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::agent::{Agent, Countdown, Home, Ladder, Outcome, Phase};
+use super::agent::{Agent, Home, Ladder, Outcome, Phase};
 use super::input::{AgentKey, Effect, SpawnOrder};
 use super::stop::KILL_RETRY;
 use super::{Machine, Step, Timer};
@@ -34,6 +34,7 @@ impl Machine {
             Phase::Group if is_down && is_childless => self.end(step, key, Outcome::Terminated),
             Phase::Group => {}
             Phase::Running { ladder, .. } | Phase::Draining { ladder, .. } => {
+                self.settle_clocks(step, key);
                 self.settle_signal(step, key);
                 self.settle_ladder(step, key, ladder);
             }
@@ -42,7 +43,9 @@ impl Machine {
                 self.end(step, key, outcome);
             }
             Phase::Lingering { .. } => {}
-            Phase::Backoff { countdown: Countdown::Until(until) } if now >= until => self.enter(key, Phase::Held),
+            Phase::Backoff { countdown } if countdown.due().is_some_and(|due| now >= due) => {
+                self.enter(key, Phase::Held)
+            }
             Phase::Backoff { .. } => {}
             Phase::Ended { .. } => self.settle_ended(step, key),
         }
@@ -80,6 +83,7 @@ impl Machine {
         // A group has no process: there is nothing that could hang, and no run whose kill would free it.
         agent.phase = Phase::Spawning { deadline: (!agent.spec.is_group()).then_some(timeout) };
         agent.paused_total = Duration::ZERO;
+        agent.verdict = None;
         agent.began = None;
         let order = SpawnOrder { agent: key, run: agent.run, spec: agent.spec.clone(), make, make_level };
         self.count_spawning(key, |count| count + 1);
@@ -159,8 +163,10 @@ impl Machine {
 fn due(agent: &Agent) -> Option<Monotonic> {
     match &agent.phase {
         Phase::Spawning { deadline } => *deadline,
-        Phase::Running { ladder, .. } | Phase::Draining { ladder, .. } => ladder.map(Ladder::due),
-        Phase::Backoff { countdown: Countdown::Until(until) } if agent.down.is_none() => Some(*until),
+        Phase::Running { ladder, .. } | Phase::Draining { ladder, .. } => {
+            ladder.map(Ladder::due).or_else(|| agent.clocks.due().filter(|_| agent.is_unattended()))
+        }
+        Phase::Backoff { countdown } if agent.down.is_none() => countdown.due(),
         Phase::Ended { .. } => match agent.home {
             Home::Emptying(retry) => Some(retry),
             Home::None => agent.expires.filter(|_| agent.children.is_empty() && agent.stops.is_empty()),
