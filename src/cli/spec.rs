@@ -129,6 +129,9 @@ pub(super) struct SpawnArgs {
     /// How long a polite stop may take before the kill [default: 10s]
     #[arg(long, value_name = "TIME", value_parser = duration)]
     grace: Option<Duration>,
+    /// How long a run may last before it has failed [default: for ever]
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    run_timeout: Option<Duration>,
     /// How much of each of its streams is kept [default: 16MiB]
     #[arg(long, value_name = "SIZE")]
     output_max: Option<Bytes>,
@@ -216,6 +219,7 @@ impl SpawnArgs {
         spec.on_main_exit = self.on_main_exit.unwrap_or_default();
         spec.stop_signal = self.stop_signal.unwrap_or_default();
         spec.grace = self.grace.unwrap_or(spec.grace);
+        spec.run_timeout = self.run_timeout;
         spec.output_max = self.output_max.unwrap_or(spec.output_max);
         spec.check()?;
         Ok(spec)

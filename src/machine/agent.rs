@@ -4,13 +4,14 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::clock::{Clocks, Countdown};
 use super::input::{AgentKey, Frost, Now, ReplyTo};
 use super::restart::History;
 use super::stop::StopKey;
 use crate::model::id::{Level, Run};
 use crate::model::limits::Limits;
 use crate::model::spec::AgentSpec;
-use crate::model::status::{ExitRecord, Paused, State};
+use crate::model::status::{Cause, ExitRecord, Paused, State};
 use crate::model::time::{Monotonic, Wall};
 
 /// How an agent ended for good.
@@ -19,13 +20,6 @@ pub(super) enum Outcome {
     Completed,
     Failed,
     Terminated,
-}
-
-/// A wait whose clock stands still while the agent is paused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Countdown {
-    Until(Monotonic),
-    Suspended(Duration),
 }
 
 /// The way from the polite signal to the kill, for one run.
@@ -127,6 +121,14 @@ pub(super) enum Signal {
     Sent,
 }
 
+/// Why a run that goes on has failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Verdict {
+    pub cause: Cause,
+    /// In one sentence.
+    pub why: String,
+}
+
 /// One agent.
 #[derive(Clone, Debug)]
 pub(super) struct Agent {
@@ -154,6 +156,10 @@ pub(super) struct Agent {
     /// Spawns on a hand in the subtree, the agent's own included.
     pub spawning: u32,
     pub freezer: Freezer,
+    /// What the present run is held to.
+    pub clocks: Clocks,
+    /// The failure that the present run was found in, and is ended for: its end has this cause.
+    pub verdict: Option<Verdict>,
     /// Since when it is paused, by itself or from above, while a run is going on.
     pub paused_since: Option<Monotonic>,
     /// For how long it was paused in this run.
@@ -194,6 +200,8 @@ impl Agent {
             nursery: Home::None,
             spawning: 0,
             freezer: Freezer::default(),
+            clocks: Clocks::default(),
+            verdict: None,
             paused_since: None,
             paused_total: Duration::ZERO,
             run: Run::default(),
@@ -221,6 +229,15 @@ impl Agent {
     /// Says whether it counts against the bounds on the tree.
     pub fn is_admitted(&self) -> bool {
         !matches!(self.phase, Phase::Queued | Phase::Ended { .. })
+    }
+
+    /// Says whether its run goes on and nobody has asked for its end yet: only such a run can be found in a failure.
+    pub fn is_unattended(&self) -> bool {
+        let has_ladder = match &self.phase {
+            Phase::Running { ladder, .. } | Phase::Draining { ladder, .. } => ladder.is_some(),
+            _ => true,
+        };
+        !has_ladder && self.down.is_none() && self.cycle.is_none()
     }
 
     /// Says whether processes of its present run may live.

@@ -23,15 +23,20 @@
 mod admit;
 mod agent;
 mod check;
+mod clock;
+mod end;
 mod input;
 mod limit;
 mod pause;
 mod report;
 mod restart;
+mod revive;
+mod run;
 mod settle;
 mod stop;
 #[cfg(test)]
 mod tests;
+mod verdict;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -197,7 +202,7 @@ impl Machine {
             Input::Spawned { agent, pid } => self.spawned(step, agent, pid),
             Input::SpawnFailed { agent, failure } => self.spawn_failed(step, agent, &failure),
             Input::Exited { agent, run, exit, rusage, oom, descendants } => {
-                self.exited(step, agent, run, settle::Death { exit, rusage, oom, descendants });
+                self.exited(step, agent, run, run::Death { exit, rusage, oom, descendants });
             }
             Input::RunEmptied { agent, run } => self.run_emptied(step, agent, run),
             Input::SubtreeEmptied(agent) => self.subtree_emptied(agent),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::agent::{Agent, Countdown, Home, Phase};
+use super::agent::{Agent, Home, Phase};
 use super::input::{AgentKey, Effect, Frost, Now, ReplyTo};
 use super::stop::Stage;
 use super::{Machine, Step, Timer};
@@ -81,12 +81,13 @@ impl Machine {
             }
             _ => {}
         }
+        if is_paused {
+            agent.clocks.suspend(now.mono);
+        } else {
+            agent.clocks.resume(now.mono);
+        }
         if let Phase::Backoff { countdown } = &mut agent.phase {
-            *countdown = match (is_paused, *countdown) {
-                (true, Countdown::Until(until)) => Countdown::Suspended(until.since(now.mono)),
-                (false, Countdown::Suspended(left)) => Countdown::Until(now.mono + left),
-                (_, countdown) => countdown,
-            };
+            *countdown = if is_paused { countdown.suspended(now.mono) } else { countdown.resumed(now.mono) };
         }
     }
 

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::agent::{Countdown, Home, Phase};
+use super::agent::{Home, Phase};
+use super::clock::Countdown;
 use super::input::{AgentKey, Caller, Effect, Now};
 use super::{Machine, Step};
 use crate::model::config::HerdConfig;

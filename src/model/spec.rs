@@ -98,6 +98,9 @@ pub struct AgentSpec {
     /// How long a polite stop may take before the kill.
     #[serde(default = "default_grace", with = "duration_text")]
     pub grace: Duration,
+    /// How long a run may last, paused time not counted; then it has failed. For ever by default.
+    #[serde(default, with = "duration_text::option", skip_serializing_if = "Option::is_none")]
+    pub run_timeout: Option<Duration>,
     /// How much of each of its two streams is kept, in bytes: 64 KiB at least, 16 MiB by default.
     #[serde(default = "default_output_max")]
     pub output_max: Bytes,
@@ -147,6 +150,7 @@ impl AgentSpec {
             on_main_exit: OnMainExit::default(),
             stop_signal: StopSignal::default(),
             grace: default_grace(),
+            run_timeout: None,
             output_max: default_output_max(),
             admission: Admission::default(),
         }
@@ -216,6 +220,12 @@ impl AgentSpec {
         }
         if self.grace > DURATION_MAX {
             return bad("grace", "it is a year at most".to_owned());
+        }
+        if self.run_timeout.is_some_and(|timeout| timeout.is_zero() || timeout > DURATION_MAX) {
+            return bad("run_timeout", "it is more than 0 and a year at most".to_owned());
+        }
+        if self.is_group() && self.run_timeout.is_some() {
+            return bad("run_timeout", "a group has no process and no run".to_owned());
         }
         if self.metadata.values().any(|value| !is_shallow(value, METADATA_DEPTH_MAX)) {
             return bad("metadata", format!("it is nested more than {METADATA_DEPTH_MAX} deep"));

@@ -117,6 +117,8 @@ pub enum Cause {
     Exec,
     /// It was asked for.
     Terminated,
+    /// It ran for longer than its `run_timeout`.
+    Timeout,
 }
 
 impl Cause {
@@ -129,6 +131,16 @@ impl Cause {
             Self::Oom => "oom",
             Self::Exec => "exec",
             Self::Terminated => "terminated",
+            Self::Timeout => "timeout",
+        }
+    }
+
+    /// Says whether it was found in a run that went on, which was ended for it.
+    #[must_use]
+    pub fn is_verdict(self) -> bool {
+        match self {
+            Self::Exit | Self::Signal | Self::Oom | Self::Exec | Self::Terminated => false,
+            Self::Timeout => true,
         }
     }
 }
@@ -199,7 +211,7 @@ pub struct ExitRecord {
     /// At which step it failed to start, if it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stage: Option<Stage>,
-    /// The failure to start in one sentence, if it did.
+    /// What failed in one sentence, where status and signal do not say it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
     /// Who asked for the end, if somebody did: `uid 0, pid 712`, `agent build`, `the daemon's shutdown`.
@@ -245,6 +257,12 @@ impl ExitRecord {
         }
     }
 
+    /// Gives it the cause for which the run was ended, whatever the main process itself ended with.
+    pub fn judge(&mut self, cause: Cause, why: &str) {
+        self.cause = cause;
+        self.error = Some(why.to_owned());
+    }
+
     /// Says whether the main process exited with status 0 on its own.
     #[must_use]
     pub fn is_success(&self) -> bool {
@@ -270,6 +288,9 @@ impl fmt::Display for ExitRecord {
                 if let Some(by) = &self.by {
                     write!(f, " by {by}")?;
                 }
+            }
+            (cause, ..) if cause.is_verdict() => {
+                write!(f, "{cause}: {}", self.error.as_deref().unwrap_or("the cause is not known"))?;
             }
             (_, Some(status), _) => write!(f, "exit status {status}")?,
             (_, _, Some(signal)) => {

@@ -103,6 +103,32 @@ pub mod text {
             Form::Text(text) => parse(&text).map_err(serde::de::Error::custom),
         }
     }
+
+    /// The same for a duration that need not be there.
+    pub mod option {
+        use super::{Deserialize, Deserializer, Duration, Serializer};
+
+        /// Writes a duration as text.
+        ///
+        /// # Errors
+        /// Only those of the serializer.
+        pub fn serialize<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+            match duration {
+                Some(duration) => super::serialize(duration, serializer),
+                None => serializer.serialize_none(),
+            }
+        }
+
+        /// Reads a duration from text or from a number of seconds, or none from null.
+        ///
+        /// # Errors
+        /// Says what is wrong with the text.
+        pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+            #[derive(Deserialize)]
+            struct Given(#[serde(with = "super")] Duration);
+            Ok(Option::<Given>::deserialize(deserializer)?.map(|Given(duration)| duration))
+        }
+    }
 }
 
 #[cfg(test)]

@@ -115,6 +115,9 @@ impl Habits {
             jitter: chance.of(&[0.0, 0.1, 1.0]),
             ..Restart::default()
         };
+        if !spec.is_group() && chance.comes(20) {
+            spec.run_timeout = chance.of(&[Some(Duration::from_millis(1)), Some(Duration::from_secs(2))]);
+        }
         if self.limits_on_spawn && chance.comes(70) {
             spec.limits = some_limits(chance);
         }

@@ -201,6 +201,22 @@ fn on_main_exit_wait_waits_for_processes_and_agents_left_behind() {
 }
 
 #[test]
+fn a_run_that_lasts_too_long_has_failed_and_is_ended() {
+    let mut life = life();
+    let key = life.spawn("a", None, |spec| spec.run_timeout = Some(Duration::from_secs(5)));
+    life.fork(key, Temper::Stubborn);
+    life.pass(4 * SECOND);
+    life.ask(Request::Pause(targets(&["a"])));
+    life.pass(1000 * SECOND);
+    assert_eq!(life.state(key), State::Running, "its clock stands still while it is paused");
+    life.ask(Request::Resume(targets(&["a"])));
+    life.pass(2 * SECOND);
+    assert_eq!(life.state(key), State::Stopping, "told, and on its way to the kill");
+    life.pass(10 * SECOND);
+    assert_eq!(life.state(key), State::Failed);
+}
+
+#[test]
 fn a_queue_lets_in_the_most_urgent_first() {
     let mut config = HerdConfig::default();
     config.bounds.max_agents_per_level = 1;

@@ -214,7 +214,8 @@ fn swarm() {
     );
     eprintln!("{seen:?}");
     assert!(failed.is_empty(), "these seeds failed: {failed:?}");
-    for name in ["killed together", "exact receipts", "process:paused", "process:gave-up", "process:queued"] {
+    for name in ["killed together", "exact receipts", "process:paused", "process:gave-up", "process:queued", "timeout"]
+    {
         assert!(seeds < 1000 || seen.contains_key(name), "the swarm reaches {name:?}");
     }
 }

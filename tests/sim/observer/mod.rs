@@ -66,6 +66,8 @@ pub struct Observer {
     cycles: BTreeSet<(AgentKey, Run)>,
     /// Runs that were killed since their spawn took too long.
     late: BTreeSet<(AgentKey, Run)>,
+    /// Runs that were found in a failure.
+    judged: BTreeSet<(AgentKey, Run)>,
     /// Runs whose main process's end was told, and whether the end of the run had been asked for by then.
     exits: BTreeMap<(AgentKey, Run), bool>,
     spawning: BTreeSet<AgentKey>,
@@ -102,6 +104,7 @@ impl Observer {
             down: BTreeSet::new(),
             cycles: BTreeSet::new(),
             late: BTreeSet::new(),
+            judged: BTreeSet::new(),
             exits: BTreeMap::new(),
             spawning: BTreeSet::new(),
             removing: BTreeSet::new(),

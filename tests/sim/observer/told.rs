@@ -66,9 +66,9 @@ impl Observer {
             let after = kernel.tallies.get(key).copied().unwrap_or_default();
             let Some(id) = self.names.iter().find(|(_, it)| *it == key).map(|(id, _)| id) else { continue };
             let is_plain = Tally { our_deaths: 0, ..after } == Tally { our_deaths: 0, ..*before };
-            // A kill for lateness is counted by nobody.
-            let is_late = self.late.iter().any(|(late, _)| late == key);
-            if let (true, Some(agent)) = (is_plain && !is_late, receipt.agents.iter().find(|agent| agent.id == *id)) {
+            // The kill of a run that was late, or was found in a failure, is counted by nobody.
+            let is_ours = self.late.iter().chain(&self.judged).any(|(ended, _)| ended == key);
+            if let (true, Some(agent)) = (is_plain && !is_ours, receipt.agents.iter().find(|agent| agent.id == *id)) {
                 assert_eq!(agent.processes, *live, "{key}: the receipt counts what died: {agent:?}");
                 counted += 1;
             }
@@ -145,6 +145,13 @@ impl Observer {
             return;
         }
         assert!(self.told.insert((key, run)), "{key}: run {run} ended twice");
+        if exit.cause.is_verdict() {
+            assert_eq!(event.kind, Kind::Failed, "{key}: run {run} was found in a failure");
+            assert!(!self.is_asked(key, run), "{key}: run {run} is judged, and its end was asked for");
+            self.judged.insert((key, run));
+            self.note(exit.cause.name());
+            return;
+        }
         let death = kernel.deaths.get(&(key, run)).unwrap_or_else(|| panic!("{key}: run {run} is said to have ended"));
         let was_asked = self.exits.get(&(key, run)).copied().unwrap_or_else(|| panic!("{key}: nobody told its exit"));
         if event.kind != Kind::Failed {

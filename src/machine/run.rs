@@ -1,0 +1,272 @@
+//! A run from its birth to its end: the facts about it, and what follows from its end.
+
+use std::time::Duration;
+
+use super::agent::{Home, Ladder, Outcome, Phase, Signal};
+use super::clock::Countdown;
+use super::input::{AgentKey, Effect};
+use super::restart::{Decision, decide};
+use super::stop::KILL_RETRY;
+use super::{Machine, Step};
+use crate::model::error::{Code, Error};
+use crate::model::event::Kind;
+use crate::model::id::{AgentId, Run};
+use crate::model::request::Answer;
+use crate::model::spec::{OnMainExit, signal_name};
+use crate::model::stage::{SpawnFailure, Stage};
+use crate::model::status::{Cause, Exit, ExitRecord, Oom, Rusage, millis};
+
+/// What is known of a main process's end.
+pub(super) struct Death {
+    pub exit: Exit,
+    pub rusage: Rusage,
+    pub oom: Option<Oom>,
+    pub descendants: u64,
+}
+
+impl Death {
+    fn record(self) -> ExitRecord {
+        let cause = match self.exit {
+            _ if self.oom.is_some() => Cause::Oom,
+            Exit::Signal { .. } => Cause::Signal,
+            Exit::Status(_) | Exit::Unknown => Cause::Exit,
+        };
+        let mut record = ExitRecord::new(cause);
+        match self.exit {
+            Exit::Status(status) => record.status = Some(status),
+            Exit::Signal { number, core } => {
+                record.signal = Some(signal_name(number));
+                record.core = core;
+            }
+            Exit::Unknown => {}
+        }
+        record.rusage = self.rusage;
+        record.oom = self.oom;
+        record.descendants = self.descendants;
+        record
+    }
+}
+
+impl Machine {
+    pub(super) fn spawned(&mut self, step: &mut Step, key: AgentKey, pid: Option<i32>) {
+        let Some(agent) = self.agents.get_mut(&key) else { return };
+        let Phase::Spawning { deadline } = agent.phase else { return };
+        let ladder = deadline.is_none().then_some(Ladder::Late(step.now.mono + KILL_RETRY));
+        let is_made = agent.home == Home::Making;
+        agent.began = Some(step.now);
+        agent.ended = None;
+        agent.phase = match pid {
+            Some(pid) => Phase::Running { pid, ladder },
+            None => Phase::Group,
+        };
+        if let Some(down) = &mut agent.down {
+            down.signal = Signal::Unsent;
+        }
+        self.spawn_is_over(key, Home::Made);
+        if pid.is_none() {
+            self.publish(step, Kind::Registered, key, |_| {});
+        } else {
+            if is_made {
+                self.publish(step, Kind::Spawned, key, |_| {});
+            }
+            self.publish(step, Kind::Started, key, |_| {});
+            self.start_clocks(step, key);
+        }
+        if let Some(reply) = self.agent_mut(key).reply.take() {
+            let status = self.status(key, step.now.mono);
+            step.reply(reply, Ok(Answer::Agent(Box::new(status))));
+        }
+    }
+
+    pub(super) fn spawn_failed(&mut self, step: &mut Step, key: AgentKey, failure: &SpawnFailure) {
+        let Some(agent) = self.agents.get(&key) else { return };
+        if !matches!(agent.phase, Phase::Spawning { .. }) {
+            return;
+        }
+        let reply = agent.reply;
+        let is_first = agent.home == Home::Making && agent.run <= Run(1);
+        self.spawn_is_over(key, Home::None);
+        let mut record = ExitRecord::new(Cause::Exec);
+        record.stage = Some(failure.stage);
+        record.error = Some(failure.message.clone());
+        self.agent_mut(key).reply = None;
+        if let (true, Some(reply)) = (is_first, reply) {
+            self.publish(step, Kind::Failed, key, |event| event.exit = Some(record.clone()));
+            *self.ends.entry(Cause::Exec).or_default() += 1;
+            let error = spawn_error(&self.agents[&key].spec.id, failure);
+            self.expunge(step, key);
+            return step.reply(reply, Err(error));
+        }
+        if let Some(reply) = reply {
+            step.reply(reply, Err(spawn_error(&self.agents[&key].spec.id, failure)));
+        }
+        self.run_is_over(step, key, record);
+    }
+
+    pub(super) fn exited(&mut self, step: &mut Step, key: AgentKey, run: Run, death: Death) {
+        let Some(agent) = self.agents.get(&key) else { return };
+        let Phase::Running { ladder, .. } = agent.phase else { return };
+        if agent.run != run {
+            return;
+        }
+        let left_behind = death.descendants;
+        let mut record = death.record();
+        if let Some(verdict) = &agent.verdict {
+            record.judge(verdict.cause, &verdict.why);
+        } else if let Some(by) = agent.down.as_ref().map(|down| &down.by).or(agent.cycle.as_ref()) {
+            record.cause = Cause::Terminated;
+            record.by = Some(by.to_string());
+        } else if let (Some(Ladder::Late(_)), Cause::Signal) = (ladder, record.cause) {
+            // It was ours: the end is that of a spawn which took too long, not of a program.
+            let timeout = humantime::format_duration(self.config.spawn_timeout);
+            record.cause = Cause::Exec;
+            record.stage = Some(Stage::Killed);
+            record.error = Some(format!("its program did not start within {timeout}"));
+        }
+        self.stamp(step, key, &mut record);
+        if left_behind == 0 {
+            return self.run_is_over(step, key, record);
+        }
+        let on_main_exit = agent.spec.on_main_exit;
+        let (signal, grace) = (agent.spec.stop_signal, agent.spec.grace);
+        let is_asked = record.cause == Cause::Terminated;
+        let is_bad = !record.is_success();
+        // A run that was found in a failure is on its way to its kill.
+        let is_judged = agent.verdict.is_some();
+        // What is left behind is ended now, unless the policy waits for it or a stop ends it anyway.
+        let ends_them = on_main_exit == OnMainExit::Terminate && !is_asked && !is_judged;
+        let is_late = matches!(ladder, Some(Ladder::Late(_)));
+        let ladder = if ends_them && !is_late { Some(Ladder::Polite(step.now.mono + grace)) } else { ladder };
+        if ends_them && is_bad {
+            // A failure is a fact at once; a completion is proved by the empty cgroup only.
+            self.tell_end(step, key, Outcome::Failed, &record);
+        } else if !is_asked {
+            let exit = record.clone();
+            self.publish(step, Kind::Exited, key, |event| {
+                event.message = format!("{exit}, {left_behind} processes left behind");
+                event.exit = Some(exit);
+            });
+        }
+        if ends_them {
+            step.order(Effect::Signal { agent: key, run, signal });
+        }
+        self.agent_mut(key).last = Some(Box::new(record.clone()));
+        self.enter(key, Phase::Draining { record: Box::new(record), ladder });
+    }
+
+    pub(super) fn run_emptied(&mut self, step: &mut Step, key: AgentKey, run: Run) {
+        let Some(agent) = self.agents.get(&key) else { return };
+        let Phase::Draining { record, .. } = &agent.phase else { return };
+        if agent.run == run {
+            let record = record.as_ref().clone();
+            self.run_is_over(step, key, record);
+        }
+    }
+
+    /// Nothing of the run lives: decides what follows.
+    fn run_is_over(&mut self, step: &mut Step, key: AgentKey, mut record: ExitRecord) {
+        let now = step.now.mono;
+        let agent = self.agent_mut(key);
+        let has_begun = agent.began.is_some();
+        let ran = agent.began.map_or(Duration::ZERO, |began| now.since(began.mono));
+        let is_told = agent.told == agent.run;
+        let (run, cycle, is_down) = (agent.run, agent.cycle.take(), agent.down.clone());
+        if !is_told {
+            self.stamp(step, key, &mut record);
+        }
+        // Who failed on its own before anybody asked has failed, whoever ended what it left behind.
+        if let (false, true, Some(by)) =
+            (is_told, record.is_success(), is_down.as_ref().map(|down| &down.by).or(cycle.as_ref()))
+        {
+            record.cause = Cause::Terminated;
+            record.by = Some(by.to_string());
+        }
+        let outcome = match record.cause {
+            Cause::Terminated => Outcome::Terminated,
+            _ if record.is_success() => Outcome::Completed,
+            _ => Outcome::Failed,
+        };
+        self.agent_mut(key).last = Some(Box::new(record.clone()));
+        self.agent_mut(key).ended = Some(step.now);
+        self.agent_mut(key).clocks.clear();
+        if has_begun {
+            step.order(Effect::RemoveRun { agent: key, run });
+        }
+        if is_down.is_some() {
+            return self.end_or_linger(step, key, outcome, &record);
+        }
+        if cycle.is_some() {
+            self.tell_end(step, key, outcome, &record);
+            self.agent_mut(key).restarts += 1;
+            return self.enter(key, Phase::Held);
+        }
+        let chance = self.chance.f64();
+        let agent = self.agent_mut(key);
+        let spec = agent.spec.clone();
+        match decide(&spec.restart, &mut agent.history, outcome == Outcome::Completed, ran, now, chance) {
+            Decision::Again { delay, attempt } => {
+                agent.restarts += 1;
+                self.tell_end(step, key, outcome, &record);
+                self.back_off(step, key, delay, attempt);
+            }
+            Decision::GiveUp => {
+                self.tell_end(step, key, outcome, &record);
+                let (count, period) = (spec.restart.intensity, humantime::format_duration(spec.restart.period));
+                self.publish(step, Kind::GaveUp, key, |event| {
+                    event.message =
+                        format!("given up: {count} restarts within {period} are the most that its policy allows");
+                });
+                self.end_or_linger(step, key, outcome, &record);
+            }
+            Decision::No => self.end_or_linger(step, key, outcome, &record),
+        }
+    }
+
+    fn back_off(&mut self, step: &mut Step, key: AgentKey, delay: Duration, attempt: u32) {
+        let paused_since = self.agents[&key].paused_since;
+        let policy = self.agents[&key].spec.restart.policy;
+        self.publish(step, Kind::Restarting, key, |event| {
+            event.delay_ms = Some(millis(delay));
+            let delay = humantime::format_duration(Duration::from_millis(millis(delay)));
+            event.message = format!("restart {attempt} in a row, in {delay}: its policy is {}", policy.name());
+        });
+        let countdown = Countdown::new(step.now.mono, delay, paused_since);
+        self.enter(key, Phase::Backoff { countdown });
+    }
+
+    /// Writes the times into a record.
+    pub(super) fn stamp(&self, step: &Step, key: AgentKey, record: &mut ExitRecord) {
+        let agent = &self.agents[&key];
+        record.run_ms = agent.began.map_or(0, |began| millis(step.now.mono.since(began.mono)));
+        record.paused_ms = millis(agent.paused_for(step.now.mono));
+    }
+
+    /// Tells a run's one terminal event.
+    pub(super) fn tell_end(&mut self, step: &mut Step, key: AgentKey, outcome: Outcome, record: &ExitRecord) {
+        let agent = self.agent_mut(key);
+        if agent.told == agent.run && agent.run != Run(0) {
+            return;
+        }
+        agent.told = agent.run;
+        *self.ends.entry(record.cause).or_default() += 1;
+        let kind = match outcome {
+            Outcome::Completed => Kind::Completed,
+            Outcome::Failed => Kind::Failed,
+            Outcome::Terminated => Kind::Terminated,
+        };
+        let record = record.clone();
+        self.publish(step, kind, key, |event| {
+            event.message = record.to_string();
+            event.exit = Some(record);
+        });
+    }
+}
+
+fn spawn_error(id: &AgentId, failure: &SpawnFailure) -> Error {
+    let code = if failure.stage == Stage::Exec { Code::ExecFailed } else { Code::SpawnFailed };
+    let error = Error::new(code, format!("spawn {id}: {}", failure.message));
+    match &failure.remedy {
+        Some(remedy) => error.remedy(remedy.clone()),
+        None => error,
+    }
+}

@@ -1,0 +1,67 @@
+//! A failure that is found while the run goes on: it is told at once, and what lives of the run is ended for it.
+
+use std::time::Duration;
+
+use super::agent::{Ladder, Outcome, Phase, Verdict};
+use super::clock::{Clock, Countdown};
+use super::input::{AgentKey, Effect};
+use super::{Machine, Step};
+use crate::model::spec::StopSignal;
+use crate::model::status::{Cause, ExitRecord};
+
+impl Machine {
+    /// Fails the run for this cause, unless its end is on its way already: tells it, sends the signal, and gives the run its
+    /// grace until the kill. What follows is decided when it is over.
+    pub(super) fn condemn(&mut self, step: &mut Step, key: AgentKey, verdict: Verdict, signal: StopSignal) {
+        let agent = &self.agents[&key];
+        if !agent.is_unattended() {
+            return;
+        }
+        let (run, grace) = (agent.run, agent.spec.grace);
+        let mut record = match &agent.phase {
+            Phase::Draining { record, .. } => record.as_ref().clone(),
+            _ => ExitRecord::new(verdict.cause),
+        };
+        record.judge(verdict.cause, &verdict.why);
+        self.stamp(step, key, &mut record);
+        self.tell_end(step, key, Outcome::Failed, &record);
+        let agent = self.agent_mut(key);
+        agent.clocks.clear();
+        agent.verdict = Some(verdict);
+        let rung = Some(Ladder::Polite(step.now.mono + grace));
+        match &mut agent.phase {
+            Phase::Running { ladder, .. } => *ladder = rung,
+            Phase::Draining { ladder, record: old } => {
+                *ladder = rung;
+                **old = record;
+            }
+            _ => {}
+        }
+        step.order(Effect::Signal { agent: key, run, signal });
+        self.dirty.insert(key);
+    }
+
+    /// Starts the clocks of a run that has just begun.
+    pub(super) fn start_clocks(&mut self, step: &Step, key: AgentKey) {
+        let agent = self.agent_mut(key);
+        let (now, paused_since) = (step.now.mono, agent.paused_since);
+        if let Some(timeout) = agent.spec.run_timeout {
+            agent.clocks.start(Clock::Run, Countdown::new(now, timeout, paused_since));
+        }
+    }
+
+    /// Fails a run that has come too late for one of its clocks.
+    pub(super) fn settle_clocks(&mut self, step: &mut Step, key: AgentKey) {
+        let agent = &self.agents[&key];
+        if !agent.is_unattended() {
+            return;
+        }
+        let Some(clock) = agent.clocks.expired(step.now.mono) else { return };
+        let text = |duration: Option<Duration>| humantime::format_duration(duration.unwrap_or_default()).to_string();
+        let (cause, why) = match clock {
+            Clock::Run => (Cause::Timeout, format!("it ran for longer than {}", text(agent.spec.run_timeout))),
+        };
+        let signal = agent.spec.stop_signal;
+        self.condemn(step, key, Verdict { cause, why }, signal);
+    }
+}
