@@ -22,6 +22,7 @@ mod doctor;
 mod follow;
 mod hands;
 mod hits;
+mod home;
 mod job;
 mod journal;
 mod latency;
