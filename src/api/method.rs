@@ -91,6 +91,8 @@ methods! {
     Cleanup(OfTarget) = "cleanup",
     /// Ends the herd and the daemon: gives the receipt.
     Shutdown(Grace) = "shutdown",
+    /// Tells what the herd is held to now: gives [`HerdConfig`](crate::model::config::HerdConfig).
+    Config(Nothing) = "config",
     /// Tells what the host offers: gives [`Doctor`].
     Doctor(Nothing) = "doctor",
 }

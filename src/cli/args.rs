@@ -59,6 +59,8 @@ pub(super) enum Verb {
     Run(RunArgs),
     /// Be the supervisor behind a socket
     Daemon(DaemonArgs),
+    /// Bring a running herd to a tree file: start, end and change what differs
+    Apply(ApplyArgs),
     /// Find every mistake in a tree file
     Check(FileArgs),
     /// Tell what this host offers, controller by controller
@@ -118,6 +120,18 @@ pub(super) struct MaybeAgent {
     /// Only this agent and all below it
     #[arg(value_name = "ID")]
     pub id: Option<AgentId>,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct ApplyArgs {
+    /// The tree file
+    #[arg(value_name = "TREE.toml")]
+    pub file: PathBuf,
+    /// Only print the plan
+    #[arg(long)]
+    pub dry_run: bool,
+    #[command(flatten)]
+    pub grace: GraceArgs,
 }
 
 #[derive(Args, Debug)]

@@ -10,6 +10,7 @@
 //! What is asked for goes to stdout, everything about the asking to stderr. Whatever an agent may have made (its output,
 //! its command, messages that quote it) is escaped before a terminal sees it. Nothing here polls.
 
+mod apply;
 mod args;
 mod change;
 mod check;
@@ -17,6 +18,7 @@ mod doctor;
 mod draw;
 mod events;
 mod failure;
+mod init;
 mod link;
 mod list;
 mod logs;
@@ -44,6 +46,9 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return failure::usage(&error),
     };
+    if init::is_init() && matches!(cli.verb, Verb::Run(_) | Verb::Daemon(_)) {
+        return init::run();
+    }
     let is_json = cli.global.json;
     let mut screen = Screen::stdout(is_json);
     let done = dispatch(cli, &mut screen);
@@ -61,6 +66,7 @@ fn dispatch(cli: Cli, screen: &mut Screen) -> Done {
     match cli.verb {
         Verb::Run(args) => run::run(global, args, screen),
         Verb::Daemon(args) => serve::daemon(global, args),
+        Verb::Apply(args) => apply::apply(global, &args, screen),
         Verb::Check(args) => check::check(&args.file, screen),
         Verb::Doctor(args) => doctor::doctor(global, args, screen),
         Verb::Spawn(args) => change::spawn(global, args.into_spec()?, screen),

@@ -16,6 +16,7 @@ use super::job::Tools;
 use super::journal::Journal;
 use super::latency::Detection;
 use super::launch::Surroundings;
+use super::service::Service;
 use super::settings::{Residence, Settings};
 use super::supervisor::{Source, Supervisor, now};
 use crate::kernel::cgroup::{Cgroups, Place, Removal, RootClaim};
@@ -84,9 +85,8 @@ pub fn start(settings: Settings) -> Result<Running, Error> {
 /// # Errors
 /// As [`start`], and whatever ended the daemon against its will.
 pub fn serve(settings: Settings) -> Result<(), Error> {
-    let herdsman = Herdsman::build(settings, Manner::Daemon)?;
-    sd_notify::notify(&[sd_notify::NotifyState::Ready])
-        .unwrap_or_else(|error| tracing::debug!("tell systemd: {error}"));
+    let mut herdsman = Herdsman::build(settings, Manner::Daemon)?;
+    herdsman.supervisor.tell_ready();
     herdsman.run()
 }
 
@@ -106,6 +106,8 @@ struct Herdsman {
     _root_claim: RootClaim,
     /// Held until the end: the socket is ours as long as this is.
     _claim: socket::StateDir,
+    /// The socket's path, unless it is the service manager's.
+    own_socket: Option<std::path::PathBuf>,
     supervisor: Supervisor,
 }
 
@@ -150,7 +152,12 @@ impl Herdsman {
             );
         }
         let (watches, surroundings) = (Watches::new()?, Surroundings::look()?);
-        let listener = socket::bind(&claim, &settings.socket(), None)?;
+        let inherited = if manner == Manner::Daemon { socket::inherited()? } else { None };
+        let own_socket = inherited.is_none().then(|| settings.socket());
+        let listener = match inherited {
+            Some(listener) => listener,
+            None => socket::bind(&claim, &settings.socket(), None)?,
+        };
         let journal = Journal::open(&settings.state_dir)?;
         let poll = Poll::new().map_err(|error| Error::new(Code::Kernel, format!("epoll_create1: {error}")))?;
         let tools = Tools { cgroups: cgroups.0.take().expect("it is still there"), store, watches, way, surroundings };
@@ -159,14 +166,12 @@ impl Herdsman {
         let parts = Parts { settings, manner, tools, listener, journal, poll, machine, root };
         let mut supervisor = parts.assemble()?;
         supervisor.announce(ended);
-        Ok(Self { supervisor, _root_claim: root_claim, _claim: claim })
+        Ok(Self { supervisor, own_socket, _root_claim: root_claim, _claim: claim })
     }
 
     fn run(mut self) -> Result<(), Error> {
         let outcome = self.supervisor.run();
-        sd_notify::notify(&[sd_notify::NotifyState::Stopping])
-            .unwrap_or_else(|error| tracing::debug!("tell systemd: {error}"));
-        if let Err(error) = std::fs::remove_file(self.supervisor.settings.socket()) {
+        if let Some(Err(error)) = self.own_socket.map(std::fs::remove_file) {
             tracing::warn!("remove the socket: {error}");
         }
         remove_root(&self.supervisor.tools.cgroups);
@@ -310,6 +315,7 @@ impl Parts {
             is_over: false,
             stops_asked: 0,
             root,
+            service: (manner == Manner::Daemon).then(Service::find).flatten(),
             usage: None,
         })
     }

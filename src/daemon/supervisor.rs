@@ -19,6 +19,7 @@ use super::journal::Journal;
 use super::latency::Detection;
 use super::memory::{Domain, Holder, LOOKS, Memory};
 use super::reread::OURSELVES;
+use super::service::Service;
 use super::settings::Settings;
 use crate::kernel::cgroup::Place;
 use crate::kernel::watch::{Fact, Left, WatchId};
@@ -90,6 +91,10 @@ pub(super) enum Chore {
     Memory(Place),
     /// Look at the counter of a limit on forks.
     Forks(Place),
+    /// Tell the service manager the counts.
+    Status,
+    /// Tell the service manager that the loop turns.
+    Heartbeat,
 }
 
 /// Everything that the loop has.
@@ -120,6 +125,8 @@ pub(super) struct Supervisor {
     pub is_over: bool,
     pub stops_asked: u32,
     pub root: String,
+    /// None where nobody listens.
+    pub service: Option<Service>,
     pub usage: Option<(Monotonic, super::call::Sample)>,
 }
 
@@ -526,6 +533,8 @@ impl Supervisor {
                 Some((_, Chore::Spool(key, stream))) => self.spool_is_due(key, stream),
                 Some((_, Chore::Memory(place))) => self.look_at_memory(&place),
                 Some((_, Chore::Forks(place))) => self.look_at_forks(&place),
+                Some((_, Chore::Status)) => self.status_is_due(),
+                Some((_, Chore::Heartbeat)) => self.beat(),
                 None => {}
             }
         }
@@ -536,7 +545,7 @@ impl Supervisor {
         let came: BTreeSet<i32> = signals.pending().collect();
         for signal in came {
             match signal {
-                SIGHUP => self.reread(),
+                SIGHUP => self.reloading(Self::reread),
                 SIGTERM | SIGINT => self.stop(if signal == SIGTERM { "SIGTERM" } else { "SIGINT" }),
                 _ => {}
             }
@@ -558,6 +567,7 @@ impl Supervisor {
         self.journal.append(&mut event);
         super::perform::log(&event);
         self.tell_followers(&event);
+        self.note_for_service(&event);
         if let Some(key) = event.agent.as_ref().and_then(|id| self.machine.key_of(id)) {
             // It may have been the end of what somebody follows.
             self.stir_followers(key);

@@ -381,8 +381,10 @@ impl Machine {
                 format!("clean up {}: it is {}, only ended agents are cleaned up", agent.spec.id, agent.state());
             return Err(Error::new(Code::WrongState, message).remedy("terminate it first"));
         }
-        let statuses = ended.iter().map(|key| self.status(*key, step.now.mono)).collect();
-        for key in ended {
+        // An agent stands for its subtree, which has ended before it; as long as a child is known, so is its parent.
+        let all: BTreeSet<_> = ended.into_iter().flat_map(|key| self.subtree(key)).collect();
+        let statuses = all.iter().map(|key| self.status(*key, step.now.mono)).collect();
+        for key in all {
             self.agent_mut(key).expires = Some(step.now.mono);
             self.dirty.insert(key);
         }
