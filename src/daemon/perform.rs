@@ -52,6 +52,7 @@ pub(super) fn perform(shell: &mut Supervisor, effect: Effect) {
         Effect::Reply(to, outcome) => shell.reply(to, outcome),
         Effect::Publish(event) => shell.publish(*event),
         Effect::Forget(agent) => forget(shell, agent),
+        Effect::Record(_) | Effect::RecordHerd(_) => {}
         Effect::Finish => shell.is_over = true,
     }
 }
