@@ -100,7 +100,7 @@ fn help_and_completions_name_every_verb_and_every_limit() {
     let help = text(&treeherd(&["--help"]).stdout);
     let spawn = text(&treeherd(&["spawn", "--help"]).stdout);
     let verbs = "run daemon apply check config doctor spawn register ps tree show stats events logs pause resume terminate limit \
-                 restart wait cleanup shutdown completions";
+                 restart wait cleanup shutdown completions man";
     for verb in verbs.split_whitespace() {
         assert!(help.contains(&format!("\n  {verb} ")), "{verb} is missing in\n{help}");
     }

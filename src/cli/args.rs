@@ -102,6 +102,8 @@ pub(super) enum Verb {
     Shutdown(GraceArgs),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
+    /// Print a manual page: this program's, or a verb's
+    Man(ManArgs),
 }
 
 #[derive(Args, Debug)]
@@ -123,6 +125,13 @@ pub(super) struct MaybeAgent {
     /// Only this agent and all below it
     #[arg(value_name = "ID")]
     pub id: Option<AgentId>,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct ManArgs {
+    /// A verb, as in `spawn`
+    #[arg(value_name = "VERB")]
+    pub verb: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]

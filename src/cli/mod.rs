@@ -36,6 +36,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 
+use crate::model::error::{Code, Error};
 use args::{Cli, ConfigVerb, Verb};
 use failure::{Done, Failure};
 use screen::Screen;
@@ -88,6 +89,7 @@ fn dispatch(cli: Cli, screen: &mut Screen) -> Done {
         Verb::Cleanup(targets) => change::cleanup(global, targets.target(), screen),
         Verb::Shutdown(args) => change::shutdown(global, args, screen),
         Verb::Completions(args) => completions(args.shell, screen),
+        Verb::Man(args) => man(args.verb.as_deref(), screen),
     }
 }
 
@@ -95,5 +97,24 @@ fn completions(shell: clap_complete::Shell, screen: &mut Screen) -> Done {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "treeherd", &mut script);
     screen.bytes(&script)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn man(verb: Option<&str>, screen: &mut Screen) -> Done {
+    let mut program = Cli::command();
+    // What every verb understands is in every verb's page.
+    program.build();
+    let command = match verb {
+        None => program,
+        Some(verb) => {
+            let found = program.find_subcommand(verb).cloned();
+            let none = || Error::new(Code::UnknownMethod, format!("no verb is called {verb:?}"));
+            let found = found.ok_or_else(|| none().remedy("`treeherd --help` lists all"))?;
+            found.display_name(format!("treeherd-{verb}"))
+        }
+    };
+    let mut page = Vec::new();
+    clap_mangen::Man::new(command).render(&mut page)?;
+    screen.bytes(&page)?;
     Ok(ExitCode::SUCCESS)
 }
