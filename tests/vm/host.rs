@@ -23,14 +23,28 @@ struct Binary {
     without: &'static [&'static str],
 }
 
-const BINARIES: [Binary; 6] = [
+const BINARIES: [Binary; 7] = [
     Binary { name: "kernel_process", limit: 120, without: &[] },
     Binary { name: "kernel_cgroups", limit: 120, without: &[] },
     Binary { name: "limits", limit: 120, without: &[] },
     Binary { name: "origin", limit: 180, without: &[] },
     Binary { name: "api", limit: 180, without: &["ten_thousand_connections", "a_slow_reader_of_events"] },
     Binary { name: "acceptance", limit: 240, without: &["item_2", "item_5", "item_6"] },
+    Binary { name: "vm", limit: 180, without: &[] },
 ];
+
+/// What is done before a test binary runs: there is swap, and this binary knows what it is to be.
+const JOB: &str = "export REQUIRE=kernel RUST_BACKTRACE=1 TREEHERD_TEST_INSIDE=unified
+fallocate -l 256M /swap && chmod 600 /swap && mkswap -q /swap && swapon /swap
+trace() { ls -d /sys/fs/cgroup/*/ 2>/dev/null; }
+before=$(trace)
+";
+
+/// What is done after it: the kernel has no trace of it.
+const AFTER: &str = "status=$?
+[ \"$(trace)\" = \"$before\" ] || { trace; echo 'these cgroups are left'; exit 1; }
+exit $status
+";
 
 /// What each guest told about its tests.
 static TOLD: Mutex<Vec<String>> = Mutex::new(Vec::new());
@@ -76,7 +90,7 @@ fn is_required() -> bool {
 fn test_binary(kit: &Kit, name: &str, kernel: &str, binary: &Binary) -> Result<(), Failed> {
     let program = &programs()[binary.name];
     let without: String = binary.without.iter().map(|test| format!(" --skip {test}")).collect();
-    let job = format!("export REQUIRE=kernel RUST_BACKTRACE=1\nexec {}{without}", program.display());
+    let job = format!("{JOB}{}{without}\n{AFTER}", program.display());
     let limit = Duration::from_secs(binary.limit);
     let files = [program.clone(), programs()["treeherd"].clone()];
     let guest = Guest { kernel, first: FirstProcess::Script, files: &files, job: &job, disk: None, limit };
