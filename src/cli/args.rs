@@ -63,6 +63,9 @@ pub(super) enum Verb {
     Apply(ApplyArgs),
     /// Find every mistake in a tree file
     Check(FileArgs),
+    /// Tell what the herd is held to, and where each setting comes from
+    #[command(subcommand)]
+    Config(ConfigVerb),
     /// Tell what this host offers, controller by controller
     Doctor(DoctorArgs),
     /// Start an agent
@@ -122,6 +125,12 @@ pub(super) struct MaybeAgent {
     pub id: Option<AgentId>,
 }
 
+#[derive(Debug, Subcommand)]
+pub(super) enum ConfigVerb {
+    /// Show every setting as it is now, with its file and line
+    Show,
+}
+
 #[derive(Args, Debug)]
 pub(super) struct ApplyArgs {
     /// The tree file
@@ -159,7 +168,8 @@ pub(super) struct DaemonArgs {
     /// The root cgroup, below the cgroup2 mount [default: the one that systemd delegated to us, else treeherd]
     #[arg(long, value_name = "NAME")]
     pub cgroup: Option<String>,
-    /// A file with the tables [herd] and [levels] of a tree file; read again on SIGHUP
+    /// A file with the tables [herd] and [levels] of a tree file; the files in the directory beside it (config.d for
+    /// config.toml) stand over it; read again on SIGHUP [default: /etc/treeherd/config.toml, if it is there]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// How many levels the tree may have [default: 10]

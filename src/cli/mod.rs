@@ -14,6 +14,7 @@ mod apply;
 mod args;
 mod change;
 mod check;
+mod config;
 mod doctor;
 mod draw;
 mod events;
@@ -35,7 +36,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 
-use args::{Cli, Verb};
+use args::{Cli, ConfigVerb, Verb};
 use failure::{Done, Failure};
 use screen::Screen;
 
@@ -67,6 +68,7 @@ fn dispatch(cli: Cli, screen: &mut Screen) -> Done {
         Verb::Run(args) => run::run(global, args, screen),
         Verb::Daemon(args) => serve::daemon(global, args),
         Verb::Apply(args) => apply::apply(global, &args, screen),
+        Verb::Config(ConfigVerb::Show) => config::show(global, screen),
         Verb::Check(args) => check::check(&args.file, screen),
         Verb::Doctor(args) => doctor::doctor(global, args, screen),
         Verb::Spawn(args) => change::spawn(global, args.into_spec()?, screen),
