@@ -16,6 +16,7 @@ mod common;
 
 mod guest;
 mod host;
+mod systemd;
 mod unified;
 
 /// Makes trials of functions, under their own names.
@@ -37,6 +38,9 @@ fn main() -> ExitCode {
     if let Ok(part) = std::env::var(INSIDE) {
         let trials = match part.as_str() {
             "unified" => unified::all(),
+            "service" => systemd::service(),
+            "crash" => systemd::crash(),
+            "after_crash" => systemd::after_crash(),
             other => panic!("there are no tests called {other}"),
         };
         return libtest_mimic::run(&arguments, trials).exit_code();
