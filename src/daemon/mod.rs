@@ -14,6 +14,7 @@
 //! deadline comes; an idle herd has neither.
 
 mod accept;
+mod adopt;
 mod body;
 mod call;
 mod client;
@@ -29,6 +30,7 @@ mod leaf;
 mod memory;
 mod output;
 mod perform;
+mod records;
 mod reread;
 mod service;
 mod settings;

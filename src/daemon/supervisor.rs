@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
+use rustix::io::Errno;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::body::{Body, Ear, Early, Watched};
@@ -18,6 +19,7 @@ use super::job::{Born, Job, Outcome, Tools};
 use super::journal::Journal;
 use super::latency::Detection;
 use super::memory::{Domain, Holder, LOOKS, Memory};
+use super::records::Records;
 use super::reread::OURSELVES;
 use super::service::Service;
 use super::settings::Settings;
@@ -85,6 +87,8 @@ impl Source {
 pub(super) enum Chore {
     /// Look at a spool file that was written to.
     Spool(AgentKey, Stream),
+    /// Look for the n-th time how the main process of an adopted agent ended: whoever is its parent has to reap it first.
+    Exit(AgentKey, usize),
     /// Look at the cgroup of a run that could not be watched.
     Leaf(AgentKey, Run),
     /// Look at the counters of a memory domain.
@@ -103,6 +107,8 @@ pub(super) struct Supervisor {
     pub machine: Machine,
     pub tools: Arc<Tools>,
     pub hands: Hands,
+    /// Jobs for the hands, until what was decided is written down.
+    pub held: Vec<Job>,
     pub outcomes: Receiver<Outcome>,
     pub poll: Poll,
     pub signals: Option<signal_hook_mio::v1_0::Signals>,
@@ -118,6 +124,7 @@ pub(super) struct Supervisor {
     pub memory: Memory,
     pub hits: Hits,
     pub chores: BTreeSet<(Monotonic, Chore)>,
+    pub records: Records,
     pub journal: Journal,
     pub detection: Detection,
     pub began: Monotonic,
@@ -148,10 +155,10 @@ impl Supervisor {
         while !self.is_over {
             self.turn(&mut events)?;
         }
+        self.write_down();
         for client in self.clients.values_mut() {
             client.flush();
         }
-        self.journal.flush();
         Ok(())
     }
 
@@ -208,7 +215,7 @@ impl Supervisor {
 
     /// Writes down and sends out what this turn has brought.
     fn tell(&mut self) {
-        self.journal.flush();
+        self.write_down();
         for id in std::mem::take(&mut self.stirred) {
             self.pump(id);
         }
@@ -218,6 +225,15 @@ impl Supervisor {
             let bound = humantime::format_duration(self.settings.herd.failure_detection_timeout);
             event.message = format!("a death was told after up to {} ms; the bound is {bound}", latency.as_millis());
             self.publish(event);
+        }
+    }
+
+    /// Writes down what was decided, then what happened; then what was decided is carried out.
+    pub fn write_down(&mut self) {
+        self.records.flush(&self.machine);
+        self.journal.flush();
+        for job in std::mem::take(&mut self.held) {
+            self.hands.take(job);
         }
     }
 
@@ -315,48 +331,55 @@ impl Supervisor {
         }
         self.watch_limits(&born.limited);
         let pid = born.process.as_ref().map(|(pid, _)| *pid);
-        self.feed(Input::Spawned { agent: key, pid });
-        let Some((_, process)) = born.process else { return };
-        let source = Source::Process(key);
-        let fd = process.as_raw_fd();
-        if let Some(body) = self.bodies.get_mut(&key) {
-            body.process = Some((born.run, process));
+        if let Some((pid, process)) = &born.process {
+            self.records.note_process(key, pidfd::identity(process.as_fd(), *pid).ok());
         }
-        // A process that has ended already makes its pidfd readable at once.
-        if let Err(error) = self.poll.registry().register(&mut SourceFd(&fd), source.token(), Interest::READABLE) {
-            tracing::error!("watch the main process of {key}: {error}; its end is looked for now");
-            self.process_ended(key);
+        self.feed(Input::Spawned { agent: key, pid });
+        if let Some((_, process)) = born.process {
+            self.listen_to(key, born.run, process);
         }
     }
 
     /// A pidfd became readable.
-    fn process_ended(&mut self, key: AgentKey) {
+    pub(super) fn process_ended(&mut self, key: AgentKey) {
         let Some(body) = self.bodies.get_mut(&key) else { return };
         let Some((run, process)) = body.process.take() else { return };
-        let ended = match pidfd::try_wait(process.as_fd()) {
-            Ok(None) => {
-                body.process = Some((run, process));
-                return;
+        match pidfd::try_wait(process.as_fd()) {
+            Ok(None) => body.process = Some((run, process)),
+            Ok(Some(ended)) => {
+                let rusage = Rusage {
+                    user_us: ended.rusage.user_us,
+                    system_us: ended.rusage.system_us,
+                    max_rss_bytes: Some(ended.rusage.max_rss_bytes).filter(|peak| *peak > process::own_peak()),
+                };
+                self.run_ended(key, run, &process, Some(ended.status), rusage);
             }
-            Ok(Some(ended)) => Some(ended),
+            Err(error) if error.errno == Errno::CHILD => self.stranger_ended(key, run, process),
             Err(error) => {
                 tracing::error!("read how {} ended: {error}", body.id);
-                None
+                self.run_ended(key, run, &process, None, Rusage::default());
             }
-        };
+        }
+    }
+
+    /// The main process of a run has ended, in a way that may not be known.
+    pub(super) fn run_ended(
+        &mut self,
+        key: AgentKey,
+        run: Run,
+        process: &OwnedFd,
+        status: Option<pidfd::Exit>,
+        rusage: Rusage,
+    ) {
+        let Some(body) = self.bodies.get(&key) else { return };
         if let Err(error) = self.poll.registry().deregister(&mut SourceFd(&process.as_raw_fd())) {
             tracing::warn!("stop watching the main process of {}: {error}", body.id);
         }
         self.detection.note_death();
         let descendants = self.descendants(key, run);
-        let exit = ended.as_ref().map_or(Exit::Unknown, |ended| match ended.status {
+        let exit = status.map_or(Exit::Unknown, |status| match status {
             pidfd::Exit::Code(status) => Exit::Status(status),
             pidfd::Exit::Signal { number, core } => Exit::Signal { number, core },
-        });
-        let rusage = ended.map(|ended| ended.rusage).map_or_else(Rusage::default, |rusage| Rusage {
-            user_us: rusage.user_us,
-            system_us: rusage.system_us,
-            max_rss_bytes: Some(rusage.max_rss_bytes).filter(|peak| *peak > process::own_peak()),
         });
         let home = self.bodies[&key].home.clone();
         let oom = match exit {
@@ -424,7 +447,7 @@ impl Supervisor {
         }
     }
 
-    fn look_at_home(&mut self, key: AgentKey) {
+    pub(super) fn look_at_home(&mut self, key: AgentKey) {
         let Some(body) = self.bodies.get(&key) else { return };
         let Ok(events) = self.tools.cgroups.events(&body.home) else { return };
         self.feed(Input::FrostSeen { agent: key, frost: if events.frozen { Frost::Frozen } else { Frost::Thawed } });
@@ -437,6 +460,15 @@ impl Supervisor {
     pub fn watch_limits(&mut self, places: &[(Place, Limits)]) {
         self.watch_memory(places);
         self.watch_forks(places);
+    }
+
+    /// Listens to limits that were set before this daemon began; what was hit by then is not told again.
+    pub fn watch_limits_as_they_are(&mut self, places: &[(Place, Limits)]) {
+        self.watch_memory(places);
+        for (place, limits) in places {
+            self.memory.take_as_told(&self.tools.cgroups, place);
+            self.listen_to_forks(place, limits);
+        }
     }
 
     fn watch_memory(&mut self, places: &[(Place, Limits)]) {
@@ -529,6 +561,7 @@ impl Supervisor {
         let now = clock::monotonic();
         while self.chores.first().is_some_and(|(at, _)| *at <= now) {
             match self.chores.pop_first() {
+                Some((_, Chore::Exit(key, look))) => self.exit_is_due(key, look),
                 Some((_, Chore::Leaf(key, run))) => self.retry_leaf(key, run),
                 Some((_, Chore::Spool(key, stream))) => self.spool_is_due(key, stream),
                 Some((_, Chore::Memory(place))) => self.look_at_memory(&place),
@@ -565,6 +598,11 @@ impl Supervisor {
     pub fn publish(&mut self, mut event: Event) {
         self.decorate(&mut event);
         self.journal.append(&mut event);
+        if let (true, Some(id)) = (event.kind.is_terminal(), &event.agent)
+            && let Some(key) = self.machine.key_of(id)
+        {
+            self.records.note_end(key, event.seq);
+        }
         super::perform::log(&event);
         self.tell_followers(&event);
         self.note_for_service(&event);
@@ -609,8 +647,12 @@ impl Supervisor {
         drop(self.tools.watches.remove(watch));
     }
 
-    /// Sends a job to the hands.
-    pub fn hand(&self, job: Job) {
-        self.hands.take(job);
+    /// Sends a job to the hands, when the decision that it follows from is written down.
+    pub fn hand(&mut self, job: Job) {
+        if job.is_unrecorded() {
+            self.hands.take(job);
+        } else {
+            self.held.push(job);
+        }
     }
 }

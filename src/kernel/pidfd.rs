@@ -74,6 +74,31 @@ pub fn open(pid: i32) -> Result<OwnedFd> {
         .map_err(|errno| KernelError::new("pidfd_open", format!("pid {pid}"), errno))
 }
 
+/// Returns a number by which a process is known again, until the next boot, when its pid is opened anew: no other process
+/// that ever had this pid has the same. `pid` is the number that the pidfd was opened by.
+///
+/// # Errors
+/// ESRCH ([`KernelError::is_gone`]) if it has ended and been reaped, where the kernel is older than 6.9.
+///
+/// # Kernel
+/// Linux 6.9: the inode of the pidfd, which is never given to another process (pidfs). Before, the time of its start in clock
+/// ticks, proc_pid_stat(5), field 22.
+pub fn identity(pidfd: BorrowedFd<'_>, pid: i32) -> Result<u64> {
+    /// `PID_FS_MAGIC` of linux/magic.h.
+    const PIDFS: i64 = 0x5049_4446;
+    let wrong = |errno| KernelError::new("identify", object(pidfd), errno);
+    if rustix::fs::fstatfs(pidfd).map_err(wrong)?.f_type == PIDFS {
+        return rustix::fs::fstat(pidfd).map(|stat| stat.st_ino).map_err(wrong);
+    }
+    started_at(pid).ok_or_else(|| wrong(Errno::SRCH))
+}
+
+fn started_at(pid: i32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name, in parentheses, may itself contain parentheses and blanks; the state behind it is field 3.
+    stat.get(stat.rfind(')')? + 1..)?.split_ascii_whitespace().nth(22 - 3)?.parse().ok()
+}
+
 /// Sends a signal to the process of a pidfd; never to another one that got its number.
 ///
 /// # Errors
@@ -258,6 +283,15 @@ mod tests {
         assert_eq!(from_wait_status(55 << 8), Exit::Code(55));
         assert_eq!(from_wait_status(9), Exit::Signal { number: 9, core: false });
         assert_eq!(from_wait_status(11 | 0x80), Exit::Signal { number: 11, core: true });
+    }
+
+    #[test]
+    fn a_process_is_known_again_and_taken_for_no_other() {
+        let own = std::process::id().cast_signed();
+        let know = |pid: i32| identity(open(pid).unwrap().as_fd(), pid).unwrap();
+        assert_eq!(know(own), know(own));
+        assert_ne!(know(own), know(1));
+        assert!(started_at(own).unwrap() > started_at(1).unwrap(), "where there is no pidfs");
     }
 
     #[test]
