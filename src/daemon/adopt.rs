@@ -15,7 +15,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::body::{Body, Watched};
 use super::records::{Legacy, Mark, Records};
-use super::supervisor::{Chore, Source, Supervisor, now};
+use super::supervisor::{Source, Supervisor, now};
 use crate::kernel::cgroup::{Cgroups, Frozen, Place};
 use crate::kernel::error::{KernelError, Result as KernelResult};
 use crate::kernel::host::Host;
@@ -26,7 +26,6 @@ use crate::model::error::{Code, Error};
 use crate::model::id::{Level, Run};
 use crate::model::limits::Limits;
 use crate::model::record::{AgentRecord, Standing};
-use crate::model::status::Rusage;
 use crate::model::stream::Stream;
 use crate::output::Spool;
 
@@ -315,45 +314,6 @@ impl Supervisor {
         if let Err(error) = self.poll.registry().register(&mut SourceFd(&fd), source.token(), Interest::READABLE) {
             tracing::error!("watch the main process of {key}: {error}; its end is looked for now");
             self.process_ended(key);
-        }
-    }
-}
-
-/// When it is looked again how an adopted process ended, after its pidfd has said that it did: whoever it was given to, PID 1
-/// as a rule, reaps it in a moment, and only then the kernel tells.
-const LOOKS: [Duration; 5] = [
-    Duration::from_millis(1),
-    Duration::from_millis(4),
-    Duration::from_millis(20),
-    Duration::from_millis(75),
-    Duration::from_millis(150),
-];
-
-impl Supervisor {
-    /// The main process of an adopted agent has ended.
-    pub(super) fn stranger_ended(&mut self, key: AgentKey, run: Run, process: OwnedFd) {
-        self.look_at_exit(key, run, process, 0);
-    }
-
-    pub(super) fn exit_is_due(&mut self, key: AgentKey, look: usize) {
-        let Some((run, process)) = self.bodies.get_mut(&key).and_then(|body| body.process.take()) else { return };
-        self.look_at_exit(key, run, process, look);
-    }
-
-    /// Asks how a process ended, and asks again until the last look; then how it ended is not known.
-    fn look_at_exit(&mut self, key: AgentKey, run: Run, process: OwnedFd, look: usize) {
-        let exit = pidfd::exit_info(process.as_fd()).unwrap_or_else(|error| {
-            tracing::warn!("read how {key} ended: {error}");
-            None
-        });
-        match (exit, LOOKS.get(look)) {
-            (None, Some(after)) => {
-                if let Some(body) = self.bodies.get_mut(&key) {
-                    body.process = Some((run, process));
-                }
-                self.chores.insert((clock::monotonic() + *after, Chore::Exit(key, look + 1)));
-            }
-            (exit, _) => self.run_ended(key, run, &process, exit, Rusage::default()),
         }
     }
 }

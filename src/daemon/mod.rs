@@ -19,6 +19,7 @@ mod body;
 mod call;
 mod client;
 mod doctor;
+mod exit;
 mod follow;
 mod hands;
 mod hits;

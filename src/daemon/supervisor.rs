@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
-use rustix::io::Errno;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::body::{Body, Ear, Early, Watched};
@@ -25,14 +24,13 @@ use super::service::Service;
 use super::settings::Settings;
 use crate::kernel::cgroup::Place;
 use crate::kernel::watch::{Fact, Left, WatchId};
-use crate::kernel::{clock, pidfd, process};
+use crate::kernel::{clock, pidfd};
 use crate::machine::{AgentKey, Caller, Effect, Frost, Input, Machine, Now};
 use crate::model::error::{Code, Error};
 use crate::model::event::{Event, Kind};
 use crate::model::id::Run;
 use crate::model::limits::{Knob, Limits};
 use crate::model::request::Request;
-use crate::model::status::{Exit, Rusage};
 use crate::model::stream::Stream;
 use crate::model::time::Monotonic;
 
@@ -338,57 +336,6 @@ impl Supervisor {
         if let Some((_, process)) = born.process {
             self.listen_to(key, born.run, process);
         }
-    }
-
-    /// A pidfd became readable.
-    pub(super) fn process_ended(&mut self, key: AgentKey) {
-        let Some(body) = self.bodies.get_mut(&key) else { return };
-        let Some((run, process)) = body.process.take() else { return };
-        match pidfd::try_wait(process.as_fd()) {
-            Ok(None) => body.process = Some((run, process)),
-            Ok(Some(ended)) => {
-                let rusage = Rusage {
-                    user_us: ended.rusage.user_us,
-                    system_us: ended.rusage.system_us,
-                    max_rss_bytes: Some(ended.rusage.max_rss_bytes).filter(|peak| *peak > process::own_peak()),
-                };
-                self.run_ended(key, run, &process, Some(ended.status), rusage);
-            }
-            Err(error) if error.errno == Errno::CHILD => self.stranger_ended(key, run, process),
-            Err(error) => {
-                tracing::error!("read how {} ended: {error}", body.id);
-                self.run_ended(key, run, &process, None, Rusage::default());
-            }
-        }
-    }
-
-    /// The main process of a run has ended, in a way that may not be known.
-    pub(super) fn run_ended(
-        &mut self,
-        key: AgentKey,
-        run: Run,
-        process: &OwnedFd,
-        status: Option<pidfd::Exit>,
-        rusage: Rusage,
-    ) {
-        let Some(body) = self.bodies.get(&key) else { return };
-        if let Err(error) = self.poll.registry().deregister(&mut SourceFd(&process.as_raw_fd())) {
-            tracing::warn!("stop watching the main process of {}: {error}", body.id);
-        }
-        self.detection.note_death();
-        let descendants = self.descendants(key, run);
-        let exit = status.map_or(Exit::Unknown, |status| match status {
-            pidfd::Exit::Code(status) => Exit::Status(status),
-            pidfd::Exit::Signal { number, core } => Exit::Signal { number, core },
-        });
-        let home = self.bodies[&key].home.clone();
-        let oom = match exit {
-            Exit::Signal { number: libc::SIGKILL, .. } => self.memory.explain(&self.tools.cgroups, &home),
-            _ => None,
-        };
-        // The kernel holds news of one file back for up to 10 ms: a limit that it died of is told before its death.
-        self.look_at_forks(&home);
-        self.feed(Input::Exited { agent: key, run, exit, rusage, oom, descendants });
     }
 
     fn watches_fired(&mut self) {
