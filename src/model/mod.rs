@@ -5,8 +5,10 @@
 pub mod config;
 pub mod error;
 pub mod event;
+pub mod explain;
 pub mod id;
 pub mod limits;
+pub mod recovery;
 pub mod request;
 pub mod spec;
 pub mod stage;
