@@ -121,6 +121,8 @@ pub enum Cause {
     Lost,
     /// It ran for longer than its `run_timeout`.
     Timeout,
+    /// Its children failed: too often for its `children.intensity`, or a significant one for good.
+    Child,
 }
 
 impl Cause {
@@ -135,6 +137,7 @@ impl Cause {
             Self::Terminated => "terminated",
             Self::Lost => "lost",
             Self::Timeout => "timeout",
+            Self::Child => "child",
         }
     }
 
@@ -143,7 +146,7 @@ impl Cause {
     pub fn is_verdict(self) -> bool {
         match self {
             Self::Exit | Self::Signal | Self::Oom | Self::Exec | Self::Terminated | Self::Lost => false,
-            Self::Timeout => true,
+            Self::Timeout | Self::Child => true,
         }
     }
 }
@@ -220,6 +223,9 @@ pub struct ExitRecord {
     /// Who asked for the end, if somebody did: `uid 0, pid 712`, `agent build`, `the daemon's shutdown`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
+    /// Whether it did not stop within its grace and was killed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub overdue: bool,
     /// How many processes the main process left behind.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub descendants: u64,
@@ -252,6 +258,7 @@ impl ExitRecord {
             stage: None,
             error: None,
             by: None,
+            overdue: false,
             descendants: 0,
             run_ms: 0,
             paused_ms: 0,
@@ -290,6 +297,9 @@ impl fmt::Display for ExitRecord {
                 f.write_str("terminated")?;
                 if let Some(by) = &self.by {
                     write!(f, " by {by}")?;
+                }
+                if self.overdue {
+                    f.write_str(", killed since it did not stop in time")?;
                 }
             }
             (cause, ..) if cause.is_verdict() => {
