@@ -131,14 +131,14 @@ impl World {
         let fates = self.chance.comes(30);
         self.observer.crashed(&self.kernel, &adopted, doom, fates);
         let mut effects = Vec::new();
-        self.machine.adopt(self.now, adopted, &mut effects);
+        self.machine.adopt(self.now, adopted.clone(), &mut effects);
         self.machine.check();
         let mut again = Vec::new();
         self.machine.settle_everything(self.now, &mut again);
         assert_eq!(again, [], "settling again orders nothing");
         self.disk.write(&effects);
         self.disk.check(&self.machine);
-        self.observer.adopted(&self.machine, &self.kernel, self.now, &effects);
+        self.observer.adopted(&self.machine, &self.kernel, self.now, &adopted, &effects);
         for effect in &effects {
             self.route(effect);
         }
