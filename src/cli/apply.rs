@@ -11,8 +11,7 @@ use super::link::connect;
 use super::list::limits;
 use super::screen::{BAD, DIM, GOOD, Screen, WARN};
 use crate::api::client::Client;
-use crate::api::method::{Call, Ending, LimitChange, Nothing, OfAgent, OfTarget, Selection, Shown};
-use crate::model::config::HerdConfig;
+use crate::api::method::{Call, Configured, Ending, LimitChange, Nothing, OfAgent, OfTarget, Selection, Shown};
 use crate::model::error::{Code, Error};
 use crate::model::plan::{Present, Step, plan};
 use crate::model::request::{LimitScope, Target};
@@ -38,7 +37,7 @@ pub(super) fn apply(global: &Global, args: &ApplyArgs, screen: &mut Screen) -> D
         }
     };
     let mut client = connect(global)?;
-    let config: HerdConfig = client.call(&Call::Config(Nothing {}))?;
+    let Configured { config, .. } = client.call(&Call::Config(Nothing {}))?;
     let herd = present(&mut client)?;
     let steps = plan(&tree, &config, &herd);
     if !screen.is_json {

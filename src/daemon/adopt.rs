@@ -13,7 +13,7 @@ use mio::Interest;
 use mio::unix::SourceFd;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-use super::body::{Body, Watched};
+use super::body::Body;
 use super::records::{Legacy, Mark, Records};
 use super::supervisor::{Source, Supervisor, now};
 use crate::kernel::cgroup::{Cgroups, Frozen, Place};
@@ -239,7 +239,7 @@ impl Supervisor {
             self.listen_to(key, run, main);
         }
         for key in keys {
-            self.look_at_home(key);
+            self.listen_at_home(key);
             for stream in Stream::ALL {
                 self.look_at_spool(key, stream);
             }
@@ -261,16 +261,6 @@ impl Supervisor {
         }
         if let Some(last) = &mut heir.record.last {
             body.last_lines = std::mem::take(&mut last.last_lines);
-        }
-        if heir.found.is_some() {
-            let dir = self.tools.cgroups.open_dir(&heir.home);
-            match dir.and_then(|dir| self.tools.watches.add_modify(dir.as_fd(), "cgroup.events")) {
-                Ok(watch) => {
-                    body.home_watch = Some(watch);
-                    self.watched.insert(watch, Watched::Home(key));
-                }
-                Err(error) => tracing::error!("watch {}: {error}", heir.home),
-            }
         }
         self.bodies.insert(key, body);
     }

@@ -94,7 +94,6 @@ fn spawn(shell: &mut Supervisor, order: SpawnOrder) {
         body.spool_from = Some(order.run);
     }
     let home = body.home.clone();
-    shell.early.begin_spawn();
     shell.hand(Job::Spawn(Box::new(SpawnJob {
         agent: key,
         run: order.run,
