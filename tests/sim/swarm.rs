@@ -11,7 +11,8 @@ use treeherd::model::status::Exit;
 use super::chance::Chance;
 use super::clients::{Habits, some_caller, some_limits};
 use super::crash::Doom;
-use super::world::{Faults, World};
+use super::kernel::Notice;
+use super::world::{Faults, Move, World};
 
 /// After so many failing seeds, no further are tried.
 const FAILURES_MOST: usize = 30;
@@ -132,7 +133,7 @@ fn turn(world: &mut World, habits: &Habits, rates: &Rates) {
     } else {
         let mut moves = world.moves();
         if world.chance.comes(80) {
-            moves.retain(|it| !matches!(it, super::world::Move::Unjam(_)));
+            moves.retain(|it| !matches!(it, Move::Unjam(_)));
         }
         if moves.is_empty() {
             pass_some(world);
@@ -147,7 +148,11 @@ fn turn(world: &mut World, habits: &Habits, rates: &Rates) {
 fn crash(world: &mut World, habits: &Habits) {
     world.disk.doom = world.chance.of(&[None, Some(Doom::Unwritten), Some(Doom::Untold)]);
     if world.disk.doom.is_some() {
-        let moves = world.moves();
+        let mut moves = world.moves();
+        moves.retain(|it| matches!(it, Move::Answer(_) | Move::Notice(_)));
+        if world.chance.comes(50) && moves.iter().any(is_end) {
+            moves.retain(is_end);
+        }
         if moves.is_empty() || world.chance.comes(30) {
             let request = habits.request(&mut world.chance, &world.observer.live_names(&world.machine));
             world.ask(9, None, request);
@@ -163,6 +168,11 @@ fn crash(world: &mut World, habits: &Habits) {
         world.pass(Duration::from_millis(time));
     }
     world.revive();
+}
+
+/// Says whether a step with this one may tell the end of a run.
+fn is_end(it: &Move) -> bool {
+    matches!(it, Move::Notice(Notice::Exit(..) | Notice::Run(..)) | Move::Answer(_))
 }
 
 fn pass_some(world: &mut World) {
@@ -251,6 +261,8 @@ fn swarm() {
         "process:gave-up",
         "process:queued",
         "timeout",
+        "lost",
+        "ends told by the next one",
         "child",
         "process:escalated",
         "herd:storm",
