@@ -108,6 +108,8 @@ impl Observer {
                 // Its time was over meanwhile.
                 (after.judgement, after.told) = (None, before.told);
             }
+            // A child may have come back meanwhile.
+            after.child_restarts.clone_from(&before.child_restarts);
             (after.standing, after.ending) = (before.standing.clone(), before.ending.clone());
             assert_eq!(after, *before, "{}: it is as it was", record.id());
         }
