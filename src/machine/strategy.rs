@@ -155,8 +155,9 @@ impl Machine {
                 }
                 true
             }
-            Phase::Spawning { .. } => {
-                if !is_head {
+            Phase::Spawning { deadline } => {
+                // One that is past its deadline is on its way to failing, as well.
+                if !is_head && deadline.is_some() {
                     agent.cycle = Some(by);
                 }
                 true

@@ -17,6 +17,7 @@ pub mod clients;
 pub mod exhaustive;
 pub mod kernel;
 pub mod observer;
+pub mod recovery;
 pub mod scenarios;
 pub mod swarm;
 pub mod world;

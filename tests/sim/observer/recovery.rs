@@ -107,7 +107,8 @@ impl Observer {
             let is_going_on = self.spawning.contains(&key) || self.started.contains(&(key, run));
             if is_going_on && !self.told.contains(&(key, run)) {
                 together.old.insert((key, run));
-                if key != head {
+                // What was killed for its lateness has failed before.
+                if key != head && !self.late.contains(&(key, run)) {
                     self.cycles.insert((key, run));
                 }
             }
