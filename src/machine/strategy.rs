@@ -125,9 +125,11 @@ impl Machine {
     fn can_start_anew(&self, key: AgentKey) -> bool {
         let agent = &self.agents[&key];
         let has_or_waits = match agent.phase {
-            Phase::Held | Phase::Running { .. } | Phase::Draining { .. } | Phase::Backoff { .. } => true,
+            Phase::Queued | Phase::Held | Phase::Running { .. } | Phase::Draining { .. } | Phase::Backoff { .. } => {
+                true
+            }
             Phase::Spawning { .. } => !agent.spec.is_group(),
-            Phase::Group | Phase::Queued | Phase::Lingering { .. } | Phase::Ended { .. } => false,
+            Phase::Group | Phase::Lingering { .. } | Phase::Ended { .. } => false,
         };
         has_or_waits && agent.down.is_none()
     }
@@ -141,7 +143,7 @@ impl Machine {
         agent.renewal = Some(number);
         let is_unattended = agent.is_unattended();
         let is_pending = match agent.phase {
-            Phase::Held => false,
+            Phase::Queued | Phase::Held => false,
             // The delay that counts is that of the one whose failure it was.
             Phase::Backoff { .. } if !is_head => {
                 agent.start = Start::Automatic;

@@ -78,7 +78,7 @@ impl Observer {
     /// A parent fails for its children.
     pub(super) fn escalated(&mut self, machine: &Machine, now: Now, key: AgentKey, why: &str) {
         let children = self.known[&key].spec.children.clone();
-        if why.contains("significant") {
+        if why.starts_with("its significant") {
             self.note("significant");
             let names = machine.children_of(key).into_iter().filter(|child| self.known[child].spec.significant);
             let is_named = |child: AgentKey| why.contains(&format!(" {} ", self.known[&child].spec.id));
