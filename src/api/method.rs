@@ -68,6 +68,8 @@ methods! {
     Ps(Selection) = "ps",
     /// Tells all of one agent: gives [`Shown`].
     Show(OfAgent) = "show",
+    /// Tells why an agent is as it is and what comes next: gives its [`Explanation`](crate::model::explain::Explanation).
+    Explain(OfAgent) = "explain",
     /// Finds the agent that a process belongs to: gives its [`AgentStatus`].
     Process(OfProcess) = "process",
     /// Counts: gives [`Stats`].

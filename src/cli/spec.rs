@@ -10,7 +10,8 @@ use crate::model::error::{Code, Error};
 use crate::model::id::{AgentId, Level, Priority, SessionId};
 use crate::model::limits::{Knob, Limits, Setting};
 use crate::model::spec::{
-    Admission, AgentSpec, IoClass, IoNice, OnMainExit, Restart, RestartPolicy, Rlimit, RlimitPair, StopSignal,
+    Admission, AgentSpec, Children, IoClass, IoNice, OnMainExit, Restart, RestartPolicy, Rlimit, RlimitPair,
+    StopSignal, Strategy,
 };
 use crate::model::time::text::parse as duration;
 use crate::model::units::Bytes;
@@ -79,6 +80,13 @@ pub(super) struct GroupArgs {
     /// Wait for admission at a bound on the tree, instead of being refused
     #[arg(long)]
     queue: bool,
+    /// How many agents may ever be spawned below it, restarts not counted [default: without bound]
+    #[arg(long, value_name = "N")]
+    spawn_budget: Option<u32>,
+    #[command(flatten)]
+    restart: RestartArgs,
+    #[command(flatten)]
+    children: ChildrenArgs,
     #[command(flatten)]
     limits: LimitFlags,
 }
@@ -118,8 +126,6 @@ pub(super) struct SpawnArgs {
     /// Its I/O priority: realtime, best-effort or idle, and 0 (first) to 7
     #[arg(long, value_name = "CLASS[:LEVEL]", value_parser = ionice)]
     ionice: Option<IoNice>,
-    #[command(flatten)]
-    restart: RestartArgs,
     /// What its descendants' fate is when the main process has ended: terminate or wait [default: terminate]
     #[arg(long, value_name = "WHAT", value_parser = word::<OnMainExit>)]
     on_main_exit: Option<OnMainExit>,
@@ -168,6 +174,24 @@ struct RestartArgs {
     /// The period in which restarts are counted [default: 10m]
     #[arg(long, value_name = "TIME", value_parser = duration)]
     restart_period: Option<Duration>,
+    /// Its parent ends when it ends for good: badly if it failed, in order if it completed
+    #[arg(long)]
+    significant: bool,
+}
+
+/// What an agent makes of its children's failures.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Children")]
+struct ChildrenArgs {
+    /// Who starts anew with a child that comes back: one-for-one, one-for-all or rest-for-one [default: one-for-one]
+    #[arg(long, value_name = "STRATEGY", value_parser = word::<Strategy>)]
+    strategy: Option<Strategy>,
+    /// How many restarts of its children in a period it puts up with; at one more it fails itself [default: without bound]
+    #[arg(long, value_name = "N")]
+    child_intensity: Option<u32>,
+    /// The period in which its children's restarts are counted [default: 10m]
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    child_period: Option<Duration>,
 }
 
 impl GroupArgs {
@@ -193,6 +217,10 @@ impl GroupArgs {
         spec.metadata = self.metadata.into_iter().map(|(key, value)| (key, json(value))).collect();
         spec.limits = self.limits.0;
         spec.admission = if self.queue { Admission::Queue } else { Admission::Refuse };
+        spec.spawn_budget = self.spawn_budget;
+        spec.significant = self.restart.significant;
+        spec.restart = self.restart.into_restart();
+        spec.children = self.children.into_children();
         spec
     }
 }
@@ -215,7 +243,6 @@ impl SpawnArgs {
         spec.oom_score_adj = self.oom_score_adj;
         spec.nice = self.nice;
         spec.ionice = self.ionice;
-        spec.restart = self.restart.into_restart();
         spec.on_main_exit = self.on_main_exit.unwrap_or_default();
         spec.stop_signal = self.stop_signal.unwrap_or_default();
         spec.grace = self.grace.unwrap_or(spec.grace);
@@ -239,6 +266,17 @@ impl RestartArgs {
             healthy_after: self.restart_healthy_after.unwrap_or(default.healthy_after),
             intensity: self.restart_intensity.unwrap_or(default.intensity),
             period: self.restart_period.unwrap_or(default.period),
+        }
+    }
+}
+
+impl ChildrenArgs {
+    fn into_children(self) -> Children {
+        let default = Children::default();
+        Children {
+            strategy: self.strategy.unwrap_or(default.strategy),
+            intensity: self.child_intensity,
+            period: self.child_period.unwrap_or(default.period),
         }
     }
 }
@@ -317,7 +355,8 @@ mod tests {
                     --cwd /tmp --env A=B --inherit-env TERM --user nobody --group nogroup --stdin /etc/hosts \
                     --rlimit nofile=100:max --oom-score-adj -5 --nice -3 --ionice idle:7 --restart on-failure \
                     --restart-delay 2m --restart-factor 3 --restart-jitter 0 --restart-healthy-after 5s \
-                    --restart-intensity 3 --restart-period 1m --on-main-exit wait --stop-signal INT --grace 250ms \
+                    --restart-intensity 3 --restart-period 1m --significant --strategy rest-for-one \
+                    --child-intensity 3 --child-period 5s --spawn-budget 9 --on-main-exit wait --stop-signal INT --grace 250ms \
                     --output-max 1MiB --queue --pids-max 9 -- sh -c --json";
         let spec = spawn(&line.split_whitespace().collect::<Vec<_>>());
         let plain = serde_json::to_value(AgentSpec::new("a".parse().unwrap(), ["x"])).unwrap();
@@ -326,7 +365,7 @@ mod tests {
             assert!(field == "id" || plain.get(field) != Some(value), "{field} is not set");
         }
         let names = json.as_object().unwrap().len();
-        assert_eq!(names, 26, "a field that no flag reaches, or a new one: {json:#}");
+        assert_eq!(names, 29, "a field that no flag reaches, or a new one: {json:#}");
         assert_eq!(spec.command, ["sh", "-c", "--json"]);
         assert_eq!((spec.metadata["k"].as_str(), spec.metadata["n"].as_i64()), (Some("v"), Some(7)));
     }
@@ -341,6 +380,9 @@ mod tests {
             &["a", "--rlimit", "files=1"],
             &["a", "--restart", "sometimes"],
             &["a", "--restart-factor", "0"],
+            &["a", "--strategy", "all-for-one"],
+            &["a", "--child-intensity", "10001"],
+            &["a", "--child-period", "0s"],
             &["a", "--grace", "-1s"],
             &["a", "--memory-max", "10XB"],
             &["../x"],

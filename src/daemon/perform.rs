@@ -152,7 +152,15 @@ pub(super) fn log(event: &Event) {
     let run = event.run.map(|run| run.0);
     let (kind, message) = (event.kind, event.message.as_str());
     match kind {
-        Kind::Failed | Kind::GaveUp | Kind::Oom | Kind::Forbidden | Kind::Late | Kind::Lagging => {
+        Kind::Failed
+        | Kind::GaveUp
+        | Kind::Escalated
+        | Kind::Overdue
+        | Kind::Storm
+        | Kind::Oom
+        | Kind::Forbidden
+        | Kind::Late
+        | Kind::Lagging => {
             tracing::warn!(agent, level, run, "{kind} {message}");
         }
         _ => tracing::info!(agent, level, run, "{kind} {message}"),

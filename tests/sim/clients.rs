@@ -67,6 +67,22 @@ impl Habits {
         }
     }
 
+    /// Makes up a parent with something to say about its children, and some of these: what chance alone seldom brings together.
+    pub fn family(&self, chance: &mut Chance) -> Vec<AgentSpec> {
+        if self.supervision <= 50 {
+            return Vec::new();
+        }
+        let mut all: Vec<AgentSpec> = NAMES[..4].iter().map(|_| self.spec(chance, &[])).collect();
+        for (index, spec) in all.iter_mut().enumerate() {
+            spec.id = id(NAMES[index]);
+            spec.parent = (index > 0).then(|| id(NAMES[chance.pick(index).min(1)]));
+            spec.significant &= index > 0;
+            (spec.level, spec.spawn_budget) = (None, None);
+            spec.restart.policy = chance.of(&[RestartPolicy::OnFailure, RestartPolicy::Always, RestartPolicy::Never]);
+        }
+        all
+    }
+
     fn name(&self, chance: &mut Chance, known: &[AgentId]) -> AgentId {
         if known.is_empty() || chance.comes(20) { self.any_name(chance) } else { chance.of(known) }
     }
@@ -115,6 +131,8 @@ impl Habits {
             policy: chance.of(&[RestartPolicy::Never, RestartPolicy::OnFailure, RestartPolicy::Always]),
             delay: chance.of(&[Duration::ZERO, Duration::from_millis(300), Duration::from_secs(1)]),
             intensity: chance.of(&[0, 1, 3, 10]),
+            // Whatever fails again and again is given up within the time that a world is drained for.
+            period: Duration::from_secs(24 * 3600),
             jitter: chance.of(&[0.0, 0.1, 1.0]),
             ..Restart::default()
         };

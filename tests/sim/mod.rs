@@ -18,6 +18,7 @@ pub mod crash;
 pub mod exhaustive;
 pub mod kernel;
 pub mod observer;
+pub mod recovery;
 pub mod scenarios;
 pub mod swarm;
 pub mod world;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use treeherd::machine::Input;
 use treeherd::model::config::{Bounds, HerdConfig};
 use treeherd::model::id::Level;
+use treeherd::model::request::Request;
 use treeherd::model::status::Exit;
 
 use super::chance::Chance;
@@ -100,6 +101,10 @@ fn live(seed: u64, tells: bool) -> (u64, BTreeMap<String, u64>) {
     let freezes_slowly = chance.comes(40);
     let mut world = World::new(config, chance);
     (world.faults, world.kernel.freezes_slowly, world.tells) = (faults, freezes_slowly, tells);
+    for spec in habits.family(&mut world.chance) {
+        world.ask(0, None, Request::Spawn(Box::new(spec)));
+        world.flush();
+    }
     for _ in 0..turns {
         turn(&mut world, &habits, &rates);
     }

@@ -41,8 +41,8 @@ pub(super) struct Draft {
     pub parent: Option<(String, Span)>,
     /// All that could be read. Its limits are in `limits` only, until [`finish`] puts them in.
     pub spec: AgentSpec,
-    /// Where its level is stated.
-    pub level_at: Option<Span>,
+    /// Where the values of its own keys stand, defaults apart.
+    pub keys: BTreeMap<String, Span>,
     pub limits: Placed,
 }
 
@@ -223,7 +223,7 @@ impl<'i> Reader<'_, '_, 'i> {
         let known = [fields_of::<AgentSpec>(), &["agents"]].concat();
         let known: Vec<&str> = known.into_iter().filter(|name| *name != "id").collect();
         let mut parent = nest.map(|(name, at)| (name.to_owned(), at.clone()));
-        let (mut own, mut limits, mut level_at) = (Vec::new(), Placed::default(), None);
+        let (mut own, mut limits, mut keys) = (Vec::new(), Placed::default(), BTreeMap::new());
         for part in fields(table) {
             match part.name.as_str() {
                 "agents" => {
@@ -236,9 +236,7 @@ impl<'i> Reader<'_, '_, 'i> {
                 "id" => self.mistakes.add(&part.at, "an agent's id is its table's name", "drop the key"),
                 name if !known.contains(&name) => self.unknown(&part, "for an agent", name, &known),
                 name => {
-                    if name == "level" {
-                        level_at = Some(part.value.span());
-                    }
+                    keys.insert(name.to_owned(), part.value.span());
                     own.extend(self.agent_field(&field.name, part));
                 }
             }
@@ -248,7 +246,7 @@ impl<'i> Reader<'_, '_, 'i> {
         all.limits = all.limits.overlaid(&limits.limits);
         all.places.extend(limits.places);
         let (name, at) = (field.name.clone(), field.at.clone());
-        agents.push(Draft { name, at, parent, spec, level_at, limits: all });
+        agents.push(Draft { name, at, parent, spec, keys, limits: all });
     }
 
     fn parent(&mut self, field: &Field<'_>, nest: Option<(String, Span)>) -> Option<(String, Span)> {
@@ -293,7 +291,7 @@ impl<'i> Reader<'_, '_, 'i> {
         respell(&mut field);
         let id = id_field(agent);
         // One bad entry of a table must not hide the next one.
-        if let ("env" | "rlimits" | "restart", Some(table)) = (field.name.as_str(), table_of(&field)) {
+        if let ("env" | "rlimits" | "restart" | "children", Some(table)) = (field.name.as_str(), table_of(&field)) {
             let entries = fields(table);
             let alone = |entry: &Field<'i>| {
                 let table = DeTable::from_iter([(
@@ -372,7 +370,7 @@ fn setting_text(value: &Value<'_>) -> Result<String, Fault> {
     }
 }
 
-/// Turns the short spellings into the long ones: a command line for `sh`, a restart policy alone.
+/// Turns the short spellings into the long ones: a command line for `sh`, a restart policy or a strategy alone.
 fn respell(field: &mut Field<'_>) {
     let span = field.value.span();
     let DeValue::String(short) = field.value.get_ref().clone() else { return };
@@ -382,9 +380,10 @@ fn respell(field: &mut Field<'_>) {
             let words = [Cow::Borrowed("sh"), Cow::Borrowed("-c"), short];
             field.value = long(DeValue::Array(words.into_iter().map(|word| long(DeValue::String(word))).collect()));
         }
-        "restart" => {
-            let policy = (long_key("policy", &span), long(DeValue::String(short)));
-            field.value = long(DeValue::Table(DeTable::from_iter([policy])));
+        "restart" | "children" => {
+            let name = if field.name == "restart" { "policy" } else { "strategy" };
+            let entry = (long_key(name, &span), long(DeValue::String(short)));
+            field.value = long(DeValue::Table(DeTable::from_iter([entry])));
         }
         _ => {}
     }
@@ -436,6 +435,13 @@ fn example(key: &str) -> &'static str {
         "nice" => "use -20 (most CPU time) to 19 (least)",
         "ionice" => "as in ionice = { class = \"best-effort\", level = 7 }",
         "restart" => "as in restart = \"on-failure\", or { policy = \"on-failure\", delay = \"1s\" }",
+        "children" => {
+            "as in children = \"one-for-all\", or { strategy = \"one-for-all\", intensity = 3, period = \"5s\" }"
+        }
+        "significant" => "use true or false",
+        "spawn_budget" => "use a whole number, as in 20",
+        "restart_rate" => "as in restart_rate = \"20/s\", \"300/m\" or \"1000/h\"",
+        "restart_burst" => "use 1 to 100000, as in 100",
         "on_main_exit" => "use \"terminate\" or \"wait\"",
         "stop_signal" => "as in stop_signal = \"SIGINT\"",
         "output_max" => "use 64KiB or more, as in output_max = \"16MiB\"",
