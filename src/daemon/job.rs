@@ -1,6 +1,6 @@
 //! What the hands do: one job is one order of the machine, carried out against the kernel.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use rustix::process::Signal;
@@ -251,24 +251,21 @@ impl SpawnJob {
     fn make_all(&self, tools: &Tools, made: &mut Made) -> Result<Born, SpawnFailure> {
         let cgroups = &tools.cgroups;
         if let Some((place, limits)) = &self.make_level {
-            drop(cgroups.make(place, limits).map_err(|error| at(Stage::Cgroup, error))?);
+            cgroups.make(place, limits).map_err(|error| at(Stage::Cgroup, error))?;
             made.level = Some(place.clone());
         }
         let mut born = Born { agent: self.agent, run: self.run, process: None, limited: Vec::new() };
         born.limited.extend(self.make_level.clone());
         born.limited.extend(self.make.clone().map(|limits| (self.home.clone(), limits)));
-        let home = if let Some(limits) = &self.make {
-            let home = cgroups.make(&self.home, limits).map_err(|error| at(Stage::Cgroup, error))?;
+        if let Some(limits) = &self.make {
+            cgroups.make(&self.home, limits).map_err(|error| at(Stage::Cgroup, error))?;
             made.home = Some(self.home.clone());
-            home
-        } else {
-            cgroups.open_dir(&self.home).map_err(|error| at(Stage::Cgroup, error.into()))?
-        };
+        }
         if self.spec.is_group() {
             return Ok(born);
         }
         let place = self.home.join(&format!("run-{}", self.run));
-        let leaf = cgroups.make_leaf_in(home.as_fd(), &place).map_err(|error| at(Stage::Cgroup, error.into()))?;
+        let leaf = cgroups.make_leaf(&place).map_err(|error| at(Stage::Cgroup, error.into()))?;
         made.leaf = Some(place.clone());
         let id = &self.spec.id;
         let inlet = if self.make_spool { tools.store.create(id) } else { tools.store.inlet(id) };
