@@ -113,6 +113,10 @@ fn facts(shown: &Shown) -> Vec<(&'static str, String)> {
     let again = || format!("{}, first after {}", restart.policy.name(), duration(millis(restart.delay)));
     add("restart", (restart.policy != RestartPolicy::Never).then(again));
     add("stop", Some(format!("{}, killed after {}", spec.stop_signal, duration(millis(spec.grace)))));
+    add("says", status.status_text.clone());
+    let ready = |ready| format!("{ready}, within {}", duration(millis(spec.ready_deadline().unwrap_or_default())));
+    add("ready", spec.ready.as_ref().map(ready));
+    add("watchdog", spec.watchdog.map(|watchdog| format!("every {}", duration(millis(watchdog)))));
     add("run timeout", spec.run_timeout.map(|timeout| duration(millis(timeout))));
     add("children", (!status.children.is_empty()).then(|| names(&status.children)));
     add("output", output(shown.output_start, shown.output_end));

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use rustix::process::Signal;
 
 use super::launch::{self, Surroundings};
+use super::notify::Leaves;
 use crate::kernel::cgroup::{Cgroups, Frozen, Place, Removal};
+use crate::kernel::error::KernelError;
 use crate::kernel::spawn::{self, Way};
 use crate::kernel::stat;
 use crate::kernel::watch::{WatchId, Watches};
@@ -14,6 +16,7 @@ use crate::machine::{AgentKey, Frost, Input, ReplyTo};
 use crate::model::error::Error;
 use crate::model::id::Run;
 use crate::model::limits::Limits;
+use crate::model::ready::Ready;
 use crate::model::spec::AgentSpec;
 use crate::model::stage::{SpawnFailure, Stage};
 use crate::model::stream::Stream;
@@ -27,6 +30,7 @@ pub(super) struct Tools {
     pub watches: Watches,
     pub way: Way,
     pub surroundings: Surroundings,
+    pub leaves: Leaves,
 }
 
 /// A job.
@@ -103,6 +107,8 @@ pub(super) struct Born {
     /// The main process, and the watches on its spool files; none of a group.
     pub process: Option<(i32, OwnedFd)>,
     pub streams: [Option<WatchId>; 2],
+    /// The descriptor on which it is to write a newline when it is ready.
+    pub newline: Option<OwnedFd>,
     /// The places that were made with limits.
     pub limited: Vec<(Place, Limits)>,
 }
@@ -259,6 +265,7 @@ impl SpawnJob {
             home: None,
             process: None,
             streams: [None; 2],
+            newline: None,
             limited: Vec::new(),
         };
         born.limited.extend(self.make_level.clone());
@@ -287,7 +294,15 @@ impl SpawnJob {
             made.watches.push(watch);
             born.streams[stream as usize] = Some(watch);
         }
-        let launch = launch::prepare(&self.spec, tools, &place, leaf, inlet)?;
+        if self.spec.notifies() {
+            let about = rustix::fs::fstat(&leaf).map_err(|errno| failed("stat", &place, errno))?;
+            tools.leaves.note(self.agent, self.run, about.st_ino);
+        }
+        let mut launch = launch::prepare(&self.spec, tools, &place, leaf, inlet)?;
+        if let Some(Ready::Fd(number)) = self.spec.ready {
+            let (read, write) = launch::newline_pipe()?;
+            (born.newline, launch.passed) = (Some(read), Some((write, number)));
+        }
         let launched = spawn::spawn(&launch)?;
         born.process = Some((launched.pid, launched.pidfd));
         Ok(born)
@@ -308,6 +323,7 @@ impl SpawnJob {
 
 impl Made {
     fn take_back(self, tools: &Tools, job: &SpawnJob) {
+        tools.leaves.forget(job.agent);
         for watch in self.watches {
             // A one-shot watch may have fired already.
             drop(tools.watches.remove(watch));
@@ -325,6 +341,10 @@ impl Made {
             tracing::warn!("take back the output of {}: {error}", job.spec.id);
         }
     }
+}
+
+fn failed(operation: &str, place: &Place, errno: rustix::io::Errno) -> SpawnFailure {
+    at(Stage::Prepare, KernelError::new(operation, place.to_string(), errno).into())
 }
 
 /// Turns an error of a step into a spawn's failure.

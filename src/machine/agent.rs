@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::clock::{Clocks, Countdown};
 use super::input::{AgentKey, Frost, Now, ReplyTo};
+use super::ready::{Told, Voice};
 use super::restart::History;
 use super::stop::StopKey;
 use crate::model::id::{Level, Run};
@@ -158,6 +159,8 @@ pub(super) struct Agent {
     pub freezer: Freezer,
     /// What the present run is held to.
     pub clocks: Clocks,
+    /// What the present or last run has told of itself.
+    pub voice: Voice,
     /// The failure that the present run was found in, and is ended for: its end has this cause.
     pub verdict: Option<Verdict>,
     /// Since when it is paused, by itself or from above, while a run is going on.
@@ -201,6 +204,7 @@ impl Agent {
             spawning: 0,
             freezer: Freezer::default(),
             clocks: Clocks::default(),
+            voice: Voice::default(),
             verdict: None,
             paused_since: None,
             paused_total: Duration::ZERO,
@@ -245,6 +249,16 @@ impl Agent {
         matches!(self.phase, Phase::Running { .. } | Phase::Draining { .. })
     }
 
+    /// Says whether something can be told of its present run.
+    pub fn can_speak(&self) -> bool {
+        self.has_run() || matches!(self.phase, Phase::Spawning { .. })
+    }
+
+    /// Returns how often its run has to show that it lives.
+    pub fn heartbeat(&self) -> Option<Duration> {
+        self.voice.period.or(self.spec.watchdog).filter(|period| !period.is_zero())
+    }
+
     pub fn pid(&self) -> Option<i32> {
         match self.phase {
             Phase::Running { pid, .. } => Some(pid),
@@ -259,7 +273,11 @@ impl Agent {
             Phase::Queued => State::Queued,
             Phase::Held | Phase::Spawning { .. } => up(State::Starting),
             Phase::Running { ladder: Some(_), .. } | Phase::Draining { ladder: Some(_), .. } => State::Stopping,
-            Phase::Running { .. } | Phase::Draining { .. } => up(State::Running),
+            Phase::Running { .. } | Phase::Draining { .. } => up(match self.voice.told {
+                Told::Nothing => State::Starting,
+                Told::Ready => State::Running,
+                Told::Stopping => State::Stopping,
+            }),
             Phase::Lingering { .. } if self.spec.on_main_exit == crate::model::spec::OnMainExit::Wait => {
                 up(State::Running)
             }

@@ -28,6 +28,7 @@ mod end;
 mod input;
 mod limit;
 mod pause;
+mod ready;
 mod report;
 mod restart;
 mod revive;
@@ -205,6 +206,8 @@ impl Machine {
                 self.exited(step, agent, run, run::Death { exit, rusage, oom, descendants });
             }
             Input::RunEmptied { agent, run } => self.run_emptied(step, agent, run),
+            Input::Notified { agent, run, notes } => self.notified(step, agent, run, notes),
+            Input::ReadySeen { agent, run } => self.ready_seen(step, agent, run),
             Input::SubtreeEmptied(agent) => self.subtree_emptied(agent),
             Input::Signalled { agent, processes } => self.signalled(agent, processes),
             Input::Killed { agent, counts } => self.killed(agent, &counts),

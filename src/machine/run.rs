@@ -71,6 +71,7 @@ impl Machine {
             }
             self.publish(step, Kind::Started, key, |_| {});
             self.start_clocks(step, key);
+            self.await_ready(step, key);
         }
         if let Some(reply) = self.agent_mut(key).reply.take() {
             let status = self.status(key, step.now.mono);

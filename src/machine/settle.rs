@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::agent::{Agent, Home, Ladder, Outcome, Phase};
 use super::input::{AgentKey, Effect, SpawnOrder};
+use super::ready::Voice;
 use super::stop::KILL_RETRY;
 use super::{Machine, Step, Timer};
 use crate::model::request::Answer;
@@ -84,6 +85,7 @@ impl Machine {
         agent.phase = Phase::Spawning { deadline: (!agent.spec.is_group()).then_some(timeout) };
         agent.paused_total = Duration::ZERO;
         agent.verdict = None;
+        agent.voice = Voice::default();
         agent.began = None;
         let order = SpawnOrder { agent: key, run: agent.run, spec: agent.spec.clone(), make, make_level };
         self.count_spawning(key, |count| count + 1);

@@ -19,7 +19,8 @@ pub enum State {
     Group,
     /// It waits for admission.
     Queued,
-    /// Its process is being made, or waits for its paused subtree to be resumed.
+    /// It is on its way to being ready: its process is being made, waits for its paused subtree to be resumed, or has not told
+    /// yet that it is ready.
     Starting,
     /// Its run is going on.
     Running,
@@ -117,8 +118,12 @@ pub enum Cause {
     Exec,
     /// It was asked for.
     Terminated,
-    /// It ran for longer than its `run_timeout`.
+    /// It ran for longer than its `run_timeout`, or went on for longer than its grace after it had said `STOPPING=1`.
     Timeout,
+    /// It was not ready within its `ready_timeout`.
+    Ready,
+    /// Its heartbeat was missed.
+    Watchdog,
 }
 
 impl Cause {
@@ -132,6 +137,8 @@ impl Cause {
             Self::Exec => "exec",
             Self::Terminated => "terminated",
             Self::Timeout => "timeout",
+            Self::Ready => "ready",
+            Self::Watchdog => "watchdog",
         }
     }
 
@@ -140,7 +147,7 @@ impl Cause {
     pub fn is_verdict(self) -> bool {
         match self {
             Self::Exit | Self::Signal | Self::Oom | Self::Exec | Self::Terminated => false,
-            Self::Timeout => true,
+            Self::Timeout | Self::Ready | Self::Watchdog => true,
         }
     }
 }
@@ -341,6 +348,9 @@ pub struct AgentStatus {
     /// What it waits for, and until when, in a sentence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waits: Option<String>,
+    /// What it last said of itself with `STATUS=`, as it said it: escape it before you show it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status_text: Option<String>,
     /// The limits over its subtree: its own and those of its level.
     pub limits: Limits,
     /// What it can do, in the user's words.

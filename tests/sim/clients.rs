@@ -5,6 +5,8 @@ use std::time::Duration;
 use treeherd::machine::AgentKey;
 use treeherd::model::id::{AgentId, Level};
 use treeherd::model::limits::Limits;
+use treeherd::model::note::Note;
+use treeherd::model::ready::Ready;
 use treeherd::model::request::{LimitScope, Request, Target};
 use treeherd::model::spec::{Admission, AgentSpec, OnMainExit, Restart, RestartPolicy};
 
@@ -27,6 +29,8 @@ pub struct Habits {
     pub limit: u32,
     pub other: u32,
     pub limits_on_spawn: bool,
+    /// How many agents, in percent, have something to tell of themselves.
+    pub health: u32,
 }
 
 impl Habits {
@@ -40,6 +44,7 @@ impl Habits {
             limit: chance.of(&[0, 1, 4]),
             other: chance.of(&[0, 1, 3]),
             limits_on_spawn: chance.comes(50),
+            health: chance.of(&[0, 30, 90]),
         }
     }
 
@@ -118,6 +123,12 @@ impl Habits {
         if !spec.is_group() && chance.comes(20) {
             spec.run_timeout = chance.of(&[Some(Duration::from_millis(1)), Some(Duration::from_secs(2))]);
         }
+        if !spec.is_group() && chance.comes(self.health) {
+            let times = [Duration::from_millis(20), Duration::from_millis(500), Duration::from_secs(5)];
+            spec.ready = chance.of(&[None, Some(Ready::Notify), Some(Ready::Notify), Some(Ready::Fd(3))]);
+            spec.ready_timeout = Some(chance.of(&times)).filter(|_| chance.comes(80));
+            spec.watchdog = Some(chance.of(&times)).filter(|_| chance.comes(50));
+        }
         if self.limits_on_spawn && chance.comes(70) {
             spec.limits = some_limits(chance);
         }
@@ -141,6 +152,21 @@ pub fn some_limits(chance: &mut Chance) -> Limits {
         limits.set_text(chance.of(&text)).unwrap();
     }
     limits
+}
+
+/// Makes up what a process tells of itself.
+pub fn some_notes(chance: &mut Chance) -> Vec<Note> {
+    let time =
+        chance.of(&[Duration::ZERO, Duration::from_millis(1), Duration::from_millis(300), Duration::from_secs(20)]);
+    let seldom = chance.of(&[
+        Note::Stopping,
+        Note::Trigger,
+        Note::Status("fine".to_owned()),
+        Note::Period(time),
+        Note::Extend(time),
+        Note::Extend(time),
+    ]);
+    (0..1 + chance.pick(2)).map(|_| chance.of(&[Note::Ready, Note::Beat, Note::Beat, seldom.clone()])).collect()
 }
 
 /// Picks who asks: mostly somebody outside the herd.

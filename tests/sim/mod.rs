@@ -15,6 +15,7 @@
 pub mod chance;
 pub mod clients;
 pub mod exhaustive;
+pub mod health;
 pub mod kernel;
 pub mod observer;
 pub mod scenarios;

@@ -9,7 +9,7 @@ use treeherd::model::id::Level;
 use treeherd::model::status::Exit;
 
 use super::chance::Chance;
-use super::clients::{Habits, some_caller, some_limits};
+use super::clients::{Habits, some_caller, some_limits, some_notes};
 use super::world::{Faults, World};
 
 /// After so many failing seeds, no further are tried.
@@ -166,8 +166,16 @@ fn live_on(world: &mut World) {
         return;
     }
     let pid = world.chance.of(&free);
-    let is_main = world.kernel.processes[&pid].is_main;
-    if world.chance.comes(world.faults.jams) {
+    let (agent, is_main) = (world.kernel.processes[&pid].agent, world.kernel.processes[&pid].is_main);
+    let can_tell = world.machine.spec_of(agent).is_some_and(|spec| spec.ready.is_some() || spec.watchdog.is_some());
+    if can_tell && world.chance.comes(60) {
+        if world.chance.comes(20) {
+            world.show_ready(pid);
+        } else {
+            let notes = some_notes(&mut world.chance);
+            world.tell_of(pid, notes);
+        }
+    } else if world.chance.comes(world.faults.jams) {
         world.kernel.processes.get_mut(&pid).unwrap().is_jammed = true;
     } else if !is_main && world.chance.comes(world.faults.strays) {
         world.kernel.stray(pid);
@@ -214,8 +222,18 @@ fn swarm() {
     );
     eprintln!("{seen:?}");
     assert!(failed.is_empty(), "these seeds failed: {failed:?}");
-    for name in ["killed together", "exact receipts", "process:paused", "process:gave-up", "process:queued", "timeout"]
-    {
+    for name in [
+        "killed together",
+        "exact receipts",
+        "process:paused",
+        "process:gave-up",
+        "process:queued",
+        "timeout",
+        "process:ready",
+        "ready",
+        "watchdog",
+        "stopping and not ending",
+    ] {
         assert!(seeds < 1000 || seen.contains_key(name), "the swarm reaches {name:?}");
     }
 }
