@@ -18,7 +18,7 @@ use super::stop::{Stage, StopKey};
 use super::{Machine, Step, Timer};
 use crate::model::event::Kind;
 use crate::model::id::Run;
-use crate::model::note::Note;
+use crate::model::note::{Note, Told};
 use crate::model::ready::{Ready, WATCHDOG_LEAST};
 use crate::model::spec::{DURATION_MAX, StopSignal};
 use crate::model::status::{Cause, millis};
@@ -30,15 +30,6 @@ pub(super) const SIGABRT: StopSignal = StopSignal(6);
 /// By how much `EXTEND_TIMEOUT_USEC=` can put off the kill of a run that is to end, all in all. What it is to be ready or to
 /// run is its own business and has no such bound.
 const PUT_OFF_MOST: Duration = Duration::from_secs(3600);
-
-/// How far a run has come, by its own account.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Told {
-    #[default]
-    Nothing,
-    Ready,
-    Stopping,
-}
 
 /// What the present run has told of itself.
 #[derive(Clone, Debug, Default)]
@@ -64,14 +55,15 @@ impl Machine {
                 Note::Ready => {}
                 Note::Stopping => self.tell_stopping(step, key),
                 Note::Status(text) => agent.voice.status = Some(text).filter(|text| !text.is_empty()),
-                Note::Beat => self.start_watchdog(step, key),
+                Note::Beat => self.beat(step, key),
                 Note::Trigger => {
                     let why = "it asked for it with WATCHDOG=trigger".to_owned();
                     self.condemn(step, key, Verdict { cause: Cause::Watchdog, why }, SIGABRT);
                 }
                 Note::Period(period) if period.is_zero() || period >= WATCHDOG_LEAST => {
                     agent.voice.period = Some(period.min(DURATION_MAX));
-                    self.start_watchdog(step, key);
+                    self.dirty.insert(key);
+                    self.beat(step, key);
                 }
                 // Too hasty to be kept: the one that goes stays.
                 Note::Period(_) => {}
@@ -94,56 +86,64 @@ impl Machine {
         if agent.voice.told == Told::Nothing {
             agent.voice.told = Told::Ready;
             if agent.has_run() {
-                self.is_ready(step, key);
+                self.publish_ready(step, key);
+                self.await_next_word(step, key);
             }
         }
     }
 
-    /// The program of a run executes: it is ready now, or has a time for that.
-    pub(super) fn await_ready(&mut self, step: &mut Step, key: AgentKey) {
-        let agent = self.agent_mut(key);
-        match (agent.voice.told, agent.spec.ready_deadline()) {
-            (Told::Nothing, Some(timeout)) => {
-                agent.clocks.start(Clock::Ready, Countdown::new(step.now.mono, timeout, agent.paused_since));
-            }
-            (Told::Nothing, None) => {
-                agent.voice.told = Told::Ready;
-                self.is_ready(step, key);
-            }
-            (Told::Ready, _) => self.is_ready(step, key),
-            (Told::Stopping, _) => self.await_stopped(step, key),
-        }
-    }
-
-    /// The present run is ready: its heartbeat counts from now on.
-    fn is_ready(&mut self, step: &mut Step, key: AgentKey) {
-        self.agent_mut(key).clocks.stop(Clock::Ready);
-        self.dirty.insert(key);
+    fn publish_ready(&self, step: &mut Step, key: AgentKey) {
         let agent = &self.agents[&key];
-        if !agent.is_unattended() {
-            return;
-        }
-        if let (Some(ready), Some(began)) = (&agent.spec.ready, agent.began) {
+        if let (Some(ready), Some(began), true) = (&agent.spec.ready, agent.began, agent.is_unattended()) {
             let took = humantime::format_duration(Duration::from_millis(millis(step.now.mono.since(began.mono))));
             let message = format!("after {took}: {}", ready.sign());
             self.publish(step, Kind::Ready, key, |event| event.message = message);
         }
-        self.start_watchdog(step, key);
     }
 
-    /// Starts the time until the next heartbeat, or takes it off if there is to be none.
-    fn start_watchdog(&mut self, step: &Step, key: AgentKey) {
+    /// The program of a run executes: it is ready now, has told so already, or has a time for that.
+    pub(super) fn await_ready(&mut self, step: &mut Step, key: AgentKey) {
         let agent = self.agent_mut(key);
-        if agent.voice.told != Told::Ready || !agent.is_unattended() {
+        if agent.voice.told == Told::Nothing && agent.spec.ready.is_none() {
+            agent.voice.told = Told::Ready;
+        }
+        if agent.voice.told == Told::Ready {
+            self.publish_ready(step, key);
+        }
+        self.await_next_word(step, key);
+    }
+
+    /// Starts the clock for what a run is expected to tell next.
+    pub(super) fn await_next_word(&mut self, step: &Step, key: AgentKey) {
+        self.dirty.insert(key);
+        let agent = self.agent_mut(key);
+        if !agent.is_unattended() {
             return;
         }
-        match agent.heartbeat() {
-            Some(period) => {
-                agent.clocks.start(Clock::Watchdog, Countdown::new(step.now.mono, period, agent.paused_since));
+        let (now, paused_since) = (step.now.mono, agent.paused_since);
+        agent.clocks.stop(Clock::Ready);
+        agent.clocks.stop(Clock::Watchdog);
+        match agent.voice.told {
+            Told::Nothing => {
+                if let Some(timeout) = agent.spec.ready_deadline() {
+                    agent.clocks.start(Clock::Ready, Countdown::new(now, timeout, paused_since));
+                }
             }
-            None => agent.clocks.stop(Clock::Watchdog),
+            Told::Ready => {
+                if let Some(period) = agent.heartbeat() {
+                    agent.clocks.start(Clock::Watchdog, Countdown::new(now, period, paused_since));
+                }
+            }
+            // No heartbeat is expected any more, but the end.
+            Told::Stopping => agent.clocks.start(Clock::Stop, Countdown::new(now, agent.spec.grace, paused_since)),
         }
-        self.dirty.insert(key);
+    }
+
+    /// Starts the time until the next heartbeat anew.
+    fn beat(&mut self, step: &Step, key: AgentKey) {
+        if self.agents[&key].voice.told == Told::Ready {
+            self.await_next_word(step, key);
+        }
     }
 
     fn tell_stopping(&mut self, step: &Step, key: AgentKey) {
@@ -151,21 +151,9 @@ impl Machine {
         if agent.voice.told != Told::Stopping {
             agent.voice.told = Told::Stopping;
             if agent.has_run() {
-                self.await_stopped(step, key);
+                self.await_next_word(step, key);
             }
         }
-    }
-
-    /// A run ends by itself, it says: no heartbeat is expected any more, but that end.
-    fn await_stopped(&mut self, step: &Step, key: AgentKey) {
-        let agent = self.agent_mut(key);
-        if agent.is_unattended() {
-            agent.clocks.stop(Clock::Ready);
-            agent.clocks.stop(Clock::Watchdog);
-            let countdown = Countdown::new(step.now.mono, agent.spec.grace, agent.paused_since);
-            agent.clocks.start(Clock::Stop, countdown);
-        }
-        self.dirty.insert(key);
     }
 
     /// Gives a run more time for what it is about: to be ready, to run and to beat, or to end.

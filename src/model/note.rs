@@ -5,11 +5,34 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// The longest message, in bytes: systemd's own bound. A longer one is not read at all.
 pub const NOTE_MOST: usize = 4096;
 
 /// How much of a `STATUS=` is kept, in bytes.
 pub const STATUS_MOST: usize = 256;
+
+/// How far a run has come, by its own account.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Told {
+    /// It was started.
+    #[default]
+    Nothing,
+    /// It is ready.
+    Ready,
+    /// It is about to end by itself.
+    Stopping,
+}
+
+impl Told {
+    /// Says whether it has told nothing.
+    #[must_use]
+    pub fn is_nothing(&self) -> bool {
+        *self == Self::Nothing
+    }
+}
 
 /// One thing that was told.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -44,7 +44,7 @@ impl Habits {
             limit: chance.of(&[0, 1, 4]),
             other: chance.of(&[0, 1, 3]),
             limits_on_spawn: chance.comes(50),
-            health: chance.of(&[0, 30, 90]),
+            health: chance.of(&[0, 40, 100]),
         }
     }
 
@@ -126,7 +126,8 @@ impl Habits {
         if !spec.is_group() && chance.comes(self.health) {
             let times = [Duration::from_millis(20), Duration::from_millis(500), Duration::from_secs(5)];
             spec.ready = chance.of(&[None, Some(Ready::Notify), Some(Ready::Notify), Some(Ready::Fd(3))]);
-            spec.ready_timeout = Some(chance.of(&times)).filter(|_| chance.comes(80));
+            // Not its default: whoever fails once a minute may go on for ever.
+            spec.ready_timeout = Some(chance.of(&times));
             spec.watchdog = Some(chance.of(&times)).filter(|_| chance.comes(50));
         }
         if self.limits_on_spawn && chance.comes(70) {
@@ -166,7 +167,7 @@ pub fn some_notes(chance: &mut Chance) -> Vec<Note> {
         Note::Extend(time),
         Note::Extend(time),
     ]);
-    (0..1 + chance.pick(2)).map(|_| chance.of(&[Note::Ready, Note::Beat, Note::Beat, seldom.clone()])).collect()
+    (0..1 + chance.pick(2)).map(|_| chance.of(&[Note::Ready, Note::Ready, Note::Beat, seldom.clone()])).collect()
 }
 
 /// Picks who asks: mostly somebody outside the herd.

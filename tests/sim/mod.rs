@@ -14,6 +14,7 @@
 
 pub mod chance;
 pub mod clients;
+pub mod crash;
 pub mod exhaustive;
 pub mod health;
 pub mod kernel;

@@ -107,7 +107,7 @@ impl Observer {
                 State::Queued => self.assert_no_room(machine, *key),
                 _ => {}
             }
-            let is_watched = self.is_watched(machine, *key) && status.state == State::Running && !is_paused;
+            let is_watched = self.is_watched(machine, kernel, *key) && status.state == State::Running && !is_paused;
             assert!(!is_watched, "{key} runs for ever without a heartbeat");
             if status.state.has_ended() {
                 assert!(!self.config.auto_cleanup, "{key} has ended, and is retained for ever");
