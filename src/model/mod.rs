@@ -5,6 +5,7 @@
 pub mod config;
 pub mod error;
 pub mod event;
+pub mod explain;
 pub mod id;
 pub mod limits;
 pub mod note;
@@ -12,6 +13,7 @@ pub mod pattern;
 pub mod plan;
 pub mod ready;
 pub mod record;
+pub mod recovery;
 pub mod request;
 pub mod spec;
 pub mod stage;

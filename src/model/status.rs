@@ -126,6 +126,8 @@ pub enum Cause {
     Ready,
     /// Its heartbeat was missed.
     Watchdog,
+    /// Its children failed: too often for its `children.intensity`, or a significant one for good.
+    Child,
 }
 
 impl Cause {
@@ -142,6 +144,7 @@ impl Cause {
             Self::Timeout => "timeout",
             Self::Ready => "ready",
             Self::Watchdog => "watchdog",
+            Self::Child => "child",
         }
     }
 
@@ -150,7 +153,7 @@ impl Cause {
     pub fn is_verdict(self) -> bool {
         match self {
             Self::Exit | Self::Signal | Self::Oom | Self::Exec | Self::Terminated | Self::Lost => false,
-            Self::Timeout | Self::Ready | Self::Watchdog => true,
+            Self::Timeout | Self::Ready | Self::Watchdog | Self::Child => true,
         }
     }
 }
@@ -227,6 +230,9 @@ pub struct ExitRecord {
     /// Who asked for the end, if somebody did: `uid 0, pid 712`, `agent build`, `the daemon's shutdown`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
+    /// Whether it did not stop within its grace and was killed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub overdue: bool,
     /// How many processes the main process left behind.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub descendants: u64,
@@ -259,6 +265,7 @@ impl ExitRecord {
             stage: None,
             error: None,
             by: None,
+            overdue: false,
             descendants: 0,
             run_ms: 0,
             paused_ms: 0,
@@ -297,6 +304,9 @@ impl fmt::Display for ExitRecord {
                 f.write_str("terminated")?;
                 if let Some(by) = &self.by {
                     write!(f, " by {by}")?;
+                }
+                if self.overdue {
+                    f.write_str(", killed since it did not stop in time")?;
                 }
             }
             (cause, ..) if cause.is_verdict() => {

@@ -8,7 +8,7 @@ use treeherd::model::limits::Limits;
 use treeherd::model::note::Note;
 use treeherd::model::ready::Ready;
 use treeherd::model::request::{LimitScope, Request, Target};
-use treeherd::model::spec::{Admission, AgentSpec, OnMainExit, Restart, RestartPolicy};
+use treeherd::model::spec::{Admission, AgentSpec, Children, OnMainExit, Restart, RestartPolicy, Strategy};
 
 use super::chance::Chance;
 
@@ -31,6 +31,8 @@ pub struct Habits {
     pub limits_on_spawn: bool,
     /// How many agents, in percent, have something to tell of themselves.
     pub health: u32,
+    /// How many agents have something to say about their children, in percent.
+    pub supervision: u32,
 }
 
 impl Habits {
@@ -45,6 +47,7 @@ impl Habits {
             other: chance.of(&[0, 1, 3]),
             limits_on_spawn: chance.comes(50),
             health: chance.of(&[0, 40, 100]),
+            supervision: chance.of(&[0, 30, 80]),
         }
     }
 
@@ -100,7 +103,7 @@ impl Habits {
     fn spec(&self, chance: &mut Chance, known: &[AgentId]) -> AgentSpec {
         let name = self.any_name(chance);
         let mut spec = if chance.comes(20) { AgentSpec::group(name) } else { AgentSpec::new(name, ["work"]) };
-        if chance.comes(70) {
+        if chance.comes(if self.supervision > 50 { 90 } else { 70 }) {
             spec.parent = Some(self.name(chance, known));
         }
         if chance.comes(5) {
@@ -118,6 +121,8 @@ impl Habits {
             delay: chance.of(&[Duration::ZERO, Duration::from_millis(300), Duration::from_secs(1)]),
             intensity: chance.of(&[0, 1, 3, 10]),
             jitter: chance.of(&[0.0, 0.1, 1.0]),
+            // Whoever fails less often than its intensity allows goes on for ever: none shall in a world that comes to rest.
+            max_delay: Duration::from_secs(20),
             ..Restart::default()
         };
         if !spec.is_group() && chance.comes(20) {
@@ -129,6 +134,15 @@ impl Habits {
             // Not its default: whoever fails once a minute may go on for ever.
             spec.ready_timeout = Some(chance.of(&times));
             spec.watchdog = Some(chance.of(&times)).filter(|_| chance.comes(50));
+        }
+        if chance.comes(self.supervision) {
+            spec.children = Children {
+                strategy: chance.of(&[Strategy::OneForOne, Strategy::OneForAll, Strategy::RestForOne]),
+                intensity: chance.of(&[None, Some(0), Some(1), Some(2)]),
+                period: chance.of(&[Duration::from_secs(1), Duration::from_secs(600)]),
+            };
+            spec.significant = chance.comes(20);
+            spec.spawn_budget = chance.of(&[None, None, None, Some(0), Some(2), Some(9)]);
         }
         if self.limits_on_spawn && chance.comes(70) {
             spec.limits = some_limits(chance);

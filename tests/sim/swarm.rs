@@ -45,6 +45,8 @@ fn config(chance: &mut Chance) -> HerdConfig {
             max_children: chance.of(&[1, 3, 100]),
             max_agents: chance.of(&[2, 4, 100]),
         },
+        restart_rate: chance.of(&["1/s", "20/s"]).parse().unwrap(),
+        restart_burst: chance.of(&[1, 2, 100]),
         auto_cleanup: chance.comes(80),
         cleanup_retention: chance.of(&[Duration::ZERO, Duration::from_secs(1), Duration::from_secs(60)]),
         ..HerdConfig::default()
@@ -250,7 +252,7 @@ fn swarm() {
     );
     eprintln!("{seen:?}");
     assert!(failed.is_empty(), "these seeds failed: {failed:?}");
-    for name in [
+    let expected = [
         "killed together",
         "exact receipts",
         "process:paused",
@@ -262,7 +264,16 @@ fn swarm() {
         "ready",
         "watchdog",
         "stopping and not ending",
-    ] {
+        "child",
+        "process:escalated",
+        "herd:storm",
+        "herd:calm",
+        "strategy one-for-all",
+        "strategy rest-for-one",
+        "significant",
+        "spawn_budget",
+    ];
+    for name in expected {
         assert!(seeds < 1000 || seen.contains_key(name), "the swarm reaches {name:?}");
     }
 }

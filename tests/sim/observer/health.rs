@@ -74,7 +74,7 @@ impl Observer {
         let health = self.health.entry((key, run)).or_default();
         health.has_unseen_age |= !health.is_going;
         health.is_going =
-            matches!(course.standing, Standing::Running { .. } | Standing::Draining { .. }) && course.told < run;
+            matches!(course.standing, Standing::Running { .. } | Standing::Draining { .. }) && course.told < Some(run);
         health.is_ready = course.account == Told::Ready || health.is_ready && course.account == Told::Stopping;
         health.is_stopping = course.account == Told::Stopping;
         health.period = course.heartbeat;
@@ -113,6 +113,7 @@ impl Observer {
                 let is_up = (health.is_ready || spec.ready.is_none()) && !health.is_stopping;
                 health.has_triggered || is_up && is_over(period, health.since_beat)
             }
+            Cause::Child => true,
             _ => panic!("{key}: {cause} is no verdict"),
         };
         assert!(is_earned, "{key}: run {run} has failed by {cause}: {health:?} of {spec:?}");
