@@ -13,10 +13,12 @@ use mio::Interest;
 use mio::unix::SourceFd;
 
 use super::supervisor::{Source, Supervisor};
+use crate::kernel::cgroup::Place;
 use crate::kernel::notify::{Inbox, Letter, Sender};
 use crate::machine::{AgentKey, Input};
 use crate::model::id::Run;
-use crate::model::note::{NOTE_MOST, Note};
+use crate::model::note::{NOTE_MOST, Note, Told};
+use crate::model::record::AgentRecord;
 
 /// How many messages one turn takes in: 64 are read in less than 1 ms, and then everybody else has their turn.
 const LETTERS_A_TURN: usize = 64;
@@ -129,6 +131,22 @@ impl Supervisor {
             tracing::warn!(
                 "a message of uid {uid}, pid {pid} to the notify socket is not heard: {why}; so far {count}"
             );
+        }
+    }
+
+    /// Listens again to a run that goes on from an earlier daemon's time. The descriptor for a newline went with that one.
+    pub(super) fn hear_again(&mut self, record: &AgentRecord, place: Option<Place>) {
+        let (key, run, spec) = (AgentKey(record.birth.key), record.course.run, &record.birth.spec);
+        if let (Some(place), true) = (place, spec.notifies()) {
+            let about = self.tools.cgroups.open_dir(&place).map(|leaf| rustix::fs::fstat(&leaf));
+            match about {
+                Ok(Ok(about)) => self.tools.leaves.note(key, run, about.st_ino),
+                Ok(Err(errno)) => tracing::warn!("stat {place}: {errno}; its messages are known by their path"),
+                Err(error) => tracing::warn!("{error}; its messages are known by their path"),
+            }
+        }
+        if record.course.account == Told::Nothing {
+            self.await_line(key, run, spec);
         }
     }
 

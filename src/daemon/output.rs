@@ -12,7 +12,7 @@ use crate::model::id::Run;
 use crate::model::ready::Ready;
 use crate::model::spec::AgentSpec;
 use crate::model::stream::Stream;
-use crate::output::{Looked, Scan, Spool};
+use crate::output::{Cursor, Looked, Scan, Spool};
 
 /// How long a file that was written to is left alone: what is written meanwhile costs nobody anything.
 const DAMPING: Duration = Duration::from_millis(5);
@@ -70,7 +70,15 @@ impl Supervisor {
             self.catch_up(key);
         }
         let Some(body) = self.bodies.get_mut(&key) else { return };
-        body.scan = body.spool.as_ref().map(|spool| (run, Scan::new(pattern, *stream, spool)));
+        body.scan = body.spool.as_ref().map(|spool| {
+            let mut from = Cursor::default();
+            for stream in Stream::ALL.into_iter().filter(|it| stream.has(*it)) {
+                let (start, end) = spool.bounds(stream);
+                // All that there is of a first run is its own.
+                from.set(stream, Some(if run > Run(1) { end } else { start }));
+            }
+            (run, Scan::new(pattern, from))
+        });
     }
 
     /// Looks for that line in what is new, and returns whether there is more to look at.

@@ -120,7 +120,7 @@ impl Sender {
     pub fn cgroup(&self) -> Option<String> {
         let path = pidfd::cgroup_of(self.pid)?;
         // Unreaped now, so unreaped then: the number was its own all the time.
-        let is_its_own = |pidfd: &OwnedFd| pidfd::number(pidfd.as_fd()) == Some(self.pid);
+        let is_its_own = |pidfd: &OwnedFd| pidfd::pid_of(pidfd.as_fd()) == Some(self.pid);
         self.pidfd.as_ref().is_none_or(is_its_own).then_some(path)
     }
 }

@@ -4,7 +4,7 @@
 //! [`exit_info`] (for anybody's) say *how*.
 
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal};
@@ -301,15 +301,6 @@ pub fn has_ended(pidfd: BorrowedFd<'_>) -> Result<bool> {
 pub fn cgroup_of(pid: i32) -> Option<String> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
     text.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned)
-}
-
-/// Returns the process id of a pidfd in our pid namespace: 0 if it has none there, -1 once it has been reaped.
-///
-/// # Kernel
-/// Linux 5.2, pidfd_open(2); proc_pid_fdinfo(5).
-pub(super) fn number(pidfd: BorrowedFd<'_>) -> Option<i32> {
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
-    info.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()
 }
 
 fn object(pidfd: BorrowedFd<'_>) -> String {

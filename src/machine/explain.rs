@@ -12,6 +12,7 @@ use super::input::{AgentKey, Frost};
 use super::restart::{Decision, decide};
 use super::stop::Stage;
 use crate::model::explain::{Explanation, Next};
+use crate::model::note::Told;
 use crate::model::recovery::Strategy;
 use crate::model::spec::{OnMainExit, RestartPolicy};
 use crate::model::status::millis;
@@ -20,8 +21,20 @@ use crate::model::time::Monotonic;
 type Line = fn(&Machine, &Agent, Monotonic, &mut Explanation);
 
 /// What is looked at, in the order of its sentences.
-const LINES: [Line; 11] =
-    [stopping, being_ended, paused, waiting, renewing, turn, running, last_run, clocks, retention, after_a_failure];
+const LINES: [Line; 12] = [
+    stopping,
+    being_ended,
+    paused,
+    waiting,
+    renewing,
+    turn,
+    running,
+    telling,
+    last_run,
+    clocks,
+    retention,
+    after_a_failure,
+];
 
 impl Machine {
     /// Explains an agent. It exists: its key was just found.
@@ -180,6 +193,19 @@ fn turn(machine: &Machine, agent: &Agent, now: Monotonic, told: &mut Explanation
 fn running(_: &Machine, agent: &Agent, now: Monotonic, told: &mut Explanation) {
     let Some(began) = agent.began.filter(|_| agent.is_unattended()) else { return };
     told.because.push(format!("its run {} began {} ago", agent.run, text(now.since(began.mono))));
+}
+
+/// What its run has told of itself, and what it is expected to tell.
+fn telling(_: &Machine, agent: &Agent, _: Monotonic, told: &mut Explanation) {
+    if !agent.has_run() {
+        return;
+    }
+    match (agent.voice.told, &agent.spec.ready) {
+        (Told::Nothing, Some(ready)) => told.waiting_for.push(format!("its readiness: {}", ready.sign())),
+        (Told::Ready, Some(ready)) => told.because.push(format!("it has told that it is ready: {}", ready.sign())),
+        (Told::Stopping, _) => told.because.push("it said STOPPING=1: it is about to end by itself".to_owned()),
+        _ => {}
+    }
 }
 
 fn last_run(_: &Machine, agent: &Agent, now: Monotonic, told: &mut Explanation) {

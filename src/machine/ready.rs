@@ -193,11 +193,21 @@ impl Machine {
         let Some(stop) = self.stops.get_mut(&stop_key).filter(|stop| stop.can_be_put_off) else { return };
         let Stage::Polite(at) = stop.stage else { return };
         let by = until.since(at);
-        if put_off + by <= PUT_OFF_MOST {
-            stop.stage = Stage::Polite(at + by);
-            self.timers.remove(&(at, Timer::Stop(stop_key)));
-            self.timers.insert((at + by, Timer::Stop(stop_key)));
-            self.agent_mut(key).voice.put_off += by;
+        if by.is_zero() || put_off + by > PUT_OFF_MOST {
+            return;
+        }
+        stop.stage = Stage::Polite(at + by);
+        let members: Vec<_> = stop.members().collect();
+        self.timers.remove(&(at, Timer::Stop(stop_key)));
+        self.timers.insert((at + by, Timer::Stop(stop_key)));
+        self.agent_mut(key).voice.put_off += by;
+        for member in members {
+            if let Some(down) = self.agents.get_mut(&member).and_then(|agent| agent.down.as_mut())
+                && down.stop == stop_key
+            {
+                down.kill_at = at + by;
+                self.dirty.insert(member);
+            }
         }
     }
 }

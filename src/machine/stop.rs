@@ -81,6 +81,11 @@ impl Stop {
         self.tops.contains(&key)
     }
 
+    /// Walks over the agents that it ends.
+    pub fn members(&self) -> impl Iterator<Item = AgentKey> {
+        self.members.iter().copied()
+    }
+
     /// Drops a member that never came to be.
     pub fn forget(&mut self, key: AgentKey) {
         self.pending.remove(&key);

@@ -1,4 +1,4 @@
-//! Looking for a line: once, from where the stream ended when the search began.
+//! Looking for a line, once.
 
 use regex::bytes::Regex;
 
@@ -9,7 +9,7 @@ use super::store::Store;
 use crate::model::error::Error;
 use crate::model::id::AgentId;
 use crate::model::pattern::Pattern;
-use crate::model::stream::{Stream, Streams};
+use crate::model::stream::Stream;
 
 /// How much one look reads, in bytes: at 5 ms between looks 50 MB/s, and a fraction of a millisecond each.
 const LOOK_MOST: usize = 256 << 10;
@@ -35,14 +35,10 @@ pub enum Looked {
 }
 
 impl Scan {
-    /// Begins a search in what comes after the ends of these streams, as of the last [`Spool::service`].
+    /// Begins a search, from these offsets on in the streams that have one.
     #[must_use]
-    pub fn new(pattern: &Pattern, streams: Streams, spool: &Spool) -> Self {
-        let mut cursor = Cursor::default();
-        for stream in Stream::ALL.into_iter().filter(|stream| streams.has(*stream)) {
-            cursor.set(stream, Some(spool.bounds(stream).1));
-        }
-        Self { regex: pattern.compile(), cursor, lines: Default::default() }
+    pub fn new(pattern: &Pattern, from: Cursor) -> Self {
+        Self { regex: pattern.compile(), cursor: from, lines: Default::default() }
     }
 
     /// Looks at what is new in a stream.

@@ -139,6 +139,8 @@ impl Habits {
             // Whatever fails again and again is given up within the time that a world is drained for.
             period: Duration::from_secs(24 * 3600),
             jitter: chance.of(&[0.0, 0.1, 1.0]),
+            // Whoever fails less often than its intensity allows goes on for ever: none shall in a world that comes to rest.
+            max_delay: Duration::from_secs(20),
             ..Restart::default()
         };
         if !spec.is_group() && chance.comes(20) {
