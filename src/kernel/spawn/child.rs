@@ -24,7 +24,8 @@ pub(super) struct Orders<'a> {
     pub mission: Mission,
     /// Descriptors of `cgroup.procs` files.
     pub enter: &'a [i32],
-    /// Descriptors of 3 and above: dup2 onto 0, 1 and 2 must not overwrite one that is still needed.
+    /// Descriptors of 3 and above, and low ones: dup2 onto 0, 1 and 2 must not overwrite one that is still needed, and the
+    /// table is copied as far as the highest of them.
     pub stdio: [i32; 3],
     /// None where the child has the value by birth.
     pub oom_score_adj: Option<&'a CStr>,
@@ -132,9 +133,16 @@ fn enter(orders: &Orders<'_>) -> Result<(), Failed> {
     Ok(())
 }
 
-/// Puts the three descriptors in their places and closes every other one.
+/// Takes a table of descriptors of its own, puts the three descriptors in their places and closes every other one.
 fn stdio(orders: &Orders<'_>) -> Result<(), Failed> {
+    const CLOSE_RANGE_UNSHARE: usize = 2;
     orders.at(Stage::Stdio);
+    let [stdin, stdout, stderr] = orders.stdio;
+    // A whole word of the kernel's bitmap: before 5.18 it copied a part of one wrongly.
+    let unneeded = (int(stdin.max(stdout).max(stderr)) | 63) + 1;
+    // Up to here the table is our parent's, and every change of it would be one of his.
+    call(libc::SYS_close_range, [unneeded, u32::MAX as usize, CLOSE_RANGE_UNSHARE, 0, 0])
+        .map_err(|errno| (3, errno))?;
     for (place, fd) in orders.stdio.iter().enumerate() {
         call(libc::SYS_dup3, [int(*fd), place, 0, 0, 0]).map_err(|errno| (place, errno))?;
     }
