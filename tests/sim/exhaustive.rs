@@ -9,7 +9,7 @@ use std::time::Duration;
 use treeherd::model::config::HerdConfig;
 use treeherd::model::id::Level;
 use treeherd::model::request::{Request, Target};
-use treeherd::model::spec::{AgentSpec, OnMainExit, RestartPolicy};
+use treeherd::model::spec::{AgentSpec, OnMainExit, RestartPolicy, Strategy};
 use treeherd::model::status::Exit;
 
 use super::chance::Chance;
@@ -204,4 +204,56 @@ fn every_order_of_a_parents_end_and_a_queue() {
         terminate(&["a", "b"], Duration::ZERO),
     ];
     explore("parent's end and queue", &deeds, &config, 2);
+}
+
+fn comes_back(name: &str, parent: Option<&str>) -> AgentSpec {
+    let mut agent = spec(name, parent);
+    (agent.restart.policy, agent.restart.delay) = (RestartPolicy::OnFailure, Duration::ZERO);
+    agent
+}
+
+#[test]
+fn every_order_of_a_strategy_and_a_stop() {
+    let mut parent = AgentSpec { command: Vec::new(), ..spec("p", None) };
+    parent.children.strategy = Strategy::OneForAll;
+    let deeds = [
+        spawn(parent),
+        spawn(comes_back("a", Some("p"))),
+        spawn(comes_back("b", Some("p"))),
+        Deed::Exit(0, 1),
+        Deed::Exit(1, 1),
+        terminate(&["b"], Duration::from_secs(1)),
+        Deed::Pass,
+    ];
+    explore("strategy and stop", &deeds, &HerdConfig::default(), 1);
+}
+
+#[test]
+fn every_order_of_an_escalation() {
+    let mut parent = comes_back("p", None);
+    parent.children.intensity = Some(0);
+    let deeds = [
+        spawn(parent),
+        spawn(comes_back("a", Some("p"))),
+        spawn(spec("b", Some("a"))),
+        Deed::Exit(1, 1),
+        Deed::Exit(0, 1),
+        Deed::Pass,
+    ];
+    explore("escalation", &deeds, &HerdConfig::default(), 1);
+}
+
+#[test]
+fn every_order_of_a_significant_end_and_a_turn() {
+    let config = HerdConfig { restart_burst: 1, restart_rate: "1/s".parse().unwrap(), ..HerdConfig::default() };
+    let significant = AgentSpec { significant: true, ..spec("a", Some("p")) };
+    let deeds = [
+        spawn(comes_back("p", None)),
+        spawn(significant),
+        Deed::Exit(1, 1),
+        Deed::Pass,
+        Deed::Ask(Request::Restart(id("a"))),
+        Deed::Exit(1, 0),
+    ];
+    explore("significant end and turn", &deeds, &config, 2);
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use treeherd::machine::{AgentKey, Effect, Input, ReplyTo};
 use treeherd::model::config::HerdConfig;
-use treeherd::model::event::Kind;
+use treeherd::model::event::{Event, Kind};
 use treeherd::model::id::Level;
 use treeherd::model::request::{Answer, Request, Target};
 use treeherd::model::spec::{Admission, AgentSpec, OnMainExit, RestartPolicy};
@@ -15,48 +15,47 @@ use super::clients::id;
 use super::kernel::Temper;
 use super::world::{Lane, Move, World};
 
-const SECOND: Duration = Duration::from_secs(1);
+pub(super) const SECOND: Duration = Duration::from_secs(1);
 
 /// A world in which everything goes on in the order in which it was begun.
-struct Life {
-    world: World,
-    replies: Vec<(ReplyTo, Answer)>,
-    told: Vec<(Kind, String)>,
+pub(super) struct Life {
+    pub world: World,
+    pub replies: Vec<(ReplyTo, Answer)>,
+    /// What was told, in its order.
+    pub told: Vec<Event>,
 }
 
 impl Life {
-    fn new(config: HerdConfig) -> Self {
+    pub fn new(config: HerdConfig) -> Self {
         let chance = Chance::Script { list: Vec::new(), taken: Vec::new() };
         Self { world: World::new(config, chance), replies: Vec::new(), told: Vec::new() }
     }
 
-    fn note(&mut self, effects: Vec<Effect>) {
+    pub fn note(&mut self, effects: Vec<Effect>) {
         for effect in effects {
             match effect {
                 Effect::Reply(to, Ok(answer)) => self.replies.push((to, answer)),
-                Effect::Publish(event) => {
-                    self.told.push((event.kind, event.agent.map(|id| id.to_string()).unwrap_or_default()));
-                }
+                Effect::Publish(event) => self.told.push(*event),
                 _ => {}
             }
         }
     }
 
-    fn flush(&mut self) {
+    pub fn flush(&mut self) {
         while let Some(first) = self.world.moves().first().copied() {
             let effects = self.world.make(first);
             self.note(effects);
         }
     }
 
-    fn ask(&mut self, request: Request) -> ReplyTo {
+    pub fn ask(&mut self, request: Request) -> ReplyTo {
         let (to, effects) = self.world.ask(1, None, request);
         self.note(effects);
         self.flush();
         to
     }
 
-    fn spawn(&mut self, name: &str, parent: Option<&str>, change: impl FnOnce(&mut AgentSpec)) -> AgentKey {
+    pub fn spawn(&mut self, name: &str, parent: Option<&str>, change: impl FnOnce(&mut AgentSpec)) -> AgentKey {
         let mut spec = AgentSpec { parent: parent.map(id), ..AgentSpec::new(id(name), ["work"]) };
         (spec.restart.jitter, spec.restart.delay) = (0.0, SECOND);
         change(&mut spec);
@@ -64,11 +63,11 @@ impl Life {
         self.world.machine.key_of(&id(name)).unwrap()
     }
 
-    fn main_of(&self, key: AgentKey) -> u64 {
+    pub fn main_of(&self, key: AgentKey) -> u64 {
         self.world.kernel.processes.iter().find(|(_, it)| it.agent == key && it.is_main).map(|(pid, _)| *pid).unwrap()
     }
 
-    fn exit(&mut self, key: AgentKey, status: i32) {
+    pub fn exit(&mut self, key: AgentKey, status: i32) {
         self.world.kernel.exit(self.main_of(key), Exit::Status(status), false);
         self.world.kernel.update();
         self.flush();
@@ -86,39 +85,39 @@ impl Life {
         self.flush();
     }
 
-    fn fork(&mut self, key: AgentKey, temper: Temper) {
+    pub fn fork(&mut self, key: AgentKey, temper: Temper) {
         self.world.kernel.fork(self.main_of(key), temper);
         self.world.kernel.update();
     }
 
-    fn pass(&mut self, time: Duration) {
+    pub fn pass(&mut self, time: Duration) {
         self.world.pass(time);
         let effects = self.world.step(Input::Ticked);
         self.note(effects);
         self.flush();
     }
 
-    fn terminate(&mut self, names: &[&str], grace: Option<Duration>) -> ReplyTo {
+    pub fn terminate(&mut self, names: &[&str], grace: Option<Duration>) -> ReplyTo {
         self.ask(Request::Terminate(targets(names), grace))
     }
 
-    fn state(&self, key: AgentKey) -> State {
+    pub fn state(&self, key: AgentKey) -> State {
         self.world.machine.status(key, self.world.now.mono).state
     }
 
-    fn paused(&self, key: AgentKey) -> Paused {
+    pub fn paused(&self, key: AgentKey) -> Paused {
         self.world.machine.status(key, self.world.now.mono).paused
     }
 
-    fn run(&self, key: AgentKey) -> u32 {
+    pub fn run(&self, key: AgentKey) -> u32 {
         self.world.machine.run_of(key).unwrap().0
     }
 
-    fn kinds(&self, name: &str) -> Vec<Kind> {
-        self.told.iter().filter(|(_, who)| who == name).map(|(kind, _)| *kind).collect()
+    pub fn kinds(&self, name: &str) -> Vec<Kind> {
+        self.told.iter().filter(|event| event.agent == Some(id(name))).map(|event| event.kind).collect()
     }
 
-    fn receipt(&self, to: ReplyTo) -> Option<&Receipt> {
+    pub fn receipt(&self, to: ReplyTo) -> Option<&Receipt> {
         self.replies.iter().find_map(|(it, answer)| match answer {
             Answer::Receipt(receipt) if *it == to => Some(receipt),
             _ => None,
@@ -126,11 +125,11 @@ impl Life {
     }
 }
 
-fn targets(names: &[&str]) -> Target {
+pub(super) fn targets(names: &[&str]) -> Target {
     Target::Ids(names.iter().map(|name| id(name)).collect())
 }
 
-fn life() -> Life {
+pub(super) fn life() -> Life {
     Life::new(HerdConfig::default())
 }
 

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use treeherd::machine::Input;
 use treeherd::model::config::{Bounds, HerdConfig};
 use treeherd::model::id::Level;
+use treeherd::model::request::Request;
 use treeherd::model::status::Exit;
 
 use super::chance::Chance;
-use super::clients::{Habits, some_caller, some_limits};
+use super::clients::{Habits, some_caller, some_limits, some_notes};
 use super::crash::Doom;
 use super::kernel::Notice;
 use super::world::{Faults, Move, World};
@@ -46,6 +47,8 @@ fn config(chance: &mut Chance) -> HerdConfig {
             max_children: chance.of(&[1, 3, 100]),
             max_agents: chance.of(&[2, 4, 100]),
         },
+        restart_rate: chance.of(&["1/s", "20/s"]).parse().unwrap(),
+        restart_burst: chance.of(&[1, 2, 100]),
         auto_cleanup: chance.comes(80),
         cleanup_retention: chance.of(&[Duration::ZERO, Duration::from_secs(1), Duration::from_secs(60)]),
         ..HerdConfig::default()
@@ -98,6 +101,10 @@ fn live(seed: u64, tells: bool) -> (u64, BTreeMap<String, u64>) {
     let freezes_slowly = chance.comes(40);
     let mut world = World::new(config, chance);
     (world.faults, world.kernel.freezes_slowly, world.tells) = (faults, freezes_slowly, tells);
+    for spec in habits.family(&mut world.chance) {
+        world.ask(0, None, Request::Spawn(Box::new(spec)));
+        world.flush();
+    }
     for _ in 0..turns {
         turn(&mut world, &habits, &rates);
     }
@@ -204,8 +211,16 @@ fn live_on(world: &mut World) {
         return;
     }
     let pid = world.chance.of(&free);
-    let is_main = world.kernel.processes[&pid].is_main;
-    if world.chance.comes(world.faults.jams) {
+    let (agent, is_main) = (world.kernel.processes[&pid].agent, world.kernel.processes[&pid].is_main);
+    let can_tell = world.machine.spec_of(agent).is_some_and(|spec| spec.ready.is_some() || spec.watchdog.is_some());
+    if can_tell && world.chance.comes(60) {
+        if world.chance.comes(20) {
+            world.show_ready(pid);
+        } else {
+            let notes = some_notes(&mut world.chance);
+            world.tell_of(pid, notes);
+        }
+    } else if world.chance.comes(world.faults.jams) {
         world.kernel.processes.get_mut(&pid).unwrap().is_jammed = true;
     } else if !is_main && world.chance.comes(world.faults.strays) {
         world.kernel.stray(pid);
@@ -252,7 +267,7 @@ fn swarm() {
     );
     eprintln!("{seen:?}");
     assert!(failed.is_empty(), "these seeds failed: {failed:?}");
-    for name in [
+    let expected = [
         "killed together",
         "exact receipts",
         "process:paused",
@@ -261,7 +276,20 @@ fn swarm() {
         "timeout",
         "lost",
         "ends told by the next one",
-    ] {
+        "child",
+        "process:escalated",
+        "herd:storm",
+        "herd:calm",
+        "strategy one-for-all",
+        "strategy rest-for-one",
+        "significant",
+        "spawn_budget",
+        "process:ready",
+        "ready",
+        "watchdog",
+        "stopping and not ending",
+    ];
+    for name in expected {
         assert!(seeds < 1000 || seen.contains_key(name), "the swarm reaches {name:?}");
     }
 }
