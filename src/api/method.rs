@@ -69,6 +69,8 @@ methods! {
     Ps(Selection) = "ps",
     /// Tells all of one agent: gives [`Shown`].
     Show(OfAgent) = "show",
+    /// Tells why an agent is as it is and what comes next: gives its [`Explanation`](crate::model::explain::Explanation).
+    Explain(OfAgent) = "explain",
     /// Finds the agent that a process belongs to: gives its [`AgentStatus`].
     Process(OfProcess) = "process",
     /// Counts: gives [`Stats`].
@@ -410,6 +412,9 @@ pub struct Stats {
     pub usage_by_level: BTreeMap<Level, Usage>,
     /// Clients that are connected.
     pub clients: u64,
+    /// Messages to `NOTIFY_SOCKET` that were not heard, since no run's process had sent them or they were too long.
+    #[serde(default)]
+    pub notes_refused: u64,
     /// The number of the last event.
     pub last_event: u64,
     /// For how long the daemon has been up, in milliseconds.

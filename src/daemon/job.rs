@@ -6,7 +6,9 @@ use std::sync::Arc;
 use rustix::process::Signal;
 
 use super::launch::{self, Surroundings};
+use super::notify::Leaves;
 use crate::kernel::cgroup::{Cgroups, Frozen, Place, Removal};
+use crate::kernel::error::KernelError;
 use crate::kernel::spawn::{self, Way};
 use crate::kernel::stat;
 use crate::kernel::watch::Watches;
@@ -14,6 +16,7 @@ use crate::machine::{AgentKey, Frost, Input, ReplyTo};
 use crate::model::error::Error;
 use crate::model::id::Run;
 use crate::model::limits::Limits;
+use crate::model::ready::Ready;
 use crate::model::spec::AgentSpec;
 use crate::model::stage::{SpawnFailure, Stage};
 use crate::output::Store;
@@ -26,6 +29,7 @@ pub(super) struct Tools {
     pub watches: Watches,
     pub way: Way,
     pub surroundings: Surroundings,
+    pub leaves: Leaves,
 }
 
 /// A job.
@@ -99,6 +103,8 @@ pub(super) struct Born {
     pub run: Run,
     /// The main process; none of a group.
     pub process: Option<(i32, OwnedFd)>,
+    /// The descriptor on which it is to write a newline when it is ready.
+    pub newline: Option<OwnedFd>,
     /// The places that were made with limits.
     pub limited: Vec<(Place, Limits)>,
 }
@@ -254,7 +260,7 @@ impl SpawnJob {
             cgroups.make(place, limits).map_err(|error| at(Stage::Cgroup, error))?;
             made.level = Some(place.clone());
         }
-        let mut born = Born { agent: self.agent, run: self.run, process: None, limited: Vec::new() };
+        let mut born = Born { agent: self.agent, run: self.run, process: None, newline: None, limited: Vec::new() };
         born.limited.extend(self.make_level.clone());
         born.limited.extend(self.make.clone().map(|limits| (self.home.clone(), limits)));
         if let Some(limits) = &self.make {
@@ -271,7 +277,15 @@ impl SpawnJob {
         let inlet = if self.make_spool { tools.store.create(id) } else { tools.store.inlet(id) };
         let inlet = inlet.map_err(|error| at(Stage::Prepare, error))?;
         made.has_spool = self.make_spool;
-        let launch = launch::prepare(&self.spec, tools, &place, leaf, inlet)?;
+        if self.spec.notifies() {
+            let about = rustix::fs::fstat(&leaf).map_err(|errno| failed("stat", &place, errno))?;
+            tools.leaves.note(self.agent, self.run, about.st_ino);
+        }
+        let mut launch = launch::prepare(&self.spec, tools, &place, leaf, inlet)?;
+        if let Some(Ready::Fd(number)) = self.spec.ready {
+            let (read, write) = launch::newline_pipe()?;
+            (born.newline, launch.passed) = (Some(read), Some((write, number)));
+        }
         let launched = spawn::spawn(&launch)?;
         born.process = Some((launched.pid, launched.pidfd));
         Ok(born)
@@ -280,6 +294,7 @@ impl SpawnJob {
 
 impl Made {
     fn take_back(self, tools: &Tools, job: &SpawnJob) {
+        tools.leaves.forget(job.agent);
         for place in [self.leaf, self.home, self.level].into_iter().flatten() {
             match tools.cgroups.remove(&place) {
                 Ok(Removal::Removed) => {}
@@ -293,6 +308,10 @@ impl Made {
             tracing::warn!("take back the output of {}: {error}", job.spec.id);
         }
     }
+}
+
+fn failed(operation: &str, place: &Place, errno: rustix::io::Errno) -> SpawnFailure {
+    at(Stage::Prepare, KernelError::new(operation, place.to_string(), errno).into())
 }
 
 /// Turns an error of a step into a spawn's failure.
