@@ -47,17 +47,14 @@ impl Hands {
     /// Starts the threads.
     pub fn start(tools: &Arc<Tools>, outcomes: &Sender<Outcome>, waker: &Arc<Waker>) -> Result<Self, Error> {
         let hands = Self { spawns: Arc::default(), acts: Arc::default() };
-        let pools: [(_, _, _, fn()); 2] =
-            [("spawner", SPAWNERS, &hands.spawns, get_ready), ("hand", ACTORS, &hands.acts, || ())];
-        for (name, count, queue, begin) in pools {
+        let pools: [(_, _, _, fn(&Tools)); 2] =
+            [("spawner", SPAWNERS, &hands.spawns, get_ready), ("hand", ACTORS, &hands.acts, |_| ())];
+        for (name, count, queue, rest) in pools {
             for _ in 0..count {
                 let (queue, tools, outcomes, waker) = (queue.clone(), tools.clone(), outcomes.clone(), waker.clone());
                 let thread = std::thread::Builder::new().name(name.to_owned()).stack_size(STACK);
                 thread
-                    .spawn(move || {
-                        begin();
-                        queue.work(&tools, &outcomes, &waker);
-                    })
+                    .spawn(move || queue.work(&tools, &outcomes, &waker, rest))
                     .map_err(|error| Error::new(Code::Kernel, format!("start thread {name}: {error}")))?;
             }
         }
@@ -72,10 +69,11 @@ impl Hands {
     }
 }
 
-/// Readies a thread that spawns before there are agents, and their descriptors.
-fn get_ready() {
-    if let Err(failure) = spawn::get_ready() {
-        tracing::warn!("get ready to spawn: {}", failure.message);
+/// Does for the next spawn what needs no knowledge of it: so it is done already when somebody asks for one.
+fn get_ready(tools: &Tools) {
+    let ready = spawn::get_ready().map_err(|failure| failure.message);
+    if let Err(error) = ready.and_then(|()| tools.store.stock().map_err(|error| error.to_string())) {
+        tracing::warn!("get ready to spawn: {error}");
     }
 }
 
@@ -106,13 +104,16 @@ impl Queue {
         }
     }
 
-    fn work(&self, tools: &Tools, outcomes: &Sender<Outcome>, waker: &Waker) {
+    /// Works until the queue is closed; `rest` is what it does before each wait.
+    fn work(&self, tools: &Tools, outcomes: &Sender<Outcome>, waker: &Waker, rest: fn(&Tools)) {
+        rest(tools);
         while let Some(job) = self.next() {
             let outcome = job.run(tools);
             // Nobody listens any more once the supervisor has ended: then the outcome is nobody's.
             if outcomes.send(outcome).is_err() || waker.wake().is_err() {
                 return;
             }
+            rest(tools);
         }
     }
 }

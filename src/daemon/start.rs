@@ -152,6 +152,7 @@ impl Herdsman {
         prepare_cgroups(own, settings.residence, &herd)?;
         let way = canary(own)?;
         let store = Store::open(&settings.state_dir)?;
+        store.clear()?;
         if !store.punches() {
             tracing::warn!(
                 "the file system of {} cannot give space back: output is not bounded there",

@@ -297,7 +297,9 @@ impl Own {
     /// Lists what of the herd's output is on disk, by agent.
     pub fn spools(&self) -> BTreeSet<String> {
         let entries = std::fs::read_dir(self.dir.path().join("state/agents")).into_iter().flatten().flatten();
-        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+        let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        // The files of agents to come have names that no agent can have.
+        names.filter(|name| !name.starts_with('.')).collect()
     }
 
     pub fn socket(&self) -> PathBuf {
