@@ -14,13 +14,17 @@
 //! deadline comes; an idle herd has neither.
 
 mod accept;
+mod adopt;
 mod body;
 mod call;
 mod client;
+mod config;
 mod doctor;
+mod exit;
 mod follow;
 mod hands;
 mod hits;
+mod home;
 mod job;
 mod journal;
 mod latency;
@@ -29,13 +33,14 @@ mod leaf;
 mod memory;
 mod output;
 mod perform;
+mod records;
 mod reread;
 mod service;
 mod settings;
 mod start;
 mod supervisor;
 
+pub use config::{DEFAULT_CONFIG, Loaded, load};
 pub use doctor::doctor;
-pub use reread::read_config;
 pub use settings::{Residence, Settings, default_cgroup};
 pub use start::{Running, serve, start};

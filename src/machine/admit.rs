@@ -43,6 +43,7 @@ impl Machine {
         self.count_spawned(key, |count| count + 1);
         if is_queued {
             self.queue.insert((Reverse(priority), key));
+            self.unrecorded.insert(key);
             self.publish(step, Kind::Queued, key, |event| {
                 event.message = room.err().map(|error| error.message).unwrap_or_default();
             });
@@ -143,6 +144,9 @@ impl Machine {
         for above in chain {
             let agent = self.agent_mut(above);
             agent.spawned = change(agent.spawned);
+            if agent.spec.spawn_budget.is_some() {
+                self.unrecorded.insert(above);
+            }
         }
     }
 

@@ -58,6 +58,7 @@ impl Machine {
     /// Has all below an agent end, and start anew when it does. What was counted of them is forgotten.
     fn renew_below(&mut self, step: &mut Step, key: AgentKey) {
         for below in self.subtree(key) {
+            self.unrecorded.insert(below);
             let agent = self.agent_mut(below);
             agent.child_restarts.clear();
             if below != key {

@@ -210,9 +210,12 @@ impl Machine {
         let agent = self.agent_mut(key);
         agent.stops.push(stop_key);
         match &mut agent.down {
-            None => agent.down = Some(Down { stop: stop_key, by: by.clone(), signal: Signal::Unsent, signal_by }),
+            None => {
+                let (by, kill_at) = (by.clone(), stop.urgency());
+                agent.down = Some(Down { stop: stop_key, by, kill_at, signal: Signal::Unsent, signal_by });
+            }
             Some(down) if driver.is_none_or(|driver| stop.urgency() < driver) => {
-                (down.stop, down.signal_by) = (stop_key, signal_by);
+                (down.stop, down.kill_at, down.signal_by) = (stop_key, stop.urgency(), signal_by);
             }
             Some(_) => {}
         }

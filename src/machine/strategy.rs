@@ -75,6 +75,7 @@ impl Machine {
     /// Counts one more restart of a parent's child; says why if that is one too many.
     fn one_too_many(&mut self, step: &Step, parent: AgentKey, child: AgentKey) -> Option<String> {
         let now = step.now.mono;
+        self.unrecorded.insert(parent);
         let agent = self.agent_mut(parent);
         let children = agent.spec.children.clone();
         let most = children.intensity?;

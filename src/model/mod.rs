@@ -8,6 +8,8 @@ pub mod event;
 pub mod explain;
 pub mod id;
 pub mod limits;
+pub mod plan;
+pub mod record;
 pub mod recovery;
 pub mod request;
 pub mod spec;

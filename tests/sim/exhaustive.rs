@@ -29,6 +29,8 @@ enum Deed {
     Exit(usize, i32),
     /// Time goes on to the next deadline.
     Pass,
+    /// The supervisor dies; before there is another one, the main process of the n-th agent ends.
+    Crash(Option<usize>),
 }
 
 fn spec(name: &str, parent: Option<&str>) -> AgentSpec {
@@ -85,6 +87,14 @@ fn act(world: &mut World, deed: &Deed) {
         Deed::Pass => {
             world.pass_to_deadline();
         }
+        Deed::Crash(ends) => {
+            world.crash();
+            if let Some(pid) = ends.and_then(|n| main_of(world, n)) {
+                world.kernel.exit(pid, Exit::Status(0), false);
+            }
+            world.kernel.update();
+            world.revive();
+        }
     }
     world.kernel.update();
 }
@@ -138,6 +148,22 @@ fn every_order_of_a_terminate_and_a_restart() {
         Deed::Pass,
     ];
     explore("terminate and restart", &deeds, &HerdConfig::default(), 3);
+}
+
+#[test]
+fn every_order_of_two_deaths_of_the_supervisor() {
+    let mut agent = spec("a", None);
+    agent.restart.policy = RestartPolicy::Always;
+    agent.restart.delay = Duration::ZERO;
+    let deeds = [
+        spawn(agent),
+        spawn(spec("b", Some("a"))),
+        Deed::Crash(Some(0)),
+        terminate(&["b"], Duration::from_secs(1)),
+        Deed::Crash(None),
+        Deed::Pass,
+    ];
+    explore("two deaths of the supervisor", &deeds, &HerdConfig::default(), 1);
 }
 
 #[test]

@@ -73,6 +73,18 @@ impl Life {
         self.flush();
     }
 
+    /// The supervisor dies; before there is another one, the main processes of these agents end well.
+    fn die(&mut self, ends: &[AgentKey]) {
+        self.world.crash();
+        for key in ends {
+            self.world.kernel.exit(self.main_of(*key), Exit::Status(0), false);
+        }
+        self.world.kernel.update();
+        let effects = self.world.revive();
+        self.note(effects);
+        self.flush();
+    }
+
     pub fn fork(&mut self, key: AgentKey, temper: Temper) {
         self.world.kernel.fork(self.main_of(key), temper);
         self.world.kernel.update();
@@ -430,5 +442,56 @@ impl Life {
             let effects = self.world.make(first);
             self.note(effects);
         }
+    }
+}
+
+#[test]
+fn another_supervisor_goes_on_where_one_has_died() {
+    let mut life = Life::new(HerdConfig::default());
+    let parent = life.spawn("parent", None, |spec| spec.restart.policy = RestartPolicy::OnFailure);
+    let child = life.spawn("child", Some("parent"), |_| {});
+    let stopped = life.spawn("stopped", None, |spec| spec.restart.policy = RestartPolicy::Always);
+    life.terminate(&["stopped"], None);
+    life.ask(Request::Pause(targets(&["child"])));
+    life.die(&[]);
+    assert_eq!(
+        (life.state(parent), life.state(child), life.state(stopped)),
+        (State::Running, State::Running, State::Terminated)
+    );
+    assert_eq!(life.paused(child), Paused::Own);
+    life.exit(parent, 3);
+    life.pass(SECOND);
+    assert_eq!((life.run(parent), life.run(child)), (2, 1), "its policy is what it was");
+    life.pass(SECOND * 20);
+    life.die(&[]);
+    life.pass(SECOND * 100);
+    assert_eq!(
+        life.world.machine.key_of(&id("stopped")),
+        None,
+        "what was stopped stays stopped, and is forgotten in time"
+    );
+}
+
+#[test]
+fn what_ended_while_no_supervisor_lived_is_told_once_and_not_as_a_success() {
+    let mut life = Life::new(HerdConfig::default());
+    let never = life.spawn("never", None, |_| {});
+    let again = life.spawn("again", None, |spec| spec.restart.policy = RestartPolicy::OnFailure);
+    let asked = life.spawn("asked", None, |spec| spec.grace = SECOND * 5);
+    life.fork(asked, Temper::Stubborn);
+    life.ask(Request::Terminate(targets(&["asked"]), None));
+    assert_eq!(life.state(asked), State::Stopping);
+    life.die(&[never, again]);
+    assert_eq!(
+        (life.state(never), life.state(again), life.state(asked)),
+        (State::Failed, State::Backoff, State::Stopping)
+    );
+    life.pass(SECOND * 5);
+    assert_eq!(life.state(asked), State::Terminated, "the kill comes when it was due");
+    life.die(&[]);
+    assert_eq!(life.run(again), 2);
+    for name in ["never", "again", "asked"] {
+        let ends = life.kinds(name).into_iter().filter(|kind| kind.is_terminal()).count();
+        assert_eq!(ends, 1, "{name}");
     }
 }

@@ -46,6 +46,13 @@ impl Recovery {
         }
     }
 
+    /// Another supervisor goes on.
+    pub fn crashed(&mut self) {
+        self.together.clear();
+        self.automatic.clear();
+        self.asked.clear();
+    }
+
     /// An agent is to end, or starts anew with others.
     pub fn leave(&mut self, key: AgentKey) {
         for together in &mut self.together {
