@@ -139,6 +139,10 @@ fn facts(shown: &Shown) -> Vec<(&'static str, String)> {
     add("significant", spec.significant.then(|| "its parent ends when it ends for good".to_owned()));
     add("spawn budget", spec.spawn_budget.map(|most| most.to_string()));
     add("stop", Some(format!("{}, killed after {}", spec.stop_signal, duration(millis(spec.grace)))));
+    add("says", status.status_text.clone());
+    let ready = |ready| format!("{ready}, within {}", duration(millis(spec.ready_deadline().unwrap_or_default())));
+    add("ready", spec.ready.as_ref().map(ready));
+    add("watchdog", spec.watchdog.map(|watchdog| format!("every {}", duration(millis(watchdog)))));
     add("run timeout", spec.run_timeout.map(|timeout| duration(millis(timeout))));
     add("children", (!status.children.is_empty()).then(|| names(&status.children)));
     add("output", output(shown.output_start, shown.output_end));

@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use crate::model::error::{Code, Error};
 use crate::model::id::{AgentId, Level, Priority, SessionId};
 use crate::model::limits::{Knob, Limits, Setting};
+use crate::model::ready::Ready;
 use crate::model::spec::{
     Admission, AgentSpec, Children, IoClass, IoNice, OnMainExit, Restart, RestartPolicy, Rlimit, RlimitPair,
     StopSignal, Strategy,
@@ -138,12 +139,30 @@ pub(super) struct SpawnArgs {
     /// How long a run may last before it has failed [default: for ever]
     #[arg(long, value_name = "TIME", value_parser = duration)]
     run_timeout: Option<Duration>,
+    #[command(flatten)]
+    health: HealthArgs,
     /// How much of each of its streams is kept [default: 16MiB]
     #[arg(long, value_name = "SIZE")]
     output_max: Option<Bytes>,
     /// The program and its arguments
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<String>,
+}
+
+/// How an agent tells that it is ready and that it lives.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Readiness and heartbeat")]
+struct HealthArgs {
+    /// How it tells that it is ready: notify (READY=1), stdout:REGEX, stderr:REGEX, both:REGEX or fd:N (a newline) [default: it is when
+    /// its program executes]
+    #[arg(long, value_name = "HOW")]
+    ready: Option<Ready>,
+    /// How long it may take to be ready before it has failed [default: 1m]
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    ready_timeout: Option<Duration>,
+    /// How often it has to send WATCHDOG=1, or else it has failed; 10ms at least [default: never]
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    watchdog: Option<Duration>,
 }
 
 /// When and how an agent is started again.
@@ -247,6 +266,9 @@ impl SpawnArgs {
         spec.stop_signal = self.stop_signal.unwrap_or_default();
         spec.grace = self.grace.unwrap_or(spec.grace);
         spec.run_timeout = self.run_timeout;
+        spec.ready = self.health.ready;
+        spec.ready_timeout = self.health.ready_timeout;
+        spec.watchdog = self.health.watchdog;
         spec.output_max = self.output_max.unwrap_or(spec.output_max);
         spec.check()?;
         Ok(spec)
@@ -357,7 +379,7 @@ mod tests {
                     --restart-delay 2m --restart-factor 3 --restart-jitter 0 --restart-healthy-after 5s \
                     --restart-intensity 3 --restart-period 1m --significant --strategy rest-for-one \
                     --child-intensity 3 --child-period 5s --spawn-budget 9 --on-main-exit wait --stop-signal INT --grace 250ms \
-                    --output-max 1MiB --queue --pids-max 9 -- sh -c --json";
+                    --run-timeout 9s --ready stderr:^up --ready-timeout 5s --watchdog 2s --output-max 1MiB --queue --pids-max 9 -- sh -c --json";
         let spec = spawn(&line.split_whitespace().collect::<Vec<_>>());
         let plain = serde_json::to_value(AgentSpec::new("a".parse().unwrap(), ["x"])).unwrap();
         let json = serde_json::to_value(&spec).unwrap();
@@ -365,7 +387,7 @@ mod tests {
             assert!(field == "id" || plain.get(field) != Some(value), "{field} is not set");
         }
         let names = json.as_object().unwrap().len();
-        assert_eq!(names, 29, "a field that no flag reaches, or a new one: {json:#}");
+        assert_eq!(names, 33, "a field that no flag reaches, or a new one: {json:#}");
         assert_eq!(spec.command, ["sh", "-c", "--json"]);
         assert_eq!((spec.metadata["k"].as_str(), spec.metadata["n"].as_i64()), (Some("v"), Some(7)));
     }
@@ -384,6 +406,10 @@ mod tests {
             &["a", "--child-intensity", "10001"],
             &["a", "--child-period", "0s"],
             &["a", "--grace", "-1s"],
+            &["a", "--ready", "stdin:x"],
+            &["a", "--ready", "stdout:("],
+            &["a", "--ready", "fd:2"],
+            &["a", "--watchdog", "9ms"],
             &["a", "--memory-max", "10XB"],
             &["../x"],
             &[""],

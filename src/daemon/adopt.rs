@@ -223,6 +223,9 @@ impl Supervisor {
                 places.extend(self.limits_again(&heir, found));
             }
             let found = heir.is_near.then(|| Found { home: heir.found, left: self.left_of(&heir) });
+            if found.is_some_and(|found| found.left != Left::Nothing) {
+                self.hear_again(&heir.record, heir.run_place());
+            }
             let is_told = heir.mark.told_at.is_none_or(|at| at <= end);
             let end = if is_told { Telling::Told } else { Telling::Untold };
             if let Some(main) = heir.main {

@@ -364,6 +364,7 @@ impl Supervisor {
             usage: sample.herd,
             usage_by_level: sample.levels,
             clients: self.clients.len() as u64,
+            notes_refused: self.mailbox.refused,
             last_event: self.journal.last(),
             uptime_ms: millis(now().mono.since(self.began)),
         }

@@ -90,6 +90,8 @@ impl World {
                 None => break,
             }
         }
+        // What was sent and not read goes with whoever was to read it.
+        self.letters.clear();
         self.orders.clear();
         self.answers.clear();
     }
@@ -97,6 +99,8 @@ impl World {
     /// Another supervisor begins, as the daemon does: takes away what nobody has a record of, looks, adopts.
     pub fn revive(&mut self) -> Vec<Effect> {
         let doom = self.disk.doom.take();
+        // Meanwhile nobody could send anything.
+        self.letters.clear();
         let records = self.disk.records.clone();
         self.kernel.clear_strays(&records);
         self.kernel.update();

@@ -16,6 +16,7 @@ pub mod chance;
 pub mod clients;
 pub mod crash;
 pub mod exhaustive;
+pub mod health;
 pub mod kernel;
 pub mod observer;
 pub mod recovery;

@@ -20,7 +20,7 @@ pub(super) const SECOND: Duration = Duration::from_secs(1);
 /// A world in which everything goes on in the order in which it was begun.
 pub(super) struct Life {
     pub world: World,
-    replies: Vec<(ReplyTo, Answer)>,
+    pub replies: Vec<(ReplyTo, Answer)>,
     /// What was told, in its order.
     pub told: Vec<Event>,
 }
@@ -105,7 +105,7 @@ impl Life {
         self.world.machine.status(key, self.world.now.mono).state
     }
 
-    fn paused(&self, key: AgentKey) -> Paused {
+    pub fn paused(&self, key: AgentKey) -> Paused {
         self.world.machine.status(key, self.world.now.mono).paused
     }
 

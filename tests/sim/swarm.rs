@@ -10,7 +10,7 @@ use treeherd::model::request::Request;
 use treeherd::model::status::Exit;
 
 use super::chance::Chance;
-use super::clients::{Habits, some_caller, some_limits};
+use super::clients::{Habits, some_caller, some_limits, some_notes};
 use super::crash::Doom;
 use super::kernel::Notice;
 use super::world::{Faults, Move, World};
@@ -211,8 +211,16 @@ fn live_on(world: &mut World) {
         return;
     }
     let pid = world.chance.of(&free);
-    let is_main = world.kernel.processes[&pid].is_main;
-    if world.chance.comes(world.faults.jams) {
+    let (agent, is_main) = (world.kernel.processes[&pid].agent, world.kernel.processes[&pid].is_main);
+    let can_tell = world.machine.spec_of(agent).is_some_and(|spec| spec.ready.is_some() || spec.watchdog.is_some());
+    if can_tell && world.chance.comes(60) {
+        if world.chance.comes(20) {
+            world.show_ready(pid);
+        } else {
+            let notes = some_notes(&mut world.chance);
+            world.tell_of(pid, notes);
+        }
+    } else if world.chance.comes(world.faults.jams) {
         world.kernel.processes.get_mut(&pid).unwrap().is_jammed = true;
     } else if !is_main && world.chance.comes(world.faults.strays) {
         world.kernel.stray(pid);
@@ -276,6 +284,10 @@ fn swarm() {
         "strategy rest-for-one",
         "significant",
         "spawn_budget",
+        "process:ready",
+        "ready",
+        "watchdog",
+        "stopping and not ending",
     ];
     for name in expected {
         assert!(seeds < 1000 || seen.contains_key(name), "the swarm reaches {name:?}");

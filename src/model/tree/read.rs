@@ -56,6 +56,9 @@ pub(super) struct Drafts {
     pub agents: Vec<Draft>,
 }
 
+/// What only an agent with a process can have: a default for it is none for a group.
+const OF_PROCESSES: [&str; 4] = ["run_timeout", "ready", "ready_timeout", "watchdog"];
+
 const TOP: &[&str] = &["herd", "levels", "defaults", "agents"];
 
 /// Reads a file's text.
@@ -266,7 +269,11 @@ impl<'i> Reader<'_, '_, 'i> {
     /// Lays an agent's own fields over the defaults and makes its specification.
     fn assemble(&mut self, agent: &Field<'i>, own: Vec<Field<'i>>) -> AgentSpec {
         let mut laid: Vec<Field<'i>> = vec![id_field(&agent.name)];
+        let is_group = !own.iter().any(|own| own.name == "command");
         for default in &self.defaults {
+            if is_group && OF_PROCESSES.contains(&default.name.as_str()) {
+                continue;
+            }
             let mut default = default.clone();
             if let Some(own) = own.iter().find(|own| own.name == default.name) {
                 merge(&mut default.value, &own.value);
@@ -290,6 +297,9 @@ impl<'i> Reader<'_, '_, 'i> {
     fn agent_field(&mut self, agent: &str, mut field: Field<'i>) -> Option<Field<'i>> {
         respell(&mut field);
         let id = id_field(agent);
+        // By itself a key is looked at as that of an agent with a process; whether this one is a group is not known yet.
+        let command = command_field();
+        let around = if field.name == "command" { vec![&id] } else { vec![&id, &command] };
         // One bad entry of a table must not hide the next one.
         if let ("env" | "rlimits" | "restart" | "children", Some(table)) = (field.name.as_str(), table_of(&field)) {
             let entries = fields(table);
@@ -303,13 +313,14 @@ impl<'i> Reader<'_, '_, 'i> {
             let is_good: Vec<bool> = entries
                 .iter()
                 .map(alone)
-                .map(|entry| self.is_good::<AgentSpec>(&[&id, &entry], &entry, |_| Ok(())))
+                .map(|entry| self.is_good::<AgentSpec>(&[around.as_slice(), &[&entry]].concat(), &entry, |_| Ok(())))
                 .collect();
             if is_good.contains(&false) {
                 return None;
             }
         }
-        self.is_good::<AgentSpec>(&[&id, &field], &field, AgentSpec::check).then_some(field)
+        let fields = [around.as_slice(), &[&field]].concat();
+        self.is_good::<AgentSpec>(&fields, &field, AgentSpec::check).then_some(field)
     }
 
     /// Tries fields on the type that they are for.
@@ -417,6 +428,12 @@ fn id_field<'i>(name: &str) -> Field<'i> {
     Field { name: "id".to_owned(), at: 0..0, value }
 }
 
+fn command_field<'i>() -> Field<'i> {
+    let word = Spanned::new(0..0, DeValue::String(Cow::Borrowed("sh")));
+    let words = std::iter::once(word).collect();
+    Field { name: "command".to_owned(), at: 0..0, value: Spanned::new(0..0, DeValue::Array(words)) }
+}
+
 /// Returns how a key is written.
 fn example(key: &str) -> &'static str {
     match key {
@@ -445,6 +462,7 @@ fn example(key: &str) -> &'static str {
         "on_main_exit" => "use \"terminate\" or \"wait\"",
         "stop_signal" => "as in stop_signal = \"SIGINT\"",
         "output_max" => "use 64KiB or more, as in output_max = \"16MiB\"",
+        "ready" => "as in ready = \"notify\", { pattern = \"^listening\", stream = \"stdout\" } or { fd = 3 }",
         "admission" => "use \"refuse\" or \"queue\"",
         "auto_cleanup" => "use true or false",
         "max_levels" | "max_agents_per_level" | "max_children" | "max_agents" => "use a whole number, as in 20",

@@ -35,6 +35,7 @@ impl Observer {
                 self.note("ends told by the next one");
             }
             let (key, run, course) = (AgentKey(record.birth.key), record.course.run, &record.course);
+            self.remember(key, run, course);
             if !self.known.contains_key(&key) {
                 // It was written down in the step in which it was asked for, and that was the last one.
                 let parent = record.birth.parent.map(AgentKey);
@@ -108,6 +109,8 @@ impl Observer {
                 // Its time was over meanwhile.
                 (after.judgement, after.told) = (None, before.told);
             }
+            // A child may have come back meanwhile.
+            after.child_restarts.clone_from(&before.child_restarts);
             (after.standing, after.ending) = (before.standing.clone(), before.ending.clone());
             assert_eq!(after, *before, "{}: it is as it was", record.id());
         }
@@ -134,6 +137,7 @@ impl Observer {
         self.backoffs.remove(&key);
         self.cascading.remove(&key);
         self.exits.retain(|(it, _), _| *it != key);
+        self.health.retain(|(it, _), _| *it != key);
         for set in
             [&mut self.started, &mut self.told, &mut self.cycles, &mut self.late, &mut self.judged, &mut self.unseen]
         {

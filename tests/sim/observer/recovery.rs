@@ -50,7 +50,6 @@ impl Recovery {
     pub fn crashed(&mut self) {
         self.together.clear();
         self.automatic.clear();
-        self.asked.clear();
     }
 
     /// An agent is to end, or starts anew with others.
