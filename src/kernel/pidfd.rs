@@ -307,15 +307,16 @@ fn object(pidfd: BorrowedFd<'_>) -> String {
     pid_of(pidfd).map_or_else(|| "a pidfd".to_owned(), |pid| format!("pid {pid}"))
 }
 
-/// Returns the number that a process has now; none once it has been reaped, or if it is outside our pid namespace.
-fn pid_of(pidfd: BorrowedFd<'_>) -> Option<i32> {
-    number(pidfd).filter(|pid| *pid > 0)
+/// Returns the number that a process has now; none once it has been reaped.
+pub(super) fn pid_of(pidfd: BorrowedFd<'_>) -> Option<i32> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_fd().as_raw_fd())).ok()?;
+    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()?;
+    // It is -1 once it has been reaped, and 0 for a process outside our pid namespace.
+    (pid > 0).then_some(pid)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
-
     use super::*;
 
     #[test]
