@@ -106,6 +106,42 @@ fn a_service_manager_is_told_of_the_start_the_counts_a_reload_and_the_stop() {
 }
 
 #[test]
+fn every_setting_tells_where_it_comes_from_before_and_after_a_reload() {
+    let mut manager = Manager::new();
+    let config = manager.path("config.toml");
+    std::fs::write(&config, "[herd]\nmax_agents = 7\nlimits = { pids_max = 100 }\n").unwrap();
+    std::fs::create_dir(manager.path("config.d")).unwrap();
+    std::fs::write(manager.path("config.d/more.toml"), "[herd]\nmax_levels = 3\n").unwrap();
+    manager.start("", Stdio::null(), &["--config", config.to_str().unwrap(), "--max-children", "5"]);
+    manager.await_notice("READY=1");
+    let socket = manager.path("state/treeherd.sock");
+    let treeherd = |words: &[&str]| {
+        let output = Command::new(cargo_bin!("treeherd")).arg("--socket").arg(&socket).args(words).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let shown = || serde_json::from_str::<serde_json::Value>(&treeherd(&["config", "show", "--json"])).unwrap();
+    let (before, text) = (shown(), treeherd(&["config", "show"]));
+    let line = |name: &str| text.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
+    assert!(line("herd.max_levels").ends_with("config.d/more.toml:2"), "{text}");
+    assert!(line("herd.max_agents ").ends_with("config.toml:2"), "{text}");
+    assert!(line("herd.max_children").ends_with("--max-children"), "{text}");
+    assert!(line("herd.cleanup_retention").ends_with("default"), "{text}");
+    assert_eq!(before["herd.limits.pids_max"]["value"], 100);
+    treeherd(&["limit", "--herd", "pids_max=90"]);
+    assert_eq!(shown()["herd.limits.pids_max"], serde_json::json!({ "value": 90, "origin": "changed while it runs" }));
+    std::fs::write(manager.path("config.d/more.toml"), "[herd]\n\nmax_levels = 4\n").unwrap();
+    manager.signal(nix::sys::signal::Signal::SIGHUP);
+    manager.await_notice("RELOADING=1");
+    manager.await_notice("READY=1");
+    let levels = shown()["herd.max_levels"].clone();
+    assert_eq!(levels["value"], 4);
+    assert!(levels["origin"].as_str().unwrap().ends_with("more.toml:3"), "{levels}");
+    manager.signal(nix::sys::signal::Signal::SIGTERM);
+    manager.end();
+}
+
+#[test]
 fn a_service_manager_that_wants_to_hear_that_it_lives_hears_it() {
     let mut manager = Manager::new();
     manager.start("WATCHDOG_USEC=200000 WATCHDOG_PID=$$", Stdio::null(), &[]);

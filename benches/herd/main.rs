@@ -18,6 +18,7 @@ mod load;
 mod measure;
 mod output;
 mod spawn;
+mod tiny;
 
 use std::path::PathBuf;
 

@@ -34,10 +34,10 @@ pub(super) fn daemon(global: &Global, args: DaemonArgs) -> Done {
     };
     settings.residence = Residence::OwnLeaf;
     // It is read again at any time, from whatever directory.
-    let absolute = args.config.as_deref().map(std::path::absolute).transpose();
-    settings.config = absolute.map_err(|error| Error::new(Code::BadValue, format!("--config: {error}")))?;
-    let herd = settings.config.as_deref().map(daemon::read_config).transpose()?;
-    settings.herd = settings.flags.over(herd.unwrap_or_default());
+    let config = std::path::absolute(args.config.as_deref().unwrap_or(daemon::DEFAULT_CONFIG.as_ref()))
+        .map_err(|error| Error::new(Code::BadValue, format!("--config: {error}")))?;
+    let loaded = daemon::load(&config, &settings.flags)?;
+    (settings.herd, settings.origins, settings.config) = (loaded.herd, loaded.origins, Some(config));
     daemon::serve(settings)?;
     Ok(ExitCode::SUCCESS)
 }

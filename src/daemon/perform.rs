@@ -52,6 +52,7 @@ pub(super) fn perform(shell: &mut Supervisor, effect: Effect) {
         Effect::Reply(to, outcome) => shell.reply(to, outcome),
         Effect::Publish(event) => shell.publish(*event),
         Effect::Forget(agent) => forget(shell, agent),
+        Effect::Record(_) | Effect::RecordHerd(_) => {}
         Effect::Finish => shell.is_over = true,
     }
 }
@@ -91,7 +92,6 @@ fn spawn(shell: &mut Supervisor, order: SpawnOrder) {
         body.spool_from = Some(order.run);
     }
     let home = body.home.clone();
-    shell.early.begin_spawn();
     shell.hand(Job::Spawn(Box::new(SpawnJob {
         agent: key,
         run: order.run,

@@ -304,7 +304,6 @@ impl Parts {
             stirred: std::collections::BTreeSet::new(),
             bodies: std::collections::HashMap::new(),
             watched: std::collections::HashMap::new(),
-            early: super::body::Early::default(),
             memory: super::memory::Memory::default(),
             hits: super::hits::Hits::default(),
             chores: std::collections::BTreeSet::new(),

@@ -7,6 +7,8 @@ pub mod error;
 pub mod event;
 pub mod id;
 pub mod limits;
+pub mod plan;
+pub mod record;
 pub mod request;
 pub mod spec;
 pub mod stage;

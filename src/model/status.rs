@@ -117,6 +117,8 @@ pub enum Cause {
     Exec,
     /// It was asked for.
     Terminated,
+    /// How it ended is not known: no daemon lived to see it, or the kernel did not tell.
+    Lost,
     /// It ran for longer than its `run_timeout`.
     Timeout,
 }
@@ -131,6 +133,7 @@ impl Cause {
             Self::Oom => "oom",
             Self::Exec => "exec",
             Self::Terminated => "terminated",
+            Self::Lost => "lost",
             Self::Timeout => "timeout",
         }
     }
@@ -139,7 +142,7 @@ impl Cause {
     #[must_use]
     pub fn is_verdict(self) -> bool {
         match self {
-            Self::Exit | Self::Signal | Self::Oom | Self::Exec | Self::Terminated => false,
+            Self::Exit | Self::Signal | Self::Oom | Self::Exec | Self::Terminated | Self::Lost => false,
             Self::Timeout => true,
         }
     }
@@ -296,7 +299,12 @@ impl fmt::Display for ExitRecord {
             (_, _, Some(signal)) => {
                 write!(f, "killed by {signal}{}", if self.core { " (core dumped)" } else { "" })?;
             }
-            _ => f.write_str("ended, how is not known")?,
+            _ => {
+                f.write_str("ended, how is not known")?;
+                if let Some(why) = &self.error {
+                    write!(f, ": {why}")?;
+                }
+            }
         }
         Ok(())
     }

@@ -4,6 +4,7 @@
 //! every moment, at rest and at the end.
 
 mod always;
+mod crashed;
 mod told;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -86,6 +87,8 @@ pub struct Observer {
     /// Agents that were announced, and not yet ended.
     announced: BTreeSet<AgentKey>,
     forgotten: BTreeSet<AgentKey>,
+    /// Runs of which nobody can see how they end: their supervisor died before.
+    unseen: BTreeSet<(AgentKey, Run)>,
     totals_changed: bool,
     pub has_finished: bool,
     /// What was seen, by name: tells what a swarm reaches.
@@ -118,6 +121,7 @@ impl Observer {
             queued: BTreeSet::new(),
             announced: BTreeSet::new(),
             forgotten: BTreeSet::new(),
+            unseen: BTreeSet::new(),
             totals_changed: false,
             has_finished: false,
             seen: BTreeMap::new(),
@@ -126,10 +130,6 @@ impl Observer {
 
     pub fn is_spawning(&self, key: AgentKey) -> bool {
         self.spawning.contains(&key)
-    }
-
-    pub fn parent_of(&self, key: AgentKey) -> Option<AgentKey> {
-        self.known[&key].parent
     }
 
     /// The agents that are known by name, ended ones included.
@@ -383,7 +383,9 @@ impl Observer {
                     self.late.insert((*agent, *run));
                 }
             }
-            Effect::Signal { .. }
+            Effect::Record(_)
+            | Effect::RecordHerd(_)
+            | Effect::Signal { .. }
             | Effect::RemoveRun { .. }
             | Effect::SetLimits { .. }
             | Effect::FindLaggards { reply: None, .. } => {}
@@ -471,7 +473,9 @@ fn subjects(effect: &Effect) -> Vec<AgentKey> {
                 LimitPlace::Agent(key) | LimitPlace::Children(key) => Some(*key),
             })
             .collect(),
-        Effect::Reply(..) | Effect::Publish(_) | Effect::Finish => Vec::new(),
+        Effect::Record(_) | Effect::RecordHerd(_) | Effect::Reply(..) | Effect::Publish(_) | Effect::Finish => {
+            Vec::new()
+        }
     }
 }
 

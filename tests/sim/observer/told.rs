@@ -157,6 +157,12 @@ impl Observer {
         if event.kind != Kind::Failed {
             assert!(kernel.in_run(key, run).next().is_none(), "{key}: {} while its processes live", event.kind);
         }
+        if exit.cause == Cause::Lost {
+            assert!(self.is_unseen(key, run), "{key}: run {run} is told as lost, and its end could be seen");
+            assert!(!was_asked && event.kind == Kind::Failed, "{key}: run {run}: what is lost has failed");
+            self.note("lost");
+            return;
+        }
         let is_good = death.exit == Exit::Status(0) && !death.is_oom;
         let is_asked = self.is_asked(key, run);
         let allowed: &[Kind] = match (was_asked, is_asked, is_good) {
