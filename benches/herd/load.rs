@@ -1,8 +1,8 @@
 //! How late a death is told while agents do their worst: from right before `_exit` to the event at a client, beside a bare
 //! pidfd and epoll loop under the same load in the same run.
 //!
-//! The client and the bare loop are one process of the usual priority, in a session of its own beside the daemon's. What a
-//! client is told late because it had no CPU itself is in the figures, and in the floor's as well.
+//! The client and the bare loop are one process, as urgent as the daemon and in a session of its own: a client that is starved
+//! itself is told nothing in time by anybody.
 #![allow(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -14,6 +14,7 @@ use rustix::event::epoll;
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 use treeherd::api::client::Client;
 use treeherd::api::method::{Call, Ending, EventQuery, Events, LogQuery, Nothing, Output, Stats};
+use treeherd::kernel::guard;
 use treeherd::model::event::Kind;
 use treeherd::model::id::AgentId;
 use treeherd::model::request::Target as Whom;
@@ -23,6 +24,9 @@ use crate::Plan;
 use crate::bare::{Bare, Child, Program};
 use crate::guest::{self, Daemon, Follower, Page, monotonic_ns};
 use crate::measure::{Spread, Table, Target};
+
+/// How urgent the measuring process is: as the daemon.
+const NICE: i8 = -10;
 
 /// How many agents burn CPUs, for each CPU.
 const BURNERS_A_CPU: usize = 16;
@@ -50,6 +54,9 @@ pub fn play(role: &str, argument: &str) {
         "thrash" => thrash(Path::new(argument)),
         "flood" => flood(),
         "volley" => {
+            // As agents are: nobody's session, the usual priority.
+            drop(rustix::process::setsid());
+            guard::set_nice(0).unwrap();
             let (slot, dir) = argument.split_once(':').unwrap();
             die_with_the_others(slot.parse().unwrap(), Path::new(dir));
         }
@@ -57,15 +64,18 @@ pub fn play(role: &str, argument: &str) {
     }
 }
 
-/// Reads a file that is larger than its memory, for ever.
-fn thrash(file: &Path) {
+/// Writes a file that is larger than the memory it may have, and reads it for ever. (What somebody else had written would be
+/// in somebody else's account.)
+fn thrash(path: &Path) {
     use rustix::mm::{MapFlags, ProtFlags, mmap};
-    let file = File::open(file).unwrap();
-    let length = usize::try_from(file.metadata().unwrap().len()).unwrap();
+    let length = 128 << 20;
+    let mut file = File::options().read(true).write(true).create(true).truncate(true).open(path).unwrap();
+    let piece = vec![b'x'; 1 << 20];
+    (0..length >> 20).for_each(|_| std::io::Write::write_all(&mut file, &piece).unwrap());
     // SAFETY: a new private mapping of a file that nobody shortens.
     let address = unsafe { mmap(std::ptr::null_mut(), length, ProtFlags::READ, MapFlags::PRIVATE, &file, 0) }.unwrap();
     // SAFETY: the mapping above, which is never unmapped.
-    let pages = unsafe { std::slice::from_raw_parts(address.cast::<u8>(), length) };
+    let pages: &[u8] = unsafe { std::slice::from_raw_parts(address.cast::<u8>(), length) };
     loop {
         std::hint::black_box(pages.iter().step_by(4096).fold(0u8, |sum, byte| sum.wrapping_add(*byte)));
     }
@@ -230,7 +240,6 @@ impl Field {
 
     fn thrash(&mut self) {
         let file = self.disk.path().join("larger-than-memory");
-        std::fs::write(&file, vec![b'x'; 128 << 20]).unwrap();
         self.agent(&format!("thrash:{}", file.display()), &["memory_max=64MiB"]);
     }
 
@@ -353,6 +362,10 @@ const SUDDEN: [(&str, usize, usize, Shake); 3] = [
 ];
 
 pub fn load(plan: &Plan, table: &mut Table) {
+    // Whoever leads a process group cannot; then it measures within the session that it is in.
+    drop(rustix::process::setsid());
+    guard::set_session_nice(NICE).unwrap();
+    guard::set_nice(NICE).unwrap();
     for (name, begin) in STEADY {
         let mut field = Field::new();
         begin(&mut field);

@@ -32,10 +32,13 @@ fn facts(stats: &Stats) -> Vec<(&'static str, String)> {
         ("by state", counts(stats.states.iter())),
         ("ends", counts(stats.causes.iter())),
         ("detection", latency(&stats.detection)),
+    ];
+    facts.extend(stats.detection_by_cause.iter().map(|(cause, of)| ("", format!("{cause}: {}", latency(of)))));
+    facts.extend([
         ("clients", stats.clients.to_string()),
         ("last event", stats.last_event.to_string()),
         ("uptime", duration(stats.uptime_ms)),
-    ];
+    ]);
     facts.extend(stats.usage.iter().flat_map(usage));
     for (level, usage) in &stats.usage_by_level {
         let cpu = usage.cpu_usage_us.map(|us| format!("CPU time {}", duration(us / 1000)));

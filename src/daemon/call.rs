@@ -356,6 +356,7 @@ impl Supervisor {
             states: counts.states,
             causes: counts.causes,
             detection: self.detection.report(),
+            detection_by_cause: self.detection.report_by_cause(),
             usage: sample.herd,
             usage_by_level: sample.levels,
             clients: self.clients.len() as u64,

@@ -1,15 +1,17 @@
 //! What the hands do: one job is one order of the machine, carried out against the kernel.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use rustix::process::Signal;
 
 use super::launch::{self, Surroundings};
 use crate::kernel::cgroup::{Cgroups, Frozen, Place, Removal};
+use crate::kernel::socket::{self, Peer};
 use crate::kernel::spawn::{self, Way};
-use crate::kernel::stat;
 use crate::kernel::watch::Watches;
+use crate::kernel::{pidfd, stat};
 use crate::machine::{AgentKey, Frost, Input, ReplyTo};
 use crate::model::error::Error;
 use crate::model::id::Run;
@@ -62,6 +64,8 @@ pub(super) enum Job {
         agents: Vec<(AgentKey, Place)>,
         reply: Option<ReplyTo>,
     },
+    /// Find out who is at the other end of a connection.
+    Identify(UnixStream),
     Measure {
         call: Measured,
         places: Vec<(AgentKey, Place)>,
@@ -114,6 +118,8 @@ pub(super) enum Outcome {
     Limited(u64, Vec<(Place, Limits)>),
     /// Who hangs, in words.
     Laggards { found: Vec<(AgentKey, String)>, reply: Option<ReplyTo> },
+    /// Who connected.
+    Identified(UnixStream, Result<Peer, Error>),
     /// Figures.
     Measured { call: Measured, herd: Option<stat::Usage>, agents: Vec<(AgentKey, stat::Usage, Place)> },
     /// Something nobody waits for failed.
@@ -154,6 +160,10 @@ impl Job {
                 let found = agents.into_iter().map(|(key, place)| (key, laggards(cgroups, &place))).collect();
                 Outcome::Laggards { found, reply }
             }
+            Self::Identify(stream) => {
+                let peer = identify(&stream);
+                Outcome::Identified(stream, peer)
+            }
             Self::Measure { call, places } => {
                 let herd = matches!(call, Measured::Herd(_)).then(|| cgroups.usage(&Place::herd()).ok()).flatten();
                 let agents =
@@ -169,6 +179,13 @@ impl Job {
 fn note<T: Default>(error: &crate::kernel::error::KernelError) -> T {
     tracing::warn!("{error}");
     T::default()
+}
+
+/// Finds out who connected. Where the kernel does not prove the process, its cgroup is looked up by its number.
+fn identify(stream: &UnixStream) -> Result<Peer, Error> {
+    let mut peer = socket::peer(stream)?;
+    peer.cgroup = peer.cgroup.or_else(|| pidfd::cgroup_of(peer.pid));
+    Ok(peer)
 }
 
 fn nothing<T>(outcome: crate::kernel::error::Result<T>) -> Outcome {

@@ -25,12 +25,14 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 #[derive(Debug)]
 pub(super) struct Surroundings {
     own: Credentials,
+    /// The nice value of agents that ask for none, where it is not the daemon's own.
+    nice: Option<i8>,
 }
 
 impl Surroundings {
     /// Looks up who we are.
-    pub fn look() -> Result<Self, Error> {
-        Ok(Self { own: user::lookup(None, None)? })
+    pub fn look(nice: Option<i8>) -> Result<Self, Error> {
+        Ok(Self { own: user::lookup(None, None)?, nice })
     }
 }
 
@@ -72,7 +74,7 @@ pub(super) fn prepare(
         credentials,
         rlimits: rlimits(spec)?,
         oom_score_adj: spec.oom_score_adj,
-        nice: spec.nice,
+        nice: spec.nice.or(tools.surroundings.nice),
         ionice: spec.ionice.map(io_priority),
         no_new_privs: false,
         way: tools.way,

@@ -20,6 +20,7 @@ mod client;
 mod config;
 mod doctor;
 mod follow;
+mod guard;
 mod hands;
 mod hits;
 mod home;

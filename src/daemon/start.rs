@@ -151,7 +151,11 @@ impl Herdsman {
                 settings.state_dir.display()
             );
         }
-        let (watches, surroundings) = (Watches::new()?, Surroundings::look()?);
+        let nice = match settings.residence {
+            Residence::OwnLeaf => super::guard::protect(),
+            Residence::Stay => None,
+        };
+        let (watches, surroundings) = (Watches::new()?, Surroundings::look(nice)?);
         let inherited = if manner == Manner::Daemon { socket::inherited()? } else { None };
         let own_socket = inherited.is_none().then(|| settings.socket());
         let listener = match inherited {
@@ -296,9 +300,11 @@ impl Parts {
             tools,
             hands,
             outcomes,
+            tidying: Vec::new(),
             poll,
             signals,
             listener: Some(listener),
+            arriving: 0,
             clients: BTreeMap::new(),
             eager: std::collections::BTreeSet::new(),
             stirred: std::collections::BTreeSet::new(),

@@ -16,7 +16,7 @@ use super::hands::Hands;
 use super::hits::Hits;
 use super::job::{Born, Job, Outcome, Tools};
 use super::journal::Journal;
-use super::latency::Detection;
+use super::latency::{Detection, Late};
 use super::memory::{Domain, Holder, LOOKS, Memory};
 use super::reread::OURSELVES;
 use super::service::Service;
@@ -38,7 +38,7 @@ use crate::model::time::Monotonic;
 const EVENTS: usize = 1024;
 
 /// How many deaths are written down and told together.
-const DEATHS_A_TELL: u64 = 32;
+const DEATHS_A_TELL: usize = 32;
 
 /// What a token stands for: the kind in its lowest bits, a number above.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,9 +106,13 @@ pub(super) struct Supervisor {
     pub tools: Arc<Tools>,
     pub hands: Hands,
     pub outcomes: Receiver<Outcome>,
+    /// Removals that wait for the end of this turn.
+    pub tidying: Vec<Job>,
     pub poll: Poll,
     pub signals: Option<signal_hook_mio::v1_0::Signals>,
     pub listener: Option<mio::net::UnixListener>,
+    /// Connections of which a hand finds out whose they are.
+    pub arriving: usize,
     pub clients: BTreeMap<u64, Client>,
     /// Clients that have more for the next turn.
     pub eager: BTreeSet<u64>,
@@ -200,10 +204,14 @@ impl Supervisor {
             self.serve_client(id);
         }
         self.do_chores();
-        if self.machine.next_deadline().is_some_and(|at| at <= clock::monotonic()) {
+        if let Some(due) = self.machine.next_deadline().filter(|due| *due <= clock::monotonic()) {
+            self.detection.note_deadline(due);
             self.feed(Input::Ticked);
         }
         self.tell();
+        for job in std::mem::take(&mut self.tidying) {
+            self.hands.take(job);
+        }
         Ok(())
     }
 
@@ -213,11 +221,12 @@ impl Supervisor {
         for id in std::mem::take(&mut self.stirred) {
             self.pump(id);
         }
-        if let Some(latency) = self.detection.told() {
+        if let Some(Late { cause, latency }) = self.detection.told() {
             let now = now();
             let mut event = self.machine.event_about(now.mono, now.wall, Kind::Late, None);
             let bound = humantime::format_duration(self.settings.herd.failure_detection_timeout);
-            event.message = format!("a death was told after up to {} ms; the bound is {bound}", latency.as_millis());
+            let after = latency.as_millis();
+            event.message = format!("the end of a run ({cause}) was told after up to {after} ms; the bound is {bound}");
             self.publish(event);
         }
     }
@@ -259,6 +268,7 @@ impl Supervisor {
                     self.watch_limits(&places);
                 }
                 Outcome::Laggards { found, reply } => self.laggards_found(&found, reply),
+                Outcome::Identified(stream, peer) => self.arrived(stream, peer),
                 Outcome::Measured { call, herd, agents } => self.measured(call, herd, agents),
                 Outcome::Fault(error) => tracing::warn!("{error}"),
                 Outcome::Nothing => {}
@@ -331,7 +341,6 @@ impl Supervisor {
         if let Err(error) = self.poll.registry().deregister(&mut SourceFd(&process.as_raw_fd())) {
             tracing::warn!("stop watching the main process of {}: {error}", body.id);
         }
-        self.detection.note_death();
         let descendants = self.descendants(key, run);
         let exit = ended.as_ref().map_or(Exit::Unknown, |ended| match ended.status {
             pidfd::Exit::Code(status) => Exit::Status(status),
@@ -539,6 +548,9 @@ impl Supervisor {
     /// Numbers an event, writes it down and tells those who are up to date.
     pub fn publish(&mut self, mut event: Event) {
         self.decorate(&mut event);
+        if let (true, Some(exit)) = (event.kind.is_terminal(), &event.exit) {
+            self.detection.note_end(exit.cause);
+        }
         self.journal.append(&mut event);
         super::perform::log(&event);
         self.tell_followers(&event);
@@ -584,8 +596,12 @@ impl Supervisor {
         drop(self.tools.watches.remove(watch));
     }
 
-    /// Sends a job to the hands.
-    pub fn hand(&self, job: Job) {
-        self.hands.take(job);
+    /// Sends a job to the hands. What only tidies up waits until this turn's news is told: whoever dies meanwhile, and whoever
+    /// wants to know of it, needs the CPU.
+    pub fn hand(&mut self, job: Job) {
+        match job {
+            Job::RemoveRun(_) | Job::Remove { .. } => self.tidying.push(job),
+            job => self.hands.take(job),
+        }
     }
 }

@@ -4,6 +4,7 @@ pub mod cgroup;
 pub mod clock;
 pub(crate) mod controllers;
 pub mod error;
+pub mod guard;
 pub mod host;
 pub mod pidfd;
 pub mod process;

@@ -220,7 +220,7 @@ pub struct ExitRecord {
     /// Who asked for the end, if somebody did: `uid 0, pid 712`, `agent build`, `the daemon's shutdown`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
-    /// How many processes the main process left behind.
+    /// How many processes the main process left behind; some hundreds stand for that many or more.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub descendants: u64,
     /// How long the run lasted, paused time included, in milliseconds.
