@@ -114,6 +114,9 @@ fn facts(shown: &Shown) -> Vec<(&'static str, String)> {
     add("restart", (restart.policy != RestartPolicy::Never).then(again));
     add("stop", Some(format!("{}, killed after {}", spec.stop_signal, duration(millis(spec.grace)))));
     add("run timeout", spec.run_timeout.map(|timeout| duration(millis(timeout))));
+    for rule in &spec.pressure {
+        add("pressure", Some(rule.to_string()));
+    }
     add("children", (!status.children.is_empty()).then(|| names(&status.children)));
     add("output", output(shown.output_start, shown.output_end));
     facts.extend(shown.usage.iter().flat_map(usage));

@@ -131,7 +131,10 @@ impl Supervisor {
                 return Ok(Answered::Later);
             }
             Call::Stats(_) => return self.stats(client_id, id),
-            Call::Spawn(spec) => Request::Spawn(spec),
+            Call::Spawn(spec) => {
+                self.check_pressure(&spec.pressure)?;
+                Request::Spawn(spec)
+            }
             Call::Pause(of) => Request::Pause(of.target),
             Call::Resume(of) => Request::Resume(of.target),
             Call::Terminate(ending) => Request::Terminate(ending.target, grace(ending.grace_ms)),

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use rustix::process::Signal;
 
 use super::launch::{self, Surroundings};
+use super::pressure;
 use crate::kernel::cgroup::{Cgroups, Frozen, Place, Removal};
 use crate::kernel::socket::{self, Peer};
 use crate::kernel::spawn::{self, Way};
@@ -60,6 +61,10 @@ pub(super) enum Job {
         change: u64,
         settings: Vec<(Place, Limits)>,
     },
+    /// Set `memory.high` below what is used; nobody waits for the outcome.
+    Tighten(Place),
+    /// Set `memory.high` back; nobody waits for the outcome.
+    Loosen(Place, Limits),
     FindLaggards {
         agents: Vec<(AgentKey, Place)>,
         reply: Option<ReplyTo>,
@@ -156,6 +161,8 @@ impl Job {
                 }
             }),
             Self::SetLimits { change, settings } => set_limits(cgroups, change, &settings),
+            Self::Tighten(place) => done(pressure::tighten(cgroups, &place)),
+            Self::Loosen(place, limits) => done(cgroups.set_limits(&place, &limits)),
             Self::FindLaggards { agents, reply } => {
                 let found = agents.into_iter().map(|(key, place)| (key, laggards(cgroups, &place))).collect();
                 Outcome::Laggards { found, reply }
@@ -186,6 +193,10 @@ fn identify(stream: &UnixStream) -> Result<Peer, Error> {
     let mut peer = socket::peer(stream)?;
     peer.cgroup = peer.cgroup.or_else(|| pidfd::cgroup_of(peer.pid));
     Ok(peer)
+}
+
+fn done(outcome: Result<(), Error>) -> Outcome {
+    outcome.map_or_else(Outcome::Fault, |()| Outcome::Nothing)
 }
 
 fn nothing<T>(outcome: crate::kernel::error::Result<T>) -> Outcome {

@@ -32,6 +32,7 @@ mod leaf;
 mod memory;
 mod output;
 mod perform;
+mod pressure;
 mod reread;
 mod service;
 mod settings;

@@ -142,6 +142,7 @@ impl Herdsman {
         let root_claim = cgroups.claim()?;
         let mut cgroups = Undo(Some(cgroups));
         let own = cgroups.0.as_ref().expect("it was just put there");
+        check_pressure(own, &settings)?;
         let ended = prepare_cgroups(own, &settings)?;
         let way = canary(own)?;
         let store = Store::open(&settings.state_dir)?;
@@ -194,6 +195,12 @@ fn check_offers(host: &Host, settings: &Settings) -> Result<BTreeMap<Knob, Error
         Some(error) => Err(error.clone()),
         None => Ok(not_offered),
     }
+}
+
+/// Refuses a configuration with rules on pressure that the host cannot carry out.
+fn check_pressure(cgroups: &Cgroups, settings: &Settings) -> Result<(), Error> {
+    let of_levels = settings.herd.levels.values().flat_map(|level| &level.pressure);
+    settings.herd.pressure.iter().chain(of_levels).try_for_each(|rule| cgroups.check_pressure(rule))
 }
 
 /// Takes the root cgroup: nobody else's, empty, ourselves in a leaf of it if asked for, the herd's own limits set. Returns how
@@ -312,6 +319,7 @@ impl Parts {
             watched: std::collections::HashMap::new(),
             memory: super::memory::Memory::default(),
             hits: super::hits::Hits::default(),
+            triggers: super::pressure::Triggers::default(),
             chores: std::collections::BTreeSet::new(),
             journal,
             detection,
@@ -331,6 +339,7 @@ impl Supervisor {
     fn announce(&mut self, ended: u64) {
         let limits = self.settings.herd.limits.clone();
         self.watch_limits(&[(Place::herd(), limits)]);
+        self.watch_pressure(None);
         let now = now();
         let mut event = self.machine.event_about(now.mono, now.wall, Kind::HerdStarted, None);
         event.pid = i32::try_from(std::process::id()).ok();

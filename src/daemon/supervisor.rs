@@ -18,6 +18,7 @@ use super::job::{Born, Job, Outcome, Tools};
 use super::journal::Journal;
 use super::latency::{Detection, Late};
 use super::memory::{Domain, Holder, LOOKS, Memory};
+use super::pressure::Triggers;
 use super::reread::OURSELVES;
 use super::service::Service;
 use super::settings::Settings;
@@ -50,6 +51,7 @@ pub(super) enum Source {
     Client(u64),
     Process(AgentKey),
     Memory(usize),
+    Pressure(u64),
 }
 
 impl Source {
@@ -63,6 +65,7 @@ impl Source {
             Self::Client(id) => number(4, id),
             Self::Process(key) => number(5, key.0),
             Self::Memory(id) => number(6, id as u64),
+            Self::Pressure(id) => number(7, id),
         }
     }
 
@@ -75,7 +78,8 @@ impl Source {
             3 => Self::Listener,
             4 => Self::Client(number),
             5 => Self::Process(AgentKey(number)),
-            _ => Self::Memory(token.0 >> 3),
+            6 => Self::Memory(token.0 >> 3),
+            _ => Self::Pressure(number),
         }
     }
 }
@@ -122,6 +126,7 @@ pub(super) struct Supervisor {
     pub watched: HashMap<WatchId, Watched>,
     pub memory: Memory,
     pub hits: Hits,
+    pub triggers: Triggers,
     pub chores: BTreeSet<(Monotonic, Chore)>,
     pub journal: Journal,
     pub detection: Detection,
@@ -183,6 +188,7 @@ impl Supervisor {
                 }
                 Source::Watches => self.watches_fired(),
                 Source::Memory(id) => self.memory_fired(id),
+                Source::Pressure(id) => self.pressure_fired(id),
                 Source::Waker => {}
                 Source::Signals | Source::Listener | Source::Client(_) => {}
             }
@@ -303,6 +309,7 @@ impl Supervisor {
     fn born(&mut self, born: Born) {
         let key = born.agent;
         self.watch_limits(&born.limited);
+        self.watch_pressure(Some(key));
         let pid = born.process.as_ref().map(|(pid, _)| *pid);
         self.feed(Input::Spawned { agent: key, pid });
         let Some((_, process)) = born.process else { return };
@@ -567,6 +574,7 @@ impl Supervisor {
         let mut keys = vec![key];
         while let Some(key) = keys.pop() {
             keys.extend(self.machine.children_of(key));
+            self.forget_pressure(key);
             let Some(body) = self.bodies.get_mut(&key) else { continue };
             let watches = body.home_watch.take().into_iter().chain(body.leaf_watch.take().map(|(_, watch)| watch));
             for watch in watches.collect::<Vec<_>>() {

@@ -7,6 +7,7 @@ pub mod error;
 pub mod guard;
 pub mod host;
 pub mod pidfd;
+pub mod pressure;
 pub mod process;
 pub mod socket;
 pub mod spawn;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::agent::{Home, Phase};
 use super::clock::Countdown;
-use super::input::{AgentKey, Caller, Effect, Now};
+use super::input::{AgentKey, Caller, Effect, Frost, Now};
 use super::{Machine, Step};
 use crate::model::config::HerdConfig;
 use crate::model::error::Error;
@@ -175,6 +175,7 @@ impl Machine {
                 .to_string()
         };
         match &agent.phase {
+            _ if agent.freezer.hold == Frost::Frozen => self.held_by(key),
             Phase::Queued => Some("room in the tree".to_owned()),
             Phase::Held if self.is_held_by_frost(key) => Some("its subtree to be resumed".to_owned()),
             Phase::Held => Some("its parent's cgroup".to_owned()),

@@ -8,6 +8,7 @@ pub mod event;
 pub mod id;
 pub mod limits;
 pub mod plan;
+pub mod pressure;
 pub mod record;
 pub mod request;
 pub mod spec;

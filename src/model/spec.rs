@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::error::{Code, Error};
 use super::id::{AgentId, Level, Priority, SessionId};
 use super::limits::Limits;
+use super::pressure::PressureRule;
 use super::time::text as duration_text;
 use super::units::{Bytes, Max};
 
@@ -101,6 +102,9 @@ pub struct AgentSpec {
     /// How long a run may last, paused time not counted; then it has failed. For ever by default.
     #[serde(default, with = "duration_text::option", skip_serializing_if = "Option::is_none")]
     pub run_timeout: Option<Duration>,
+    /// What is done when its subtree waits for memory, CPU time or I/O for too long; its level's rules by default.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pressure: Vec<PressureRule>,
     /// How much of each of its two streams is kept, in bytes: 64 KiB at least, 16 MiB by default.
     #[serde(default = "default_output_max")]
     pub output_max: Bytes,
@@ -151,6 +155,7 @@ impl AgentSpec {
             stop_signal: StopSignal::default(),
             grace: default_grace(),
             run_timeout: None,
+            pressure: Vec::new(),
             output_max: default_output_max(),
             admission: Admission::default(),
         }
@@ -227,6 +232,7 @@ impl AgentSpec {
         if self.is_group() && self.run_timeout.is_some() {
             return bad("run_timeout", "a group has no process and no run".to_owned());
         }
+        PressureRule::check_all(&self.pressure)?;
         if self.metadata.values().any(|value| !is_shallow(value, METADATA_DEPTH_MAX)) {
             return bad("metadata", format!("it is nested more than {METADATA_DEPTH_MAX} deep"));
         }

@@ -121,6 +121,8 @@ pub enum Cause {
     Lost,
     /// It ran for longer than its `run_timeout`.
     Timeout,
+    /// A rule on pressure ended it: it was the one of the lowest priority.
+    Pressure,
 }
 
 impl Cause {
@@ -135,6 +137,7 @@ impl Cause {
             Self::Terminated => "terminated",
             Self::Lost => "lost",
             Self::Timeout => "timeout",
+            Self::Pressure => "pressure",
         }
     }
 
@@ -143,7 +146,7 @@ impl Cause {
     pub fn is_verdict(self) -> bool {
         match self {
             Self::Exit | Self::Signal | Self::Oom | Self::Exec | Self::Terminated | Self::Lost => false,
-            Self::Timeout => true,
+            Self::Timeout | Self::Pressure => true,
         }
     }
 }
