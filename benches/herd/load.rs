@@ -55,7 +55,7 @@ pub fn play(role: &str, argument: &str) {
         "flood" => flood(),
         "volley" => {
             // As agents are: nobody's session, the usual priority.
-            drop(rustix::process::setsid());
+            rustix::process::setsid().ok();
             guard::set_nice(0).unwrap();
             let (slot, dir) = argument.split_once(':').unwrap();
             die_with_the_others(slot.parse().unwrap(), Path::new(dir));
@@ -363,7 +363,7 @@ const SUDDEN: [(&str, usize, usize, Shake); 3] = [
 
 pub fn load(plan: &Plan, table: &mut Table) {
     // Whoever leads a process group cannot; then it measures within the session that it is in.
-    drop(rustix::process::setsid());
+    rustix::process::setsid().ok();
     guard::set_session_nice(NICE).unwrap();
     guard::set_nice(NICE).unwrap();
     for (name, begin) in STEADY {

@@ -1,7 +1,6 @@
 //! The daemon's beginning: settings from flags and a file, and its log.
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use tracing_subscriber::EnvFilter;
@@ -10,18 +9,16 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use super::args::{DaemonArgs, Global, LogFormat};
 use super::failure::Done;
+use super::link::state_dir;
 use super::screen::Screen;
 use crate::daemon::{self, Residence, Settings};
 use crate::model::config::Flags;
 use crate::model::error::{Code, Error};
 
-/// Where a daemon keeps its state if nothing else is said.
-pub(super) const DEFAULT_STATE_DIR: &str = "/run/treeherd";
-
 /// `daemon`
 pub(super) fn daemon(global: &Global, args: DaemonArgs) -> Done {
     log_to_stderr(global.log_format, "info");
-    let mut settings = Settings::new(global.state_dir.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_STATE_DIR)));
+    let mut settings = Settings::new(state_dir(global));
     settings.socket.clone_from(&global.socket);
     settings.cgroup = args.cgroup.unwrap_or_else(daemon::default_cgroup);
     settings.flags = Flags {

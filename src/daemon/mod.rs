@@ -14,11 +14,13 @@
 //! deadline comes; an idle herd has neither.
 
 mod accept;
+mod adopt;
 mod body;
 mod call;
 mod client;
 mod config;
 mod doctor;
+mod exit;
 mod follow;
 mod guard;
 mod hands;
@@ -33,6 +35,7 @@ mod memory;
 mod output;
 mod perform;
 mod pressure;
+mod records;
 mod reread;
 mod service;
 mod settings;

@@ -156,17 +156,19 @@ fn open_state_dir(path: &Path) -> Result<OwnedFd, Error> {
 pub fn bind(_claim: &StateDir, path: &Path, group: Option<&str>) -> Result<UnixListener, Error> {
     let shown = path.display().to_string();
     let address = address_of(path)?;
-    let group = find_group(group)?;
+    let gid = find_group(group)?;
     remove_stale(path, &address)?;
     let failed = |operation: &str, errno| Error::from(KernelError::new(operation, shown.as_str(), errno));
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
         .map_err(|errno| failed("make socket", errno))?;
     rustix::net::bind(&socket, &address).map_err(|errno| failed("bind socket", errno))?;
     // Nobody can connect before `listen`, so nobody does before the mode is right.
-    if let Some(group) = group {
-        let gid = rustix::fs::Gid::from_raw(group);
-        rustix::fs::chownat(CWD, path, None, Some(gid), AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(|errno| failed("give socket to group", errno))?;
+    if let Some(id) = gid {
+        match rustix::fs::chownat(CWD, path, None, Some(rustix::fs::Gid::from_raw(id)), AtFlags::SYMLINK_NOFOLLOW) {
+            // Somebody who is not root and not in the usual group keeps the socket to their own.
+            Err(Errno::PERM) if group.is_none() => {}
+            other => other.map_err(|errno| failed("give socket to group", errno))?,
+        }
     }
     rustix::fs::chmod(path, Mode::from_raw_mode(0o660)).map_err(|errno| failed("chmod 0660 socket", errno))?;
     rustix::net::listen(&socket, 128).map_err(|errno| failed("listen on socket", errno))?;

@@ -13,6 +13,15 @@
 //!                        └── restarted ───┘                        (Group: made, then only its children matter)
 //! ```
 //!
+//! What follows from a failure:
+//!
+//! | who decides | by | and then |
+//! | --- | --- | --- |
+//! | the agent | `restart`: policy, intensity | it comes back after its delay, or has ended for good ([`restart`]) |
+//! | its parent | `children`: strategy | it comes back alone, or others start anew with it ([`strategy`]) |
+//! | its parent | `children`: intensity | one too many: the parent has failed itself, and so on upwards ([`escalate`]) |
+//! | the herd | `restart_rate`, `restart_burst` | a restart beyond them waits for its turn ([`storm`]) |
+//!
 //! * `settle` moves one agent as far as it can go now. It is idempotent: after a step, settling anything again orders nothing
 //!   ([`Machine::settle_everything`] is how tests prove that).
 //! * An order exists only if a later decision depends on its outcome or on time, and every wait has a deadline in `timers`.
@@ -26,9 +35,12 @@ mod agent;
 mod check;
 mod clock;
 mod end;
+mod escalate;
+mod explain;
 mod input;
 mod limit;
 mod pause;
+mod polite;
 mod pressure;
 mod record;
 mod report;
@@ -37,6 +49,8 @@ mod revive;
 mod run;
 mod settle;
 mod stop;
+mod storm;
+mod strategy;
 #[cfg(test)]
 mod tests;
 mod verdict;
@@ -52,6 +66,8 @@ use pause::Frosting;
 use pressure::Press;
 pub use report::Counts;
 use stop::{Stop, StopKey};
+use storm::Storm;
+use strategy::{Renewal, RenewalKey};
 
 use crate::model::config::HerdConfig;
 use crate::model::error::{Code, Error};
@@ -78,6 +94,8 @@ pub struct Machine {
     /// The ended agents that are still known, oldest first.
     retained: BTreeSet<(Monotonic, AgentKey)>,
     stops: BTreeMap<StopKey, Stop>,
+    renewals: BTreeMap<RenewalKey, Renewal>,
+    storm: Storm,
     frostings: BTreeMap<u64, Frosting>,
     /// The rules whose pressure is not gone.
     presses: BTreeMap<PressKey, Press>,
@@ -115,6 +133,7 @@ enum Timer {
     Stop(StopKey),
     Frosting(u64),
     Press(PressKey),
+    Storm,
 }
 
 /// A client that waits for agents to end.
@@ -158,6 +177,8 @@ impl Machine {
             queue: BTreeSet::new(),
             retained: BTreeSet::new(),
             stops: BTreeMap::new(),
+            renewals: BTreeMap::new(),
+            storm: Storm::default(),
             frostings: BTreeMap::new(),
             presses: BTreeMap::new(),
             waits: BTreeMap::new(),
@@ -260,6 +281,7 @@ impl Machine {
                         frosting.is_late = true;
                     }
                 }
+                Timer::Storm => self.storm.due = None,
             }
         }
     }
@@ -274,7 +296,7 @@ impl Machine {
                 self.settle_press(step, press);
             } else if std::mem::take(&mut self.queue_moved) {
                 self.settle_queue(step);
-            } else {
+            } else if !self.settle_storm(step) {
                 break;
             }
         }
@@ -301,8 +323,8 @@ impl Machine {
         }
         let refused = match request {
             Request::Spawn(spec) => self.ask_spawn(step, to, *spec),
-            Request::Pause(target) => self.ask_frost(step, to, &target, Frost::Frozen),
-            Request::Resume(target) => self.ask_frost(step, to, &target, Frost::Thawed),
+            Request::Pause(target) => self.ask_frost(step, to, caller, &target, Frost::Frozen),
+            Request::Resume(target) => self.ask_frost(step, to, caller, &target, Frost::Thawed),
             Request::Terminate(target, grace) => self.ask_terminate(step, to, caller, &target, grace),
             Request::Limit(scope, limits) => self.ask_limit(step, to, scope, limits),
             Request::Restart(id) => self.ask_restart(step, to, caller, &id),

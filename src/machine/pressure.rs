@@ -119,7 +119,7 @@ impl Machine {
                 self.tell_press(step, Kind::PressureTightens, key, None);
             }
             Some(Measure::Pause) => match self.next_to_pause(key) {
-                Some(victim) => self.hold(step, key, victim),
+                Some(victim) => self.pause_for_pressure(step, key, victim),
                 None => return false,
             },
             Some(Measure::Terminate) => match self.next_to_end(key) {
@@ -172,7 +172,7 @@ impl Machine {
         self.runners(key).iter().any(is_ending)
     }
 
-    fn hold(&mut self, step: &mut Step, key: PressKey, victim: AgentKey) {
+    fn pause_for_pressure(&mut self, step: &mut Step, key: PressKey, victim: AgentKey) {
         self.press_mut(key).held.push(victim);
         self.set_hold(step, victim, Frost::Frozen);
         self.tell_press(step, Kind::PressurePauses, key, Some(victim));

@@ -18,6 +18,14 @@ impl Machine {
             return;
         }
         let (run, grace) = (agent.run, agent.spec.grace);
+        self.judge(step, key, verdict);
+        step.order(Effect::Signal { agent: key, run, signal });
+        self.set_ladder(key, Ladder::Polite(step.now.mono + grace));
+    }
+
+    /// Tells that the run has failed for this cause, though it goes on.
+    pub(super) fn judge(&mut self, step: &mut Step, key: AgentKey, verdict: Verdict) {
+        let agent = &self.agents[&key];
         let mut record = match &agent.phase {
             Phase::Draining { record, .. } => record.as_ref().clone(),
             _ => ExitRecord::new(verdict.cause),
@@ -28,17 +36,9 @@ impl Machine {
         let agent = self.agent_mut(key);
         agent.clocks.clear();
         agent.verdict = Some(verdict);
-        let rung = Some(Ladder::Polite(step.now.mono + grace));
-        match &mut agent.phase {
-            Phase::Running { ladder, .. } => *ladder = rung,
-            Phase::Draining { ladder, record: old } => {
-                *ladder = rung;
-                **old = record;
-            }
-            _ => {}
+        if let Phase::Draining { record: old, .. } = &mut agent.phase {
+            **old = record;
         }
-        step.order(Effect::Signal { agent: key, run, signal });
-        self.dirty.insert(key);
     }
 
     /// Starts the clocks of a run that has just begun.

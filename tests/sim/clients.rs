@@ -5,8 +5,9 @@ use std::time::Duration;
 use treeherd::machine::AgentKey;
 use treeherd::model::id::{AgentId, Level};
 use treeherd::model::limits::Limits;
+use treeherd::model::pressure::PressureRule;
 use treeherd::model::request::{LimitScope, Request, Target};
-use treeherd::model::spec::{Admission, AgentSpec, OnMainExit, Restart, RestartPolicy};
+use treeherd::model::spec::{Admission, AgentSpec, Children, OnMainExit, Restart, RestartPolicy, Strategy};
 
 use super::chance::Chance;
 
@@ -27,6 +28,8 @@ pub struct Habits {
     pub limit: u32,
     pub other: u32,
     pub limits_on_spawn: bool,
+    /// How many agents have something to say about their children, in percent.
+    pub supervision: u32,
 }
 
 impl Habits {
@@ -40,6 +43,7 @@ impl Habits {
             limit: chance.of(&[0, 1, 4]),
             other: chance.of(&[0, 1, 3]),
             limits_on_spawn: chance.comes(50),
+            supervision: chance.of(&[0, 30, 80]),
         }
     }
 
@@ -95,7 +99,7 @@ impl Habits {
     fn spec(&self, chance: &mut Chance, known: &[AgentId]) -> AgentSpec {
         let name = self.any_name(chance);
         let mut spec = if chance.comes(20) { AgentSpec::group(name) } else { AgentSpec::new(name, ["work"]) };
-        if chance.comes(70) {
+        if chance.comes(if self.supervision > 50 { 90 } else { 70 }) {
             spec.parent = Some(self.name(chance, known));
         }
         if chance.comes(5) {
@@ -118,11 +122,34 @@ impl Habits {
         if !spec.is_group() && chance.comes(20) {
             spec.run_timeout = chance.of(&[Some(Duration::from_millis(1)), Some(Duration::from_secs(2))]);
         }
+        if chance.comes(self.supervision) {
+            spec.children = Children {
+                strategy: chance.of(&[Strategy::OneForOne, Strategy::OneForAll, Strategy::RestForOne]),
+                intensity: chance.of(&[None, Some(0), Some(1), Some(2)]),
+                period: chance.of(&[Duration::from_secs(1), Duration::from_secs(600)]),
+            };
+            spec.significant = chance.comes(20);
+            spec.spawn_budget = chance.of(&[None, None, None, Some(0), Some(2), Some(9)]);
+        }
+        if chance.comes(20) {
+            spec.pressure = some_rules(chance);
+        }
         if self.limits_on_spawn && chance.comes(70) {
             spec.limits = some_limits(chance);
         }
         spec
     }
+}
+
+pub fn some_rules(chance: &mut Chance) -> Vec<PressureRule> {
+    let rules = [
+        "memory 10%",
+        "memory 10% 2s tighten,pause",
+        "cpu full 50% 10s warn",
+        "io 1% 500ms terminate",
+        "memory 10% 500ms pause,terminate",
+    ];
+    (0..1 + chance.pick(2)).map(|_| chance.of(&rules).parse().unwrap()).collect()
 }
 
 fn some_level(chance: &mut Chance) -> Level {

@@ -18,6 +18,7 @@ pub mod crash;
 pub mod exhaustive;
 pub mod kernel;
 pub mod observer;
+pub mod pressure;
 pub mod scenarios;
 pub mod swarm;
 pub mod world;

@@ -18,19 +18,19 @@ use super::world::{Lane, Move, World};
 const SECOND: Duration = Duration::from_secs(1);
 
 /// A world in which everything goes on in the order in which it was begun.
-struct Life {
-    world: World,
+pub(super) struct Life {
+    pub(super) world: World,
     replies: Vec<(ReplyTo, Answer)>,
     told: Vec<(Kind, String)>,
 }
 
 impl Life {
-    fn new(config: HerdConfig) -> Self {
+    pub(super) fn new(config: HerdConfig) -> Self {
         let chance = Chance::Script { list: Vec::new(), taken: Vec::new() };
         Self { world: World::new(config, chance), replies: Vec::new(), told: Vec::new() }
     }
 
-    fn note(&mut self, effects: Vec<Effect>) {
+    pub(super) fn note(&mut self, effects: Vec<Effect>) {
         for effect in effects {
             match effect {
                 Effect::Reply(to, Ok(answer)) => self.replies.push((to, answer)),
@@ -42,21 +42,21 @@ impl Life {
         }
     }
 
-    fn flush(&mut self) {
+    pub(super) fn flush(&mut self) {
         while let Some(first) = self.world.moves().first().copied() {
             let effects = self.world.make(first);
             self.note(effects);
         }
     }
 
-    fn ask(&mut self, request: Request) -> ReplyTo {
+    pub(super) fn ask(&mut self, request: Request) -> ReplyTo {
         let (to, effects) = self.world.ask(1, None, request);
         self.note(effects);
         self.flush();
         to
     }
 
-    fn spawn(&mut self, name: &str, parent: Option<&str>, change: impl FnOnce(&mut AgentSpec)) -> AgentKey {
+    pub(super) fn spawn(&mut self, name: &str, parent: Option<&str>, change: impl FnOnce(&mut AgentSpec)) -> AgentKey {
         let mut spec = AgentSpec { parent: parent.map(id), ..AgentSpec::new(id(name), ["work"]) };
         (spec.restart.jitter, spec.restart.delay) = (0.0, SECOND);
         change(&mut spec);
@@ -68,7 +68,7 @@ impl Life {
         self.world.kernel.processes.iter().find(|(_, it)| it.agent == key && it.is_main).map(|(pid, _)| *pid).unwrap()
     }
 
-    fn exit(&mut self, key: AgentKey, status: i32) {
+    pub(super) fn exit(&mut self, key: AgentKey, status: i32) {
         self.world.kernel.exit(self.main_of(key), Exit::Status(status), false);
         self.world.kernel.update();
         self.flush();
@@ -79,7 +79,7 @@ impl Life {
         self.world.kernel.update();
     }
 
-    fn pass(&mut self, time: Duration) {
+    pub(super) fn pass(&mut self, time: Duration) {
         self.world.pass(time);
         let effects = self.world.step(Input::Ticked);
         self.note(effects);
@@ -90,11 +90,11 @@ impl Life {
         self.ask(Request::Terminate(targets(names), grace))
     }
 
-    fn state(&self, key: AgentKey) -> State {
+    pub(super) fn state(&self, key: AgentKey) -> State {
         self.world.machine.status(key, self.world.now.mono).state
     }
 
-    fn paused(&self, key: AgentKey) -> Paused {
+    pub(super) fn paused(&self, key: AgentKey) -> Paused {
         self.world.machine.status(key, self.world.now.mono).paused
     }
 
@@ -102,7 +102,7 @@ impl Life {
         self.world.machine.run_of(key).unwrap().0
     }
 
-    fn kinds(&self, name: &str) -> Vec<Kind> {
+    pub(super) fn kinds(&self, name: &str) -> Vec<Kind> {
         self.told.iter().filter(|(_, who)| who == name).map(|(kind, _)| *kind).collect()
     }
 

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use treeherd::machine::Input;
+use treeherd::machine::{Input, PressKey};
 use treeherd::model::config::{Bounds, HerdConfig};
 use treeherd::model::id::Level;
 use treeherd::model::status::Exit;
 
 use super::chance::Chance;
-use super::clients::{Habits, some_caller, some_limits};
+use super::clients::{Habits, some_caller, some_limits, some_rules};
 use super::crash::Doom;
 use super::world::{Faults, World};
 
@@ -33,6 +33,7 @@ struct Rates {
     life: u32,
     time: u32,
     departures: u32,
+    pressure: u32,
     /// In a thousand.
     crashes: u32,
 }
@@ -45,10 +46,18 @@ fn config(chance: &mut Chance) -> HerdConfig {
             max_children: chance.of(&[1, 3, 100]),
             max_agents: chance.of(&[2, 4, 100]),
         },
+        restart_rate: chance.of(&["1/s", "20/s"]).parse().unwrap(),
+        restart_burst: chance.of(&[1, 2, 100]),
         auto_cleanup: chance.comes(80),
         cleanup_retention: chance.of(&[Duration::ZERO, Duration::from_secs(1), Duration::from_secs(60)]),
         ..HerdConfig::default()
     };
+    if chance.comes(30) {
+        config.pressure = some_rules(chance);
+    }
+    if chance.comes(10) {
+        config.levels.entry(Level(1)).or_default().pressure = some_rules(chance);
+    }
     if chance.comes(30) {
         config.limits.set_text("memory_max=2GiB").unwrap();
     }
@@ -91,6 +100,7 @@ fn live(seed: u64, tells: bool) -> (u64, BTreeMap<String, u64>) {
         life: chance.of(&[2, 8, 20]),
         time: chance.of(&[2, 8, 20]),
         departures: chance.of(&[0, 1]),
+        pressure: chance.of(&[0, 0, 2, 10]),
         crashes: chance.of(&[0, 0, 5, 30]),
     };
     let turns = chance.of(&[60, 150, 400]);
@@ -123,6 +133,8 @@ fn turn(world: &mut World, habits: &Habits, rates: &Rates) {
     } else if world.chance.comes(rates.departures) {
         let client = world.chance.pick(4) as u64;
         world.step(Input::Departed(client));
+    } else if world.chance.comes(rates.pressure) {
+        press(world);
     } else if world.chance.comes(rates.life) {
         live_on(world);
     } else if world.chance.comes(rates.time) {
@@ -161,6 +173,14 @@ fn crash(world: &mut World, habits: &Habits) {
         world.pass(Duration::from_millis(time));
     }
     world.revive();
+}
+
+/// The kernel says that a rule's share of a window was exceeded, of somebody who has rules or has not.
+fn press(world: &mut World) {
+    let mut places: Vec<_> = world.observer.keys().into_iter().map(Some).collect();
+    places.push(None);
+    let key = PressKey { place: world.chance.of(&places), rule: world.chance.pick(2) };
+    world.step(Input::Pressed(key));
 }
 
 fn pass_some(world: &mut World) {
@@ -242,9 +262,23 @@ fn swarm() {
     );
     eprintln!("{seen:?}");
     assert!(failed.is_empty(), "these seeds failed: {failed:?}");
-    for name in
-        ["killed together", "exact receipts", "process:paused", "process:gave-up", "process:queued", "timeout", "lost"]
-    {
+    let expected = [
+        "killed together",
+        "exact receipts",
+        "process:paused",
+        "process:gave-up",
+        "process:queued",
+        "timeout",
+        "child",
+        "process:escalated",
+        "herd:storm",
+        "herd:calm",
+        "strategy one-for-all",
+        "strategy rest-for-one",
+        "significant",
+        "spawn_budget",
+    ];
+    for name in expected {
         assert!(seeds < 1000 || seen.contains_key(name), "the swarm reaches {name:?}");
     }
 }

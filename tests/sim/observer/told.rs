@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use treeherd::machine::{AgentKey, Frost, Machine, ReplyTo};
+use treeherd::machine::{AgentKey, Frost, Machine, Now, ReplyTo};
 use treeherd::model::event::{Event, Kind};
 use treeherd::model::id::Run;
 use treeherd::model::request::{Answer, Request};
@@ -81,7 +81,7 @@ impl Observer {
     }
 
     /// Compares an event with the truth.
-    pub(super) fn told(&mut self, machine: &Machine, kernel: &Kernel, event: &Event) {
+    pub(super) fn told(&mut self, machine: &Machine, kernel: &Kernel, now: Now, event: &Event) {
         self.note(event.kind.name());
         let Some(key) = event.agent.as_ref().and_then(|id| self.names.get(id)).copied() else { return };
         let run = event.run.unwrap_or_default();
@@ -105,6 +105,9 @@ impl Observer {
                 if event.message.contains("the end of") {
                     self.cascading.insert(key);
                 }
+                for key in &below {
+                    self.recovery.leave(*key);
+                }
                 self.down.extend(below);
             }
             Kind::Paused => {
@@ -114,14 +117,18 @@ impl Observer {
                     self.paused.insert(key);
                 }
             }
-            Kind::Resumed => {
+            // It is thawed presently.
+            Kind::Resumed | Kind::PressureResumes => {
                 self.paused.remove(&key);
             }
             Kind::Restarting => {
                 assert!(!self.down.contains(&key), "{key}: to be restarted, and somebody wants its end");
                 self.backoffs.insert(key, Duration::from_millis(event.delay_ms.unwrap()));
                 self.announced.insert(key);
+                self.restarting(machine, now, key);
             }
+            Kind::Escalated => self.escalated(machine, now, key, &event.message),
+            Kind::Removed => self.recovery.removed(key),
             Kind::GaveUp => {
                 self.announced.remove(&key);
             }
@@ -137,6 +144,7 @@ impl Observer {
         let exit = event.exit.as_ref().expect("an end has its record");
         if run == Run(0) || !self.started.contains(&(key, run)) {
             match event.kind {
+                Kind::Failed if self.known[&key].spec.is_group() && exit.cause == Cause::Child => self.note("child"),
                 Kind::Failed => assert_eq!(exit.cause, Cause::Exec, "{key}: it never started"),
                 Kind::Terminated => assert!(run == Run(0), "{key}: run {run} never started"),
                 _ => panic!("{key}: completed, and it never started"),
