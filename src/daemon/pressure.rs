@@ -12,7 +12,7 @@ use crate::kernel::cgroup::{Cgroups, Place};
 use crate::machine::{AgentKey, Input, LimitPlace, PressKey};
 use crate::model::error::Error;
 use crate::model::limits::{Knob, Limits, Setting};
-use crate::model::pressure::PressureRule;
+use crate::model::pressure::{Measure, PressureRule};
 use crate::model::units::{Bytes, Max};
 
 /// The triggers that are set, by the number of their token.
@@ -37,6 +37,17 @@ impl Supervisor {
                 Err(error) if error.is_gone() => return,
                 Err(error) => tracing::error!("listen to the pressure in {home}: {error}"),
             }
+        }
+    }
+
+    /// Listens to the pressure of a place that was there before this daemon, and undoes what an earlier one has tightened.
+    pub(super) fn take_up_pressure(&mut self, place: Option<AgentKey>) {
+        self.watch_pressure(place);
+        let mut steps = self.machine.pressure_rules(place).iter().flat_map(|rule| &rule.steps);
+        if steps.any(|step| *step == Measure::Tighten)
+            && let Some(home) = self.pressure_place(place)
+        {
+            self.loosen(&place.map_or(LimitPlace::Herd, LimitPlace::Agent), home);
         }
     }
 

@@ -322,7 +322,7 @@ impl Supervisor {
     fn announce(&mut self, estate: Estate) {
         let limits = self.machine.config().limits.clone();
         self.watch_limits(&[(Place::herd(), limits)]);
-        self.watch_pressure(None);
+        self.take_up_pressure(None);
         let now = now();
         let mut event = self.machine.event_about(now.mono, now.wall, Kind::HerdStarted, None);
         event.pid = i32::try_from(std::process::id()).ok();

@@ -26,7 +26,7 @@ impl Cgroups {
     /// EINVAL: without CAP_SYS_RESOURCE the window is a multiple of 2 s. EOPNOTSUPP, ENOENT: the kernel keeps no such account.
     ///
     /// # Kernel
-    /// 5.2, without CAP_SYS_RESOURCE 6.5; psi.rst, "Monitoring for pressure thresholds"; cgroup-v2.rst, `memory.pressure`.
+    /// 5.2, without CAP_SYS_RESOURCE 6.4; psi.rst, "Monitoring for pressure thresholds"; cgroup-v2.rst, `memory.pressure`.
     pub fn pressure_trigger(&self, place: &Place, rule: &PressureRule) -> Result<OwnedFd> {
         let file = file(rule);
         let dir = self.dir(place)?;
