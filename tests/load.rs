@@ -123,7 +123,7 @@ fn every_end_is_told_once_with_its_cause_under_all_loads_at_once() {
         let crowd = crowd.clone();
         move || killer.terminate_agent(&crowd, Some(Duration::ZERO)).unwrap()
     });
-    drop(File::options().write(true).open(&fifo).unwrap());
+    let _go = File::options().write(true).open(&fifo).unwrap();
     let told = await_ends(&mut events, &ends.keys().cloned().collect::<Vec<_>>());
     check(&herd, &told, &ends);
     for round in 0..6 {

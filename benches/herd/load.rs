@@ -139,9 +139,9 @@ impl Volley {
         format!("volley:{slot}:{}", self.dir.path().display())
     }
 
-    /// Lets them die.
-    fn fire(&self) {
-        drop(File::options().write(true).open(self.dir.path().join("fifo")).unwrap());
+    /// Lets them die, and those who come as far only later, as long as what is returned is held.
+    fn fire(&self) -> File {
+        File::options().write(true).open(self.dir.path().join("fifo")).unwrap()
     }
 
     /// Returns how late the deaths of agents are told; `shake` is done right before they are to die.
@@ -153,7 +153,7 @@ impl Volley {
             slots.insert(id, slot);
         }
         shake(herd);
-        self.fire();
+        let _fired = self.fire();
         let mut latencies = Vec::new();
         while !slots.is_empty() {
             let (event, at) = herd.events.await_any(&[Kind::Completed, Kind::Failed]);
@@ -177,7 +177,7 @@ impl Volley {
             })
             .collect();
         shake(herd);
-        self.fire();
+        let _fired = self.fire();
         let mut latencies = Vec::new();
         while latencies.len() < children.len() {
             let mut events = Vec::with_capacity(32);
