@@ -75,7 +75,8 @@ impl Heir {
 /// Reads what an earlier daemon has left in the books of a state directory.
 ///
 /// # Errors
-/// As [`Legacy::read`]; [`Code::InUse`]: its agents live in another root cgroup.
+/// As [`Legacy::read`]; [`Code::InUse`]: its agents live in another root cgroup; [`Code::Unsupported`]: agents live, and their
+/// records cannot all be read.
 pub(super) fn read(dir: &Path, records: &Records, host: &Host) -> Result<Option<Legacy>, Error> {
     let Some(legacy) = Legacy::read(dir)? else { return Ok(None) };
     let root = records.root();
@@ -84,6 +85,12 @@ pub(super) fn read(dir: &Path, records: &Records, host: &Host) -> Result<Option<
             format!("agents of an earlier daemon live in root cgroup {}, this one is given {root}", legacy.root);
         return Err(Error::new(Code::InUse, message)
             .remedy(format!("start it with --cgroup {} to go on with them, or use another --state-dir", legacy.root)));
+    }
+    if legacy.unread > 0 && is_near(&legacy, records) && lives(host, root) {
+        let message = format!("{} lines of {}/records cannot be read", legacy.unread, dir.display());
+        return Err(Error::new(Code::Unsupported, message).remedy(
+            "start the treeherd that wrote it, or remove the file: then every agent that lives in the cgroup is ended",
+        ));
     }
     Ok(Some(legacy))
 }
@@ -223,6 +230,9 @@ impl Supervisor {
                 places.extend(self.limits_again(&heir, found));
             }
             let found = heir.is_near.then(|| Found { home: heir.found, left: self.left_of(&heir) });
+            if found.is_some_and(|found| found.left != Left::Nothing) {
+                self.hear_again(&heir.record, heir.run_place());
+            }
             let is_told = heir.mark.told_at.is_none_or(|at| at <= end);
             let end = if is_told { Telling::Told } else { Telling::Untold };
             if let Some(main) = heir.main {

@@ -32,6 +32,7 @@ mod latency;
 mod launch;
 mod leaf;
 mod memory;
+mod notify;
 mod output;
 mod perform;
 mod pressure;

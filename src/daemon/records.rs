@@ -87,6 +87,8 @@ pub(super) struct Legacy {
     pub boot: String,
     pub agents: Vec<(AgentRecord, Mark)>,
     pub herd: Option<HerdRecord>,
+    /// How many lines cannot be read, though they are complete: the file is damaged, or a newer treeherd wrote them.
+    pub unread: u64,
 }
 
 /// The records of one state directory.
@@ -235,7 +237,7 @@ impl Records {
 impl Legacy {
     /// Reads what an earlier daemon wrote down in a state directory; none if there is nothing.
     ///
-    /// A last line that is not complete, or a line that says nothing, is passed over.
+    /// A last line that is not complete is passed over: of it nobody was told. Others that cannot be read are counted.
     ///
     /// # Errors
     /// The file cannot be read, or another version wrote it: what lives of it would be ended as nobody's.
@@ -271,9 +273,13 @@ impl Legacy {
                 }
                 (Ok(Line::Gone(key)), Some(_)) => drop(agents.remove(&key)),
                 (Ok(Line::Herd(herd)), Some(legacy)) => legacy.herd = Some(herd),
-                (outcome, _) => {
+                (outcome, legacy) => {
                     let error = outcome.err().map(|error| error.to_string()).unwrap_or_default();
                     tracing::warn!("a line of {shown} is passed over: {error}");
+                    let is_torn = line.last() != Some(&b'\n');
+                    if let (Some(legacy), false) = (legacy, is_torn) {
+                        legacy.unread += 1;
+                    }
                 }
             }
         }
@@ -290,7 +296,7 @@ impl Legacy {
             return Err(Error::new(Code::Unsupported, message)
                 .remedy("start that version again and end its herd, or remove the file: then its agents are ended"));
         }
-        Ok(Self { root: header.root, boot: header.boot, agents: Vec::new(), herd: None })
+        Ok(Self { root: header.root, boot: header.boot, agents: Vec::new(), herd: None, unread: 0 })
     }
 
     /// Drops what hangs on nothing, and an older agent of the same name: only a damaged file has such.
@@ -317,4 +323,138 @@ impl Legacy {
 fn complete((birth, entry): (Option<Birth>, Option<Entry>)) -> Option<(AgentRecord, Mark)> {
     let (birth, entry) = (birth?, entry?);
     Some((AgentRecord { birth, course: entry.course, last: entry.last }, entry.mark))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::machine::{Caller, Effect, Input, Now, ReplyTo};
+    use crate::model::config::HerdConfig;
+    use crate::model::request::{Request, Target};
+    use crate::model::spec::AgentSpec;
+
+    /// A machine, and a file to which its records go.
+    struct Desk {
+        machine: Machine,
+        records: Records,
+        dir: tempfile::TempDir,
+    }
+
+    impl Desk {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let records = Records::new(dir.path(), "boot".to_owned(), "root".to_owned());
+            let machine = Machine::new(HerdConfig::default(), "/x".to_owned(), BTreeMap::new(), 1);
+            let mut desk = Self { machine, records, dir };
+            desk.records.flush(&desk.machine);
+            desk
+        }
+
+        fn step(&mut self, input: Input) {
+            let mut effects = Vec::new();
+            self.machine.step(Now::default(), input, &mut effects);
+            for effect in effects {
+                match effect {
+                    Effect::Record(record) => self.records.append(*record),
+                    Effect::Forget(key) => self.records.append_gone(key),
+                    _ => {}
+                }
+            }
+            self.records.flush(&self.machine);
+        }
+
+        fn ask(&mut self, request: Request) {
+            let caller = Caller { name: "test".into(), agent: None };
+            self.step(Input::Asked(ReplyTo { client: 1, call: 1 }, caller, request));
+        }
+
+        fn spawn(&mut self, id: &str, parent: Option<&str>) -> AgentKey {
+            let id = id.parse().unwrap();
+            let parent = parent.map(|parent| parent.parse().unwrap());
+            self.ask(Request::Spawn(Box::new(AgentSpec { parent, ..AgentSpec::new(id, ["true"]) })));
+            let id = self.machine.children_and_roots().last().copied().unwrap();
+            self.records.note_process(id, Some(77));
+            self.step(Input::Spawned { agent: id, pid: Some(7) });
+            id
+        }
+
+        fn path(&self) -> PathBuf {
+            self.dir.path().join("records")
+        }
+
+        fn read(&self) -> Legacy {
+            Legacy::read(self.dir.path()).unwrap().unwrap()
+        }
+
+        fn assert_is_written(&self) {
+            let read: Vec<AgentRecord> = self.read().agents.into_iter().map(|(record, _)| record).collect();
+            assert_eq!(read, self.machine.records().collect::<Vec<_>>());
+        }
+    }
+
+    impl Machine {
+        fn children_and_roots(&self) -> Vec<AgentKey> {
+            self.select(&Target::All).unwrap()
+        }
+    }
+
+    #[test]
+    fn what_was_written_is_read_as_it_was() {
+        let mut desk = Desk::new();
+        let parent = desk.spawn("a", None);
+        desk.spawn("b", Some("a"));
+        desk.assert_is_written();
+        desk.records.note_end(parent, 12);
+        desk.ask(Request::Pause(Target::All));
+        desk.ask(Request::Terminate(Target::Ids(vec!["b".parse().unwrap()]), None));
+        desk.assert_is_written();
+        let legacy = desk.read();
+        assert_eq!((legacy.boot.as_str(), legacy.root.as_str(), legacy.unread), ("boot", "root", 0));
+        assert_eq!(legacy.agents[0].1, Mark { process: Some(77), told_at: Some(12) });
+    }
+
+    #[test]
+    fn a_last_line_that_is_torn_is_nobodys_and_one_in_the_middle_is_counted() {
+        let mut desk = Desk::new();
+        desk.spawn("a", None);
+        let whole = std::fs::read(desk.path()).unwrap();
+        std::fs::write(desk.path(), [&whole[..], b"{\"gone\":2"].concat()).unwrap();
+        assert_eq!((desk.read().agents.len(), desk.read().unread), (1, 0));
+        std::fs::write(desk.path(), [&whole[..], b"{\"new\":2}\n"].concat()).unwrap();
+        assert_eq!((desk.read().agents.len(), desk.read().unread), (1, 1));
+        std::fs::write(desk.path(), "").unwrap();
+        assert!(Legacy::read(desk.dir.path()).unwrap().is_none());
+        std::fs::write(desk.path(), String::from_utf8(whole).unwrap().replace("\"version\":1", "\"version\":9"))
+            .unwrap();
+        assert_eq!(Legacy::read(desk.dir.path()).unwrap_err().code, Code::Unsupported);
+    }
+
+    #[test]
+    fn the_file_is_bounded_and_written_anew_in_its_place() {
+        let mut desk = Desk::new();
+        let key = desk.spawn("a", None);
+        let mut most = 0;
+        for _ in 0..4_000 {
+            desk.ask(Request::Pause(Target::All));
+            desk.ask(Request::Resume(Target::All));
+            most = most.max(std::fs::metadata(desk.path()).unwrap().len());
+        }
+        assert!(most > GROWTH / 2 && most < GROWTH + (64 << 10), "{most}");
+        assert_eq!(desk.read().agents[0].0.birth.key, key.0);
+        desk.assert_is_written();
+        assert!(!desk.dir.path().join("records.new").exists());
+    }
+
+    #[test]
+    fn what_hangs_on_nothing_is_passed_over() {
+        let mut desk = Desk::new();
+        desk.spawn("a", None);
+        desk.spawn("b", Some("a"));
+        let text = std::fs::read_to_string(desk.path()).unwrap();
+        let without: Vec<&str> = text.lines().filter(|line| !line.contains("\"id\":\"a\"")).collect();
+        std::fs::write(desk.path(), without.join("\n")).unwrap();
+        assert_eq!(desk.read().agents.len(), 0);
+    }
 }

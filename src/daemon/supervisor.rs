@@ -18,6 +18,7 @@ use super::job::{Born, Job, Outcome, Tools};
 use super::journal::Journal;
 use super::latency::{Detection, Late};
 use super::memory::{Domain, Holder, LOOKS, Memory};
+use super::notify::Mailbox;
 use super::pressure::Triggers;
 use super::records::Records;
 use super::reread::OURSELVES;
@@ -52,11 +53,13 @@ pub(super) enum Source {
     Process(AgentKey),
     Memory(usize),
     Pressure(u64),
+    Notify,
+    Newline(AgentKey),
 }
 
 impl Source {
     pub fn token(self) -> Token {
-        let number = |kind: usize, number: u64| Token(kind | usize::try_from(number << 3).unwrap_or(usize::MAX));
+        let number = |kind: usize, number: u64| Token(kind | usize::try_from(number << 4).unwrap_or(usize::MAX));
         match self {
             Self::Waker => Token(0),
             Self::Watches => Token(1),
@@ -65,20 +68,24 @@ impl Source {
             Self::Client(id) => number(4, id),
             Self::Process(key) => number(5, key.0),
             Self::Memory(id) => number(6, id as u64),
-            Self::Pressure(id) => number(7, id),
+            Self::Notify => Token(7),
+            Self::Newline(key) => number(8, key.0),
+            Self::Pressure(id) => number(9, id),
         }
     }
 
     fn of(token: Token) -> Self {
-        let number = (token.0 >> 3) as u64;
-        match token.0 & 7 {
+        let number = (token.0 >> 4) as u64;
+        match token.0 & 15 {
             0 => Self::Waker,
             1 => Self::Watches,
             2 => Self::Signals,
             3 => Self::Listener,
             4 => Self::Client(number),
             5 => Self::Process(AgentKey(number)),
-            6 => Self::Memory(token.0 >> 3),
+            6 => Self::Memory(token.0 >> 4),
+            7 => Self::Notify,
+            8 => Self::Newline(AgentKey(number)),
             _ => Self::Pressure(number),
         }
     }
@@ -131,6 +138,7 @@ pub(super) struct Supervisor {
     pub memory: Memory,
     pub hits: Hits,
     pub triggers: Triggers,
+    pub mailbox: Mailbox,
     pub chores: BTreeSet<(Monotonic, Chore)>,
     pub records: Records,
     pub journal: Journal,
@@ -181,6 +189,15 @@ impl Supervisor {
         }
         let sources: Vec<Source> = events.iter().map(|event| Source::of(event.token())).collect();
         self.detection.after_poll(clock::monotonic(), sources.len() == EVENTS);
+        // What an agent has told before its end counts.
+        if self.mailbox.has_more || sources.contains(&Source::Notify) {
+            self.read_letters();
+        }
+        for source in &sources {
+            if let Source::Newline(key) = *source {
+                self.newline_came(key);
+            }
+        }
         // News of agents first: no client may make another wait for it.
         for source in &sources {
             match *source {
@@ -196,6 +213,7 @@ impl Supervisor {
                 Source::Pressure(id) => self.pressure_fired(id),
                 Source::Waker => {}
                 Source::Signals | Source::Listener | Source::Client(_) => {}
+                Source::Notify | Source::Newline(_) => {}
             }
         }
         self.take_outcomes();
@@ -217,6 +235,8 @@ impl Supervisor {
         self.do_chores();
         if let Some(due) = self.machine.next_deadline().filter(|due| *due <= clock::monotonic()) {
             self.detection.note_deadline(due);
+            // What was sent in time counts.
+            self.read_letters();
             self.feed(Input::Ticked);
         }
         self.tell();
@@ -252,7 +272,7 @@ impl Supervisor {
     }
 
     fn timeout(&self) -> Option<Duration> {
-        if !self.eager.is_empty() {
+        if !self.eager.is_empty() || self.mailbox.has_more {
             return Some(Duration::ZERO);
         }
         let chore = self.chores.first().map(|(at, _)| *at);
@@ -329,6 +349,9 @@ impl Supervisor {
             self.records.note_process(key, pidfd::identity(process.as_fd(), *pid).ok());
         }
         self.feed(Input::Spawned { agent: key, pid });
+        if let Some(pipe) = born.newline {
+            self.await_newline(key, born.run, pipe);
+        }
         if let Some((_, process)) = born.process {
             self.listen_to(key, born.run, process);
             // It may have written already: what nobody listens to yet is looked at first.

@@ -6,7 +6,6 @@ use super::{Machine, Step, Timer};
 use crate::model::config::RETAINED_MOST;
 use crate::model::error::{Code, Error};
 use crate::model::event::Kind;
-use crate::model::id::Run;
 use crate::model::spec::OnMainExit;
 use crate::model::status::{Cause, ExitRecord};
 
@@ -44,14 +43,9 @@ impl Machine {
         }
         let mut record = ExitRecord::new(Cause::Terminated);
         record.by = by;
-        if agent.run != Run(0) && matches!(agent.phase, Phase::Backoff { .. } | Phase::Held) {
+        if agent.is_end_told() && matches!(agent.phase, Phase::Backoff { .. } | Phase::Held) {
             // Its last run's end is told; that there is no next one is not.
             self.publish(step, Kind::GaveUp, key, |event| event.message = format!("not started again: {record}"));
-        }
-        let agent = self.agent_mut(key);
-        if outcome == Outcome::Terminated && agent.spec.is_group() && agent.last.is_some() {
-            // It has failed for its children before: that is not what ends it now.
-            agent.last = Some(Box::new(record.clone()));
         }
         let record = agent.last.as_deref().cloned().unwrap_or(record);
         self.tell_end(step, key, outcome, &record);

@@ -38,6 +38,7 @@ impl Machine {
         if agent.down.is_some() || agent.has_ended() {
             return;
         }
+        self.unrecorded.insert(key);
         self.publish(step, Kind::Escalated, key, |event| event.message.clone_from(&why));
         match agent.phase {
             Phase::Group => self.fail_group(step, key, &why),

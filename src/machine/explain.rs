@@ -12,6 +12,7 @@ use super::input::{AgentKey, Frost};
 use super::restart::{Decision, decide};
 use super::stop::Stage;
 use crate::model::explain::{Explanation, Next};
+use crate::model::note::Told;
 use crate::model::recovery::Strategy;
 use crate::model::spec::{OnMainExit, RestartPolicy};
 use crate::model::status::millis;
@@ -20,8 +21,20 @@ use crate::model::time::Monotonic;
 type Line = fn(&Machine, &Agent, Monotonic, &mut Explanation);
 
 /// What is looked at, in the order of its sentences.
-const LINES: [Line; 11] =
-    [stopping, being_ended, paused, waiting, renewing, turn, running, last_run, clocks, retention, after_a_failure];
+const LINES: [Line; 12] = [
+    stopping,
+    being_ended,
+    paused,
+    waiting,
+    renewing,
+    turn,
+    running,
+    telling,
+    last_run,
+    clocks,
+    retention,
+    after_a_failure,
+];
 
 impl Machine {
     /// Explains an agent. It exists: its key was just found.
@@ -182,6 +195,19 @@ fn running(_: &Machine, agent: &Agent, now: Monotonic, told: &mut Explanation) {
     told.because.push(format!("its run {} began {} ago", agent.run, text(now.since(began.mono))));
 }
 
+/// What its run has told of itself, and what it is expected to tell.
+fn telling(_: &Machine, agent: &Agent, _: Monotonic, told: &mut Explanation) {
+    if !agent.has_run() {
+        return;
+    }
+    match (agent.voice.told, &agent.spec.ready) {
+        (Told::Nothing, Some(ready)) => told.waiting_for.push(format!("its readiness: {}", ready.sign())),
+        (Told::Ready, Some(ready)) => told.because.push(format!("it has told that it is ready: {}", ready.sign())),
+        (Told::Stopping, _) => told.because.push("it said STOPPING=1: it is about to end by itself".to_owned()),
+        _ => {}
+    }
+}
+
 fn last_run(_: &Machine, agent: &Agent, now: Monotonic, told: &mut Explanation) {
     let (Some(last), Some(ended)) = (&agent.last, agent.ended) else { return };
     let ago = text(now.since(ended.mono));
@@ -205,6 +231,9 @@ fn clocks(_: &Machine, agent: &Agent, now: Monotonic, told: &mut Explanation) {
     for (clock, countdown) in agent.clocks.iter().filter(|_| agent.is_unattended()) {
         let what = match clock {
             Clock::Run => "its run_timeout is over: it has failed",
+            Clock::Ready => "its ready_timeout is over: it has failed, unless it is ready by then",
+            Clock::Watchdog => "its heartbeat is missed: it has failed, unless it tells that it lives",
+            Clock::Stop => "it has said that it stops, and its grace is over: it has failed",
         };
         match countdown {
             Countdown::Until(until) => at(told, now, until, what),

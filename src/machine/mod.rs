@@ -42,6 +42,7 @@ mod limit;
 mod pause;
 mod polite;
 mod pressure;
+mod ready;
 mod record;
 mod report;
 mod restart;
@@ -242,6 +243,8 @@ impl Machine {
                 self.exited(step, agent, run, run::Death { exit, rusage, oom, descendants });
             }
             Input::RunEmptied { agent, run } => self.run_emptied(step, agent, run),
+            Input::Notified { agent, run, notes } => self.notified(step, agent, run, notes),
+            Input::ReadySeen { agent, run } => self.ready_seen(step, agent, run),
             Input::SubtreeEmptied(agent) => self.subtree_emptied(agent),
             Input::Signalled { agent, processes } => self.signalled(agent, processes),
             Input::Killed { agent, counts } => self.killed(agent, &counts),

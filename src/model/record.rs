@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::id::{AgentId, Level, Run};
 use super::limits::{LevelLimits, Limits};
+use super::note::Told;
 use super::spec::AgentSpec;
 use super::status::{Cause, ExitRecord};
 use super::time::{Monotonic, Wall};
@@ -29,11 +30,13 @@ pub enum Standing {
         /// Its main process: a number, to be proved.
         pid: i32,
         /// How its end is brought about, if that is asked for.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         rung: Option<Rung>,
     },
     /// The main process has ended, as the record's `last` says, and has left others behind.
     Draining {
         /// How their end is brought about, if they are not waited for.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         rung: Option<Rung>,
     },
     /// The last run is over, agents below are still there.
@@ -164,6 +167,12 @@ pub struct Course {
     /// The failure that the present run is ended for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub judgement: Option<Judgement>,
+    /// How far the run that goes on has come, by its own account.
+    #[serde(default, skip_serializing_if = "Told::is_nothing")]
+    pub account: Told,
+    /// The heartbeat that this run has asked for itself; zero is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heartbeat: Option<Duration>,
     /// Whether it was paused itself.
     #[serde(default, skip_serializing_if = "Pause::is_off")]
     pub pause: Pause,
@@ -174,10 +183,10 @@ pub struct Course {
     #[serde(default, skip_serializing_if = "Duration::is_zero")]
     pub paused_total: Duration,
     /// How many of its runs were restarts.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub restarts: u32,
     /// Restarts in a row without a healthy run between them.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub streak: u32,
     /// When the restarts of the last period were decided.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -203,6 +212,10 @@ pub struct Course {
     /// The limits over its subtree: its own and those of its level.
     #[serde(default, skip_serializing_if = "Limits::is_empty")]
     pub limits: Limits,
+}
+
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// An agent, complete.

@@ -12,6 +12,7 @@ use super::error::{Code, Error};
 use super::id::{AgentId, Level, Priority, SessionId};
 use super::limits::Limits;
 use super::pressure::PressureRule;
+use super::ready::Ready;
 pub use super::recovery::{Children, Restart, RestartPolicy, Strategy};
 use super::time::text as duration_text;
 use super::units::{Bytes, Max};
@@ -115,6 +116,17 @@ pub struct AgentSpec {
     /// What is done when its subtree waits for memory, CPU time or I/O for too long; its level's rules by default.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pressure: Vec<PressureRule>,
+    /// How it tells that it is ready; without this it is as soon as its program executes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready: Option<Ready>,
+    /// How long a run may take to be ready, paused time not counted; then it has failed. 60 s by default; without `ready` it
+    /// means nothing.
+    #[serde(default, with = "duration_text::option", skip_serializing_if = "Option::is_none")]
+    pub ready_timeout: Option<Duration>,
+    /// How often a run that is ready has to send `WATCHDOG=1` (sd_notify(3)), paused time not counted, 10 ms at least; if it
+    /// does not, it has failed. Never by default.
+    #[serde(default, with = "duration_text::option", skip_serializing_if = "Option::is_none")]
+    pub watchdog: Option<Duration>,
     /// How much of each of its two streams is kept, in bytes: 64 KiB at least, 16 MiB by default.
     #[serde(default = "default_output_max")]
     pub output_max: Bytes,
@@ -169,6 +181,9 @@ impl AgentSpec {
             grace: default_grace(),
             run_timeout: None,
             pressure: Vec::new(),
+            ready: None,
+            ready_timeout: None,
+            watchdog: None,
             output_max: default_output_max(),
             admission: Admission::default(),
         }
@@ -246,6 +261,7 @@ impl AgentSpec {
             return bad("run_timeout", "a group has no process and no run".to_owned());
         }
         PressureRule::check_all(&self.pressure)?;
+        self.check_ready().or_else(|(field, why)| bad(field, why))?;
         if self.metadata.values().any(|value| !is_shallow(value, METADATA_DEPTH_MAX)) {
             return bad("metadata", format!("it is nested more than {METADATA_DEPTH_MAX} deep"));
         }

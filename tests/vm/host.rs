@@ -24,7 +24,7 @@ struct Binary {
     without: &'static [&'static str],
 }
 
-const BINARIES: [Binary; 10] = [
+const BINARIES: [Binary; 11] = [
     Binary { name: "kernel_process", limit: 120, without: &[] },
     Binary { name: "kernel_cgroups", limit: 120, without: &[] },
     Binary { name: "limits", limit: 120, without: &[] },
@@ -32,6 +32,7 @@ const BINARIES: [Binary; 10] = [
     Binary { name: "failures", limit: 120, without: &[] },
     Binary { name: "service", limit: 120, without: &[] },
     Binary { name: "init", limit: 120, without: &[] },
+    Binary { name: "adopt", limit: 180, without: &[] },
     Binary { name: "api", limit: 180, without: &["ten_thousand_connections", "a_slow_reader_of_events"] },
     Binary { name: "acceptance", limit: 240, without: &["item_2", "item_5", "item_6"] },
     // This one: it finds itself inside.
