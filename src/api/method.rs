@@ -404,8 +404,11 @@ pub struct Stats {
     pub states: BTreeMap<State, u64>,
     /// Runs that have ended, by cause.
     pub causes: BTreeMap<Cause, u64>,
-    /// From the kernel's fact to the event.
+    /// From the kernel's fact, or the deadline, to the event that tells the end of a run.
     pub detection: Latency,
+    /// The same for each cause of an end.
+    #[serde(default)]
+    pub detection_by_cause: BTreeMap<Cause, Latency>,
     /// What the whole herd uses.
     pub usage: Option<Usage>,
     /// What the subtrees that begin at each level use, summed.

@@ -144,6 +144,9 @@ fn facts(shown: &Shown) -> Vec<(&'static str, String)> {
     add("ready", spec.ready.as_ref().map(ready));
     add("watchdog", spec.watchdog.map(|watchdog| format!("every {}", duration(millis(watchdog)))));
     add("run timeout", spec.run_timeout.map(|timeout| duration(millis(timeout))));
+    for rule in &spec.pressure {
+        add("pressure", Some(rule.to_string()));
+    }
     add("children", (!status.children.is_empty()).then(|| names(&status.children)));
     add("output", output(shown.output_start, shown.output_end));
     facts.extend(shown.usage.iter().flat_map(usage));

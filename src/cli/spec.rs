@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use crate::model::error::{Code, Error};
 use crate::model::id::{AgentId, Level, Priority, SessionId};
 use crate::model::limits::{Knob, Limits, Setting};
+use crate::model::pressure::PressureRule;
 use crate::model::ready::Ready;
 use crate::model::spec::{
     Admission, AgentSpec, Children, IoClass, IoNice, OnMainExit, Restart, RestartPolicy, Rlimit, RlimitPair,
@@ -139,6 +140,10 @@ pub(super) struct SpawnArgs {
     /// How long a run may last before it has failed [default: for ever]
     #[arg(long, value_name = "TIME", value_parser = duration)]
     run_timeout: Option<Duration>,
+    /// What is done when its subtree waits too long: 'RESOURCE [some|full] SHARE% [WINDOW] [STEPS]', as in 'memory some 15%
+    /// 2s warn,pause,terminate'; may be repeated
+    #[arg(long, value_name = "RULE")]
+    pressure: Vec<PressureRule>,
     #[command(flatten)]
     health: HealthArgs,
     /// How much of each of its streams is kept [default: 16MiB]
@@ -266,6 +271,7 @@ impl SpawnArgs {
         spec.stop_signal = self.stop_signal.unwrap_or_default();
         spec.grace = self.grace.unwrap_or(spec.grace);
         spec.run_timeout = self.run_timeout;
+        spec.pressure = self.pressure;
         spec.ready = self.health.ready;
         spec.ready_timeout = self.health.ready_timeout;
         spec.watchdog = self.health.watchdog;

@@ -250,6 +250,9 @@ impl Supervisor {
         }
         for key in keys {
             self.listen_at_home(key);
+            if self.machine.has_cgroup(key) {
+                self.take_up_pressure(Some(key));
+            }
             for stream in Stream::ALL {
                 self.look_at_spool(key, stream);
             }

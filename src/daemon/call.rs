@@ -135,7 +135,10 @@ impl Supervisor {
                 return now_with(&self.machine.explain(key, now().mono));
             }
             Call::Stats(_) => return self.stats(client_id, id),
-            Call::Spawn(spec) => Request::Spawn(spec),
+            Call::Spawn(spec) => {
+                self.check_pressure(&spec.pressure)?;
+                Request::Spawn(spec)
+            }
             Call::Pause(of) => Request::Pause(of.target),
             Call::Resume(of) => Request::Resume(of.target),
             Call::Terminate(ending) => Request::Terminate(ending.target, grace(ending.grace_ms)),
@@ -361,6 +364,7 @@ impl Supervisor {
             states: counts.states,
             causes: counts.causes,
             detection: self.detection.report(),
+            detection_by_cause: self.detection.report_by_cause(),
             usage: sample.herd,
             usage_by_level: sample.levels,
             clients: self.clients.len() as u64,

@@ -1,17 +1,20 @@
 //! What the hands do: one job is one order of the machine, carried out against the kernel.
 
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use rustix::process::Signal;
 
 use super::launch::{self, Surroundings};
 use super::notify::Leaves;
+use super::pressure;
 use crate::kernel::cgroup::{Cgroups, Frozen, Place, Removal};
 use crate::kernel::error::KernelError;
+use crate::kernel::socket::{self, Peer};
 use crate::kernel::spawn::{self, Way};
-use crate::kernel::stat;
 use crate::kernel::watch::Watches;
+use crate::kernel::{pidfd, stat};
 use crate::machine::{AgentKey, Frost, Input, ReplyTo};
 use crate::model::error::Error;
 use crate::model::id::Run;
@@ -62,10 +65,16 @@ pub(super) enum Job {
         change: u64,
         settings: Vec<(Place, Limits)>,
     },
+    /// Set `memory.high` below what is used; nobody waits for the outcome.
+    Tighten(Place),
+    /// Set `memory.high` back; nobody waits for the outcome.
+    Loosen(Place, Limits),
     FindLaggards {
         agents: Vec<(AgentKey, Place)>,
         reply: Option<ReplyTo>,
     },
+    /// Find out who is at the other end of a connection.
+    Identify(UnixStream),
     Measure {
         call: Measured,
         places: Vec<(AgentKey, Place)>,
@@ -120,6 +129,8 @@ pub(super) enum Outcome {
     Limited(u64, Vec<(Place, Limits)>),
     /// Who hangs, in words.
     Laggards { found: Vec<(AgentKey, String)>, reply: Option<ReplyTo> },
+    /// Who connected.
+    Identified(UnixStream, Result<Peer, Error>),
     /// Figures.
     Measured { call: Measured, herd: Option<stat::Usage>, agents: Vec<(AgentKey, stat::Usage, Place)> },
     /// Something nobody waits for failed.
@@ -132,7 +143,7 @@ impl Job {
     /// Says whether it may be done before what was decided is written down: it changes nothing, or what it makes is taken back
     /// by whoever finds no record of it.
     pub fn is_unrecorded(&self) -> bool {
-        matches!(self, Self::Spawn(_) | Self::FindLaggards { .. } | Self::Measure { .. })
+        matches!(self, Self::Spawn(_) | Self::Identify(_) | Self::FindLaggards { .. } | Self::Measure { .. })
     }
 
     pub fn run(self, tools: &Tools) -> Outcome {
@@ -162,9 +173,15 @@ impl Job {
                 }
             }),
             Self::SetLimits { change, settings } => set_limits(cgroups, change, &settings),
+            Self::Tighten(place) => done(pressure::tighten(cgroups, &place)),
+            Self::Loosen(place, limits) => done(cgroups.set_limits(&place, &limits)),
             Self::FindLaggards { agents, reply } => {
                 let found = agents.into_iter().map(|(key, place)| (key, laggards(cgroups, &place))).collect();
                 Outcome::Laggards { found, reply }
+            }
+            Self::Identify(stream) => {
+                let peer = identify(&stream);
+                Outcome::Identified(stream, peer)
             }
             Self::Measure { call, places } => {
                 let herd = matches!(call, Measured::Herd(_)).then(|| cgroups.usage(&Place::herd()).ok()).flatten();
@@ -181,6 +198,17 @@ impl Job {
 fn note<T: Default>(error: &crate::kernel::error::KernelError) -> T {
     tracing::warn!("{error}");
     T::default()
+}
+
+/// Finds out who connected. Where the kernel does not prove the process, its cgroup is looked up by its number.
+fn identify(stream: &UnixStream) -> Result<Peer, Error> {
+    let mut peer = socket::peer(stream)?;
+    peer.cgroup = peer.cgroup.or_else(|| pidfd::cgroup_of(peer.pid));
+    Ok(peer)
+}
+
+fn done(outcome: Result<(), Error>) -> Outcome {
+    outcome.map_or_else(Outcome::Fault, |()| Outcome::Nothing)
 }
 
 fn nothing<T>(outcome: crate::kernel::error::Result<T>) -> Outcome {

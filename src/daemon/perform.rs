@@ -46,6 +46,16 @@ pub(super) fn perform(shell: &mut Supervisor, effect: Effect) {
             let settings = settings.collect();
             shell.hand(Job::SetLimits { change, settings });
         }
+        Effect::Tighten(of) => {
+            if let Some(place) = limit_place(shell, &of) {
+                shell.hand(Job::Tighten(place));
+            }
+        }
+        Effect::Loosen(of) => {
+            if let Some(place) = limit_place(shell, &of) {
+                shell.loosen(&of, place);
+            }
+        }
         Effect::FindLaggards { agents, reply } => {
             let agents = agents.into_iter().filter_map(|key| Some((key, home(shell, key)?))).collect();
             shell.hand(Job::FindLaggards { agents, reply });
@@ -140,6 +150,7 @@ fn forget(shell: &mut Supervisor, key: AgentKey) {
         }
     }
     shell.forget_limits(&body.home);
+    shell.forget_pressure(key);
     shell.end_follows(key);
     if body.spool.is_some() {
         // Before a new agent of this name makes its own: the removal is done here and now, it is two unlinks.

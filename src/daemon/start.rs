@@ -144,6 +144,7 @@ impl Herdsman {
         let root_claim = cgroups.claim()?;
         let mut cgroups = Undo(Some(cgroups));
         let own = cgroups.0.as_ref().expect("it was just put there");
+        check_pressure(own, &settings)?;
         let root = settings.cgroup.trim_matches('/').to_owned();
         let records = Records::new(&settings.state_dir, clock::boot_id()?, root);
         let legacy = adopt::read(&settings.state_dir, &records, &host)?;
@@ -159,8 +160,12 @@ impl Herdsman {
                 settings.state_dir.display()
             );
         }
+        let nice = match settings.residence {
+            Residence::OwnLeaf => super::guard::protect(),
+            Residence::Stay => None,
+        };
         let notify_socket = settings.notify_socket();
-        let (watches, surroundings) = (Watches::new()?, Surroundings::look(&notify_socket)?);
+        let (watches, surroundings) = (Watches::new()?, Surroundings::look(&notify_socket, nice)?);
         let inbox = Inbox::bind(&claim, &notify_socket)?;
         let inherited = if manner == Manner::Daemon { socket::inherited()? } else { None };
         let own_socket = inherited.is_none().then(|| settings.socket());
@@ -212,6 +217,12 @@ fn check_offers(host: &Host, settings: &Settings) -> Result<BTreeMap<Knob, Error
         Some(error) => Err(error.clone()),
         None => Ok(not_offered),
     }
+}
+
+/// Refuses a configuration with rules on pressure that the host cannot carry out.
+fn check_pressure(cgroups: &Cgroups, settings: &Settings) -> Result<(), Error> {
+    let of_levels = settings.herd.levels.values().flat_map(|level| &level.pressure);
+    settings.herd.pressure.iter().chain(of_levels).try_for_each(|rule| cgroups.check_pressure(rule))
 }
 
 /// Takes the root cgroup: ourselves in a leaf of it if asked for, the herd's own limits set.
@@ -296,9 +307,11 @@ impl Parts {
             hands,
             held: Vec::new(),
             outcomes,
+            tidying: Vec::new(),
             poll,
             signals,
             listener: Some(listener),
+            arriving: 0,
             clients: BTreeMap::new(),
             eager: std::collections::BTreeSet::new(),
             stirred: std::collections::BTreeSet::new(),
@@ -306,6 +319,7 @@ impl Parts {
             watched: std::collections::HashMap::new(),
             memory: super::memory::Memory::default(),
             hits: super::hits::Hits::default(),
+            triggers: super::pressure::Triggers::default(),
             mailbox: Mailbox::new(inbox),
             chores: std::collections::BTreeSet::new(),
             records,
@@ -327,6 +341,7 @@ impl Supervisor {
     fn announce(&mut self, estate: Estate) {
         let limits = self.machine.config().limits.clone();
         self.watch_limits(&[(Place::herd(), limits)]);
+        self.take_up_pressure(None);
         let now = now();
         let mut event = self.machine.event_about(now.mono, now.wall, Kind::HerdStarted, None);
         event.pid = i32::try_from(std::process::id()).ok();

@@ -96,6 +96,8 @@ pub(super) enum Home {
 pub(super) struct Freezer {
     /// Whether a user paused this very agent.
     pub own: Frost,
+    /// Whether a rule on pressure holds it.
+    pub hold: Frost,
     /// The write that is on a hand.
     pub ordered: Option<Frost>,
     /// The last write that was carried out.
@@ -107,6 +109,11 @@ pub(super) struct Freezer {
 }
 
 impl Freezer {
+    /// Returns what is wanted of it: it is frozen as long as anybody wants that.
+    pub fn wanted(&self) -> Frost {
+        if self.own == Frost::Frozen { self.own } else { self.hold }
+    }
+
     /// Says whether the kernel has confirmed that the subtree is frozen, and nothing is on its way to change that.
     pub fn is_confirmed(&self) -> bool {
         self.seen == Frost::Frozen && self.written == Frost::Frozen && self.ordered.is_none()
@@ -357,7 +364,7 @@ impl Agent {
 
     /// Returns its own part of the pause; whether an agent above is paused, the tree knows.
     pub fn paused(&self, inherited: bool) -> Paused {
-        match (self.freezer.own, inherited) {
+        match (self.freezer.wanted(), inherited) {
             (Frost::Frozen, _) => Paused::Own,
             (Frost::Thawed, true) => Paused::Inherited,
             (Frost::Thawed, false) => Paused::No,

@@ -37,6 +37,11 @@ impl Machine {
                 assert_eq!(self.agents[key].due, Some(*at), "an agent has the one timer that it knows of");
             }
         }
+        for (key, press) in &self.presses {
+            let is_over = key.place.is_some_and(|place| self.agents.get(&place).is_none_or(super::Agent::has_ended));
+            assert!(!is_over, "{key:?}: a rule on pressure ends with its place");
+            assert!(press.has_timer(*key, &self.timers), "{key:?}: what a rule does is undone in time");
+        }
         for renewal in self.renewals.values() {
             assert!(!renewal.pending.is_empty(), "a renewal that waits for nobody is over");
             assert!(renewal.pending.is_subset(&renewal.members), "a renewal waits for its members only");
@@ -102,6 +107,9 @@ impl Machine {
                 "{id}: a cgroup stands in its parent's"
             );
         }
+        let holders = self.presses.values().filter(|press| press.holds(key)).count();
+        let is_held = agent.freezer.hold == super::Frost::Frozen;
+        assert_eq!(holders, usize::from(is_held), "{id}: whoever is held is held by one rule, which will let it go");
         assert!(agent.told.is_none_or(|told| told <= agent.run), "{id}: nothing is told of a run that was not");
         if agent.down.is_some() {
             assert!(

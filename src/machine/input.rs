@@ -158,12 +158,23 @@ pub enum Input {
     Removed(AgentKey),
     /// An agent's cgroup could not be removed: something lives in it.
     RemoveRefused(AgentKey),
+    /// Tasks have waited for longer than a rule on pressure allows.
+    Pressed(PressKey),
     /// A change of limits is done.
     LimitsSet(u64),
     /// A change of limits was refused by the kernel, and nothing was changed.
     LimitsRefused(u64, Error),
     /// Time went by.
     Ticked,
+}
+
+/// One rule on pressure: of the herd, or of an agent's subtree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PressKey {
+    /// Whose; the herd's if none.
+    pub place: Option<AgentKey>,
+    /// Which of its rules, from 0.
+    pub rule: usize,
 }
 
 /// Where limits are to be set.
@@ -244,6 +255,10 @@ pub enum Effect {
         /// Where and which.
         settings: Vec<(LimitPlace, Limits)>,
     },
+    /// Set `memory.high` below what is used now. Nobody waits for it.
+    Tighten(LimitPlace),
+    /// Set `memory.high` back to what was asked for.
+    Loosen(LimitPlace),
     /// Tell which processes neither freeze nor die: as an event, and to whoever waits.
     FindLaggards {
         /// Below which agents.

@@ -81,6 +81,18 @@ kinds! {
     Lagging = "process:lagging",
     /// An ended agent, its record and its output are gone; its id is free again.
     Removed = "process:removed",
+    /// Tasks stood still for longer than a rule on pressure allows.
+    PressureRose = "pressure:rose",
+    /// `memory.high` was set below what is used, by a rule on pressure.
+    PressureTightens = "pressure:tightens",
+    /// An agent is paused by a rule on pressure.
+    PressurePauses = "pressure:pauses",
+    /// An agent is resumed that a rule on pressure had paused.
+    PressureResumes = "pressure:resumes",
+    /// An agent is ended by a rule on pressure.
+    PressureTerminates = "pressure:terminates",
+    /// The pressure that a rule is about is gone, and everything that the rule had done, but the ends, is undone.
+    PressureGone = "pressure:gone",
     /// Restarts begin to wait for their turn.
     Storm = "herd:storm",
     /// No restart waits for its turn any more.

@@ -11,6 +11,7 @@ pub mod limits;
 pub mod note;
 pub mod pattern;
 pub mod plan;
+pub mod pressure;
 pub mod ready;
 pub mod record;
 pub mod recovery;

@@ -18,7 +18,7 @@ use super::world::{Lane, Move, World};
 pub(super) const SECOND: Duration = Duration::from_secs(1);
 
 /// A world in which everything goes on in the order in which it was begun.
-pub(super) struct Life {
+pub struct Life {
     pub world: World,
     pub replies: Vec<(ReplyTo, Answer)>,
     /// What was told, in its order.
@@ -125,11 +125,11 @@ impl Life {
     }
 }
 
-pub(super) fn targets(names: &[&str]) -> Target {
+pub fn targets(names: &[&str]) -> Target {
     Target::Ids(names.iter().map(|name| id(name)).collect())
 }
 
-pub(super) fn life() -> Life {
+pub fn life() -> Life {
     Life::new(HerdConfig::default())
 }
 

@@ -155,6 +155,8 @@ impl World {
             | Effect::Remove(agent) => Lane::Agent(*agent),
             Effect::SetLimits { change, .. } => Lane::Limits(*change),
             Effect::FindLaggards { .. }
+            | Effect::Tighten(_)
+            | Effect::Loosen(_)
             | Effect::Reply(..)
             | Effect::Publish(_)
             | Effect::Record(_)

@@ -98,6 +98,9 @@ fn a_herd_lives_in_the_services_own_cgroup() {
     let own = Path::new(HERD).join("own");
     assert_eq!((read(own.join("memory.max")), read(own.join("pids.max"))), ("67108864".to_owned(), "20".to_owned()));
     assert_eq!(read(own.join("level-1/below/cpu.max")), "50000 100000");
+    let supervisor = Path::new(HERD).with_file_name("supervisor");
+    assert_eq!(read(supervisor.join("cpu.weight")), "10000", "beside the herd it goes first");
+    assert_eq!(read(supervisor.join("memory.min")), "67108864");
     assert_eq!(processes_in(HERD).len(), 2);
     until("the journal has the agent as a field", || {
         done(&["journalctl", "--no-pager", "--output", "cat", "AGENT=below"]).contains("process:started")

@@ -22,6 +22,7 @@ pub fn all() -> Vec<Trial> {
     trials![
         every_limit_that_is_offered_has_its_file_and_is_in_it,
         memory_high_holds_without_a_kill,
+        a_rule_on_pressure_tightens_memory_high_and_lets_go_of_it,
         an_oom_kill_takes_one_process_or_the_whole_agent,
         an_oom_between_agents_within_their_limits_is_their_parents,
         swap_is_used_up_to_its_limit,
@@ -116,6 +117,33 @@ fn memory_high_holds_without_a_kill() {
     assert!(number(&dir, "memory.swap.current") > 0, "what is over it was taken back");
     assert_eq!(count(&dir, "memory.events", "oom"), 0);
     assert_eq!(herd.agent_status(&id).unwrap().state, State::Running);
+    herd.finish();
+}
+
+fn a_rule_on_pressure_tightens_memory_high_and_lets_go_of_it() {
+    let herd = herd();
+    let mut events = herd.follow();
+    let (file, stop) = (herd.dir.path().join("file"), herd.dir.path().join("stop"));
+    let script = format!(
+        "dd if=/dev/zero of={0} bs=1M count=48 2>/dev/null; while [ ! -e {1} ]; do cat {0} >/dev/null; done; exec sleep 1000",
+        file.display(),
+        stop.display()
+    );
+    let id = herd.spawn_with("a", None, &script, |spec| {
+        spec.limits = limits(&["memory_max=32MiB"]);
+        spec.pressure = vec!["memory some 1% 2s warn,tighten".parse().unwrap()];
+    });
+    let dir = cgroup(&herd, &id);
+    await_event(&mut events, Kind::PressureTightens, &id);
+    while read(&dir, "memory.high") == "max" {
+        let_pass("0.05");
+    }
+    assert!(number(&dir, "memory.high") < 32 << 20, "below what it uses");
+    std::fs::write(&stop, "").unwrap();
+    await_event(&mut events, Kind::PressureGone, &id);
+    while read(&dir, "memory.high") != "max" {
+        let_pass("0.05");
+    }
     herd.finish();
 }
 

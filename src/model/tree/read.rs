@@ -13,6 +13,7 @@ use crate::model::config::{Bounds, HerdConfig};
 use crate::model::error::Error;
 use crate::model::id::{AgentId, Level};
 use crate::model::limits::{Knob, LevelLimits, Limits};
+use crate::model::pressure::PressureRule;
 use crate::model::spec::AgentSpec;
 
 /// Limits, and where each of them stands.
@@ -28,6 +29,7 @@ pub(super) struct Profile {
     pub each: Placed,
     pub siblings: Placed,
     pub total: Placed,
+    pub pressure: Vec<PressureRule>,
 }
 
 /// An agent as it is written, before it has found its place.
@@ -111,6 +113,7 @@ fn finish(drafts: &mut Drafts) {
             each: profile.each.limits.clone(),
             siblings: profile.siblings.limits.clone(),
             total: profile.total.limits.clone(),
+            pressure: profile.pressure.clone(),
         };
         drafts.config.levels.insert(*level, limits);
     }
@@ -186,6 +189,14 @@ impl<'i> Reader<'_, '_, 'i> {
                     "each" => profile.each = self.limits(&part),
                     "siblings" => profile.siblings = self.limits(&part),
                     "total" => profile.total = self.limits(&part),
+                    "pressure"
+                        if self.is_good::<LevelLimits>(&[&part], &part, |level| {
+                            PressureRule::check_all(&level.pressure)
+                        }) =>
+                    {
+                        profile.pressure = read::<LevelLimits>(&[&part]).unwrap_or_default().pressure;
+                    }
+                    "pressure" => {}
                     name => self.unknown(&part, "for a level", name, fields_of::<LevelLimits>()),
                 }
             }
@@ -452,6 +463,9 @@ fn example(key: &str) -> &'static str {
         "nice" => "use -20 (most CPU time) to 19 (least)",
         "ionice" => "as in ionice = { class = \"best-effort\", level = 7 }",
         "restart" => "as in restart = \"on-failure\", or { policy = \"on-failure\", delay = \"1s\" }",
+        "pressure" => {
+            "as in pressure = [{ resource = \"memory\", above = \"15%\", window = \"2s\", steps = [\"warn\"] }]"
+        }
         "children" => {
             "as in children = \"one-for-all\", or { strategy = \"one-for-all\", intensity = 3, period = \"5s\" }"
         }

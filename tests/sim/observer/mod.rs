@@ -406,6 +406,8 @@ impl Observer {
             | Effect::Signal { .. }
             | Effect::RemoveRun { .. }
             | Effect::SetLimits { .. }
+            | Effect::Tighten(_)
+            | Effect::Loosen(_)
             | Effect::FindLaggards { reply: None, .. } => {}
         }
     }
@@ -491,6 +493,10 @@ fn subjects(effect: &Effect) -> Vec<AgentKey> {
                 LimitPlace::Agent(key) | LimitPlace::Children(key) => Some(*key),
             })
             .collect(),
+        Effect::Tighten(place) | Effect::Loosen(place) => match place {
+            LimitPlace::Herd => Vec::new(),
+            LimitPlace::Agent(key) | LimitPlace::Children(key) => vec![*key],
+        },
         Effect::Record(_) | Effect::RecordHerd(_) | Effect::Reply(..) | Effect::Publish(_) | Effect::Finish => {
             Vec::new()
         }

@@ -119,7 +119,8 @@ impl Observer {
                     self.paused.insert(key);
                 }
             }
-            Kind::Resumed => {
+            // It is thawed presently.
+            Kind::Resumed | Kind::PressureResumes => {
                 self.paused.remove(&key);
             }
             Kind::Restarting => {
