@@ -130,6 +130,10 @@ impl Supervisor {
                 self.hand(Job::Measure { call: Measured::Agent(reply, key), places });
                 return Ok(Answered::Later);
             }
+            Call::Explain(of) => {
+                let key = self.readable(client_id, &of.id)?;
+                return now_with(&self.machine.explain(key, now().mono));
+            }
             Call::Stats(_) => return self.stats(client_id, id),
             Call::Spawn(spec) => Request::Spawn(spec),
             Call::Pause(of) => Request::Pause(of.target),
@@ -222,6 +226,7 @@ impl Supervisor {
             self.readable(client_id, &of)?;
         }
         if !query.follow {
+            self.write_down();
             return self.journal.read(&query);
         }
         let last = self.journal.last();
@@ -359,6 +364,7 @@ impl Supervisor {
             usage: sample.herd,
             usage_by_level: sample.levels,
             clients: self.clients.len() as u64,
+            notes_refused: self.mailbox.refused,
             last_event: self.journal.last(),
             uptime_ms: millis(now().mono.since(self.began)),
         }

@@ -12,6 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use mio::Waker;
 
 use super::job::{Job, Outcome, Tools};
+use crate::kernel::spawn;
 use crate::model::error::{Code, Error};
 
 /// Threads that spawn.
@@ -46,12 +47,17 @@ impl Hands {
     /// Starts the threads.
     pub fn start(tools: &Arc<Tools>, outcomes: &Sender<Outcome>, waker: &Arc<Waker>) -> Result<Self, Error> {
         let hands = Self { spawns: Arc::default(), acts: Arc::default() };
-        for (name, count, queue) in [("spawner", SPAWNERS, &hands.spawns), ("hand", ACTORS, &hands.acts)] {
+        let pools: [(_, _, _, fn()); 2] =
+            [("spawner", SPAWNERS, &hands.spawns, get_ready), ("hand", ACTORS, &hands.acts, || ())];
+        for (name, count, queue, begin) in pools {
             for _ in 0..count {
                 let (queue, tools, outcomes, waker) = (queue.clone(), tools.clone(), outcomes.clone(), waker.clone());
                 let thread = std::thread::Builder::new().name(name.to_owned()).stack_size(STACK);
                 thread
-                    .spawn(move || queue.work(&tools, &outcomes, &waker))
+                    .spawn(move || {
+                        begin();
+                        queue.work(&tools, &outcomes, &waker);
+                    })
                     .map_err(|error| Error::new(Code::Kernel, format!("start thread {name}: {error}")))?;
             }
         }
@@ -63,6 +69,13 @@ impl Hands {
         let queue = if matches!(job, Job::Spawn(_)) { &self.spawns } else { &self.acts };
         queue.lock().waiting.push_back(job);
         queue.some.notify_one();
+    }
+}
+
+/// Readies a thread that spawns before there are agents, and their descriptors.
+fn get_ready() {
+    if let Err(failure) = spawn::get_ready() {
+        tracing::warn!("get ready to spawn: {}", failure.message);
     }
 }
 

@@ -14,11 +14,13 @@
 //! deadline comes; an idle herd has neither.
 
 mod accept;
+mod adopt;
 mod body;
 mod call;
 mod client;
 mod config;
 mod doctor;
+mod exit;
 mod follow;
 mod hands;
 mod hits;
@@ -29,8 +31,10 @@ mod latency;
 mod launch;
 mod leaf;
 mod memory;
+mod notify;
 mod output;
 mod perform;
+mod records;
 mod reread;
 mod service;
 mod settings;

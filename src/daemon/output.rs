@@ -6,10 +6,13 @@ use std::time::Duration;
 use super::body::{Ear, Watched};
 use super::supervisor::{Chore, Supervisor, now};
 use crate::kernel::clock;
-use crate::machine::AgentKey;
+use crate::machine::{AgentKey, Input};
 use crate::model::event::{Event, Kind};
+use crate::model::id::Run;
+use crate::model::ready::Ready;
+use crate::model::spec::AgentSpec;
 use crate::model::stream::Stream;
-use crate::output::Spool;
+use crate::output::{Cursor, Looked, Scan, Spool};
 
 /// How long a file that was written to is left alone: what is written meanwhile costs nobody anything.
 const DAMPING: Duration = Duration::from_millis(5);
@@ -49,14 +52,49 @@ impl Supervisor {
                 *ear = Ear::Deaf;
             }
         }
-        if self.service(key, stream) {
-            return self.spool_written(key, stream);
-        }
-        self.arm(key, stream);
-        // What was written between the look and the watch has woken nobody.
-        if self.service(key, stream) {
+        let is_unfinished = self.service(key, stream) || {
+            self.arm(key, stream);
+            // What was written between the look and the watch has woken nobody.
+            self.service(key, stream)
+        };
+        let has_more = self.look_for_line(key, stream);
+        if is_unfinished || has_more {
             self.spool_written(key, stream);
         }
+    }
+
+    /// Begins to look for the line that says that a run is ready, in what it is going to say.
+    pub(super) fn await_line(&mut self, key: AgentKey, run: Run, spec: &AgentSpec) {
+        let Some(Ready::Pattern { pattern, stream }) = &spec.ready else { return };
+        if run > Run(1) {
+            self.catch_up(key);
+        }
+        let Some(body) = self.bodies.get_mut(&key) else { return };
+        body.scan = body.spool.as_ref().map(|spool| {
+            let mut from = Cursor::default();
+            for stream in Stream::ALL.into_iter().filter(|it| stream.has(*it)) {
+                let (start, end) = spool.bounds(stream);
+                // All that there is of a first run is its own.
+                from.set(stream, Some(if run > Run(1) { end } else { start }));
+            }
+            (run, Scan::new(pattern, from))
+        });
+    }
+
+    /// Looks for that line in what is new, and returns whether there is more to look at.
+    fn look_for_line(&mut self, key: AgentKey, stream: Stream) -> bool {
+        let Some(body) = self.bodies.get_mut(&key) else { return false };
+        let (Some((run, scan)), Some(spool)) = (&mut body.scan, &body.spool) else { return false };
+        let looked = scan.look(spool, &self.tools.store, &body.id, stream).unwrap_or_else(|error| {
+            tracing::debug!("look for a line of {}: {error}", body.id);
+            Looked::Nothing
+        });
+        if looked == Looked::Found {
+            let run = *run;
+            body.scan = None;
+            self.feed(Input::ReadySeen { agent: key, run });
+        }
+        looked == Looked::More
     }
 
     /// Returns whether there is more to do at once.

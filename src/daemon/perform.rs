@@ -7,6 +7,7 @@ use crate::kernel::cgroup::Place;
 use crate::machine::{AgentKey, Effect, LimitPlace, SpawnOrder};
 use crate::model::event::{Event, Kind};
 use crate::model::id::Run;
+use crate::model::record::AgentRecord;
 use crate::output::Spool;
 
 pub(super) fn perform(shell: &mut Supervisor, effect: Effect) {
@@ -52,7 +53,8 @@ pub(super) fn perform(shell: &mut Supervisor, effect: Effect) {
         Effect::Reply(to, outcome) => shell.reply(to, outcome),
         Effect::Publish(event) => shell.publish(*event),
         Effect::Forget(agent) => forget(shell, agent),
-        Effect::Record(_) | Effect::RecordHerd(_) => {}
+        Effect::Record(record) => write_down(shell, *record),
+        Effect::RecordHerd(herd) => shell.records.append_herd(*herd),
         Effect::Finish => shell.is_over = true,
     }
 }
@@ -92,6 +94,7 @@ fn spawn(shell: &mut Supervisor, order: SpawnOrder) {
         body.spool_from = Some(order.run);
     }
     let home = body.home.clone();
+    shell.await_line(key, order.run, &order.spec);
     shell.hand(Job::Spawn(Box::new(SpawnJob {
         agent: key,
         run: order.run,
@@ -105,7 +108,10 @@ fn spawn(shell: &mut Supervisor, order: SpawnOrder) {
 
 fn remove_run(shell: &mut Supervisor, key: AgentKey, run: Run) {
     shell.stir_followers(key);
+    shell.forget_newline(key);
+    shell.tools.leaves.forget(key);
     let Some(body) = shell.bodies.get_mut(&key) else { return };
+    body.scan = None;
     let place = body.run_place(run);
     if let Some((_, watch)) = body.leaf_watch.take_if(|(watched, _)| *watched == run) {
         shell.unwatch(watch);
@@ -113,8 +119,17 @@ fn remove_run(shell: &mut Supervisor, key: AgentKey, run: Run) {
     shell.hand(Job::RemoveRun(place));
 }
 
+fn write_down(shell: &mut Supervisor, mut record: AgentRecord) {
+    if let (Some(last), Some(body)) = (&mut record.last, shell.bodies.get(&AgentKey(record.birth.key))) {
+        last.last_lines.clone_from(&body.last_lines);
+    }
+    shell.records.append(record);
+}
+
 /// Drops everything of an agent that the machine has forgotten.
 fn forget(shell: &mut Supervisor, key: AgentKey) {
+    shell.records.append_gone(key);
+    shell.forget_newline(key);
     let Some(body) = shell.bodies.remove(&key) else { return };
     for watch in body.home_watch.into_iter().chain(body.leaf_watch.map(|(_, watch)| watch)) {
         shell.unwatch(watch);
@@ -142,7 +157,15 @@ pub(super) fn log(event: &Event) {
     let run = event.run.map(|run| run.0);
     let (kind, message) = (event.kind, event.message.as_str());
     match kind {
-        Kind::Failed | Kind::GaveUp | Kind::Oom | Kind::Forbidden | Kind::Late | Kind::Lagging => {
+        Kind::Failed
+        | Kind::GaveUp
+        | Kind::Escalated
+        | Kind::Overdue
+        | Kind::Storm
+        | Kind::Oom
+        | Kind::Forbidden
+        | Kind::Late
+        | Kind::Lagging => {
             tracing::warn!(agent, level, run, "{kind} {message}");
         }
         _ => tracing::info!(agent, level, run, "{kind} {message}"),

@@ -18,19 +18,20 @@ use super::job::{Born, Job, Outcome, Tools};
 use super::journal::Journal;
 use super::latency::Detection;
 use super::memory::{Domain, Holder, LOOKS, Memory};
+use super::notify::Mailbox;
+use super::records::Records;
 use super::reread::OURSELVES;
 use super::service::Service;
 use super::settings::Settings;
 use crate::kernel::cgroup::Place;
 use crate::kernel::watch::{Fact, Left, WatchId};
-use crate::kernel::{clock, pidfd, process};
+use crate::kernel::{clock, pidfd};
 use crate::machine::{AgentKey, Caller, Effect, Input, Machine, Now};
 use crate::model::error::{Code, Error};
 use crate::model::event::{Event, Kind};
 use crate::model::id::Run;
 use crate::model::limits::{Knob, Limits};
 use crate::model::request::Request;
-use crate::model::status::{Exit, Rusage};
 use crate::model::stream::Stream;
 use crate::model::time::Monotonic;
 
@@ -50,11 +51,13 @@ pub(super) enum Source {
     Client(u64),
     Process(AgentKey),
     Memory(usize),
+    Notify,
+    Newline(AgentKey),
 }
 
 impl Source {
     pub fn token(self) -> Token {
-        let number = |kind: usize, number: u64| Token(kind | usize::try_from(number << 3).unwrap_or(usize::MAX));
+        let number = |kind: usize, number: u64| Token(kind | usize::try_from(number << 4).unwrap_or(usize::MAX));
         match self {
             Self::Waker => Token(0),
             Self::Watches => Token(1),
@@ -63,19 +66,23 @@ impl Source {
             Self::Client(id) => number(4, id),
             Self::Process(key) => number(5, key.0),
             Self::Memory(id) => number(6, id as u64),
+            Self::Notify => Token(7),
+            Self::Newline(key) => number(8, key.0),
         }
     }
 
     fn of(token: Token) -> Self {
-        let number = (token.0 >> 3) as u64;
-        match token.0 & 7 {
+        let number = (token.0 >> 4) as u64;
+        match token.0 & 15 {
             0 => Self::Waker,
             1 => Self::Watches,
             2 => Self::Signals,
             3 => Self::Listener,
             4 => Self::Client(number),
             5 => Self::Process(AgentKey(number)),
-            _ => Self::Memory(token.0 >> 3),
+            6 => Self::Memory(token.0 >> 4),
+            7 => Self::Notify,
+            _ => Self::Newline(AgentKey(number)),
         }
     }
 }
@@ -87,6 +94,8 @@ pub(super) enum Chore {
     Spool(AgentKey, Stream),
     /// Look at the cgroup of an agent that could not be watched.
     Home(AgentKey),
+    /// Look for the n-th time how the main process of an adopted agent ended: whoever is its parent has to reap it first.
+    Exit(AgentKey, usize),
     /// Look at the cgroup of a run that could not be watched.
     Leaf(AgentKey, Run),
     /// Look at the counters of a memory domain.
@@ -105,6 +114,8 @@ pub(super) struct Supervisor {
     pub machine: Machine,
     pub tools: Arc<Tools>,
     pub hands: Hands,
+    /// Jobs for the hands, until what was decided is written down.
+    pub held: Vec<Job>,
     pub outcomes: Receiver<Outcome>,
     pub poll: Poll,
     pub signals: Option<signal_hook_mio::v1_0::Signals>,
@@ -118,7 +129,9 @@ pub(super) struct Supervisor {
     pub watched: HashMap<WatchId, Watched>,
     pub memory: Memory,
     pub hits: Hits,
+    pub mailbox: Mailbox,
     pub chores: BTreeSet<(Monotonic, Chore)>,
+    pub records: Records,
     pub journal: Journal,
     pub detection: Detection,
     pub began: Monotonic,
@@ -149,10 +162,10 @@ impl Supervisor {
         while !self.is_over {
             self.turn(&mut events)?;
         }
+        self.write_down();
         for client in self.clients.values_mut() {
             client.flush();
         }
-        self.journal.flush();
         Ok(())
     }
 
@@ -167,6 +180,15 @@ impl Supervisor {
         }
         let sources: Vec<Source> = events.iter().map(|event| Source::of(event.token())).collect();
         self.detection.after_poll(clock::monotonic(), sources.len() == EVENTS);
+        // What an agent has told before its end counts.
+        if self.mailbox.has_more || sources.contains(&Source::Notify) {
+            self.read_letters();
+        }
+        for source in &sources {
+            if let Source::Newline(key) = *source {
+                self.newline_came(key);
+            }
+        }
         // News of agents first: no client may make another wait for it.
         for source in &sources {
             match *source {
@@ -181,6 +203,7 @@ impl Supervisor {
                 Source::Memory(id) => self.memory_fired(id),
                 Source::Waker => {}
                 Source::Signals | Source::Listener | Source::Client(_) => {}
+                Source::Notify | Source::Newline(_) => {}
             }
         }
         self.take_outcomes();
@@ -201,6 +224,8 @@ impl Supervisor {
         }
         self.do_chores();
         if self.machine.next_deadline().is_some_and(|at| at <= clock::monotonic()) {
+            // What was sent in time counts.
+            self.read_letters();
             self.feed(Input::Ticked);
         }
         self.tell();
@@ -209,7 +234,7 @@ impl Supervisor {
 
     /// Writes down and sends out what this turn has brought.
     fn tell(&mut self) {
-        self.journal.flush();
+        self.write_down();
         for id in std::mem::take(&mut self.stirred) {
             self.pump(id);
         }
@@ -222,8 +247,17 @@ impl Supervisor {
         }
     }
 
+    /// Writes down what was decided, then what happened; then what was decided is carried out.
+    pub fn write_down(&mut self) {
+        self.records.flush(&self.machine);
+        self.journal.flush();
+        for job in std::mem::take(&mut self.held) {
+            self.hands.take(job);
+        }
+    }
+
     fn timeout(&self) -> Option<Duration> {
-        if !self.eager.is_empty() {
+        if !self.eager.is_empty() || self.mailbox.has_more {
             return Some(Duration::ZERO);
         }
         let chore = self.chores.first().map(|(at, _)| *at);
@@ -294,62 +328,22 @@ impl Supervisor {
         let key = born.agent;
         self.watch_limits(&born.limited);
         let pid = born.process.as_ref().map(|(pid, _)| *pid);
+        if let Some((pid, process)) = &born.process {
+            self.records.note_process(key, pidfd::identity(process.as_fd(), *pid).ok());
+        }
         self.feed(Input::Spawned { agent: key, pid });
-        let Some((_, process)) = born.process else { return };
-        let source = Source::Process(key);
-        let fd = process.as_raw_fd();
-        if let Some(body) = self.bodies.get_mut(&key) {
-            body.process = Some((born.run, process));
+        if let Some(pipe) = born.newline {
+            self.await_newline(key, born.run, pipe);
+        }
+        if let Some((_, process)) = born.process {
+            self.listen_to(key, born.run, process);
             // It may have written already: what nobody listens to yet is looked at first.
-            let deaf = Stream::ALL.into_iter().filter(|stream| body.streams[*stream as usize] == Ear::Deaf);
-            for stream in deaf.collect::<Vec<_>>() {
-                self.spool_written(key, stream);
+            for stream in Stream::ALL {
+                if self.bodies.get(&key).is_some_and(|body| body.streams[stream as usize] == Ear::Deaf) {
+                    self.spool_written(key, stream);
+                }
             }
         }
-        // A process that has ended already makes its pidfd readable at once.
-        if let Err(error) = self.poll.registry().register(&mut SourceFd(&fd), source.token(), Interest::READABLE) {
-            tracing::error!("watch the main process of {key}: {error}; its end is looked for now");
-            self.process_ended(key);
-        }
-    }
-
-    /// A pidfd became readable.
-    fn process_ended(&mut self, key: AgentKey) {
-        let Some(body) = self.bodies.get_mut(&key) else { return };
-        let Some((run, process)) = body.process.take() else { return };
-        let ended = match pidfd::try_wait(process.as_fd()) {
-            Ok(None) => {
-                body.process = Some((run, process));
-                return;
-            }
-            Ok(Some(ended)) => Some(ended),
-            Err(error) => {
-                tracing::error!("read how {} ended: {error}", body.id);
-                None
-            }
-        };
-        if let Err(error) = self.poll.registry().deregister(&mut SourceFd(&process.as_raw_fd())) {
-            tracing::warn!("stop watching the main process of {}: {error}", body.id);
-        }
-        self.detection.note_death();
-        let descendants = self.descendants(key, run);
-        let exit = ended.as_ref().map_or(Exit::Unknown, |ended| match ended.status {
-            pidfd::Exit::Code(status) => Exit::Status(status),
-            pidfd::Exit::Signal { number, core } => Exit::Signal { number, core },
-        });
-        let rusage = ended.map(|ended| ended.rusage).map_or_else(Rusage::default, |rusage| Rusage {
-            user_us: rusage.user_us,
-            system_us: rusage.system_us,
-            max_rss_bytes: Some(rusage.max_rss_bytes).filter(|peak| *peak > process::own_peak()),
-        });
-        let home = self.bodies[&key].home.clone();
-        let oom = match exit {
-            Exit::Signal { number: libc::SIGKILL, .. } => self.memory.explain(&self.tools.cgroups, &home),
-            _ => None,
-        };
-        // The kernel holds news of one file back for up to 10 ms: a limit that it died of is told before its death.
-        self.look_at_forks(&home);
-        self.feed(Input::Exited { agent: key, run, exit, rusage, oom, descendants });
     }
 
     fn watches_fired(&mut self) {
@@ -416,6 +410,15 @@ impl Supervisor {
     pub fn watch_limits(&mut self, places: &[(Place, Limits)]) {
         self.watch_memory(places);
         self.watch_forks(places);
+    }
+
+    /// Listens to limits that were set before this daemon began; what was hit by then is not told again.
+    pub fn watch_limits_as_they_are(&mut self, places: &[(Place, Limits)]) {
+        self.watch_memory(places);
+        for (place, limits) in places {
+            self.memory.take_as_told(&self.tools.cgroups, place);
+            self.listen_to_forks(place, limits);
+        }
     }
 
     fn watch_memory(&mut self, places: &[(Place, Limits)]) {
@@ -509,6 +512,7 @@ impl Supervisor {
         while self.chores.first().is_some_and(|(at, _)| *at <= now) {
             match self.chores.pop_first() {
                 Some((_, Chore::Home(key))) => self.listen_at_home(key),
+                Some((_, Chore::Exit(key, look))) => self.exit_is_due(key, look),
                 Some((_, Chore::Leaf(key, run))) => self.retry_leaf(key, run),
                 Some((_, Chore::Spool(key, stream))) => self.spool_is_due(key, stream),
                 Some((_, Chore::Memory(place))) => self.look_at_memory(&place),
@@ -545,6 +549,11 @@ impl Supervisor {
     pub fn publish(&mut self, mut event: Event) {
         self.decorate(&mut event);
         self.journal.append(&mut event);
+        if let (true, Some(id)) = (event.kind.is_terminal(), &event.agent)
+            && let Some(key) = self.machine.key_of(id)
+        {
+            self.records.note_end(key, event.seq);
+        }
         super::perform::log(&event);
         self.tell_followers(&event);
         self.note_for_service(&event);
@@ -589,8 +598,12 @@ impl Supervisor {
         drop(self.tools.watches.remove(watch));
     }
 
-    /// Sends a job to the hands.
-    pub fn hand(&self, job: Job) {
-        self.hands.take(job);
+    /// Sends a job to the hands, when the decision that it follows from is written down.
+    pub fn hand(&mut self, job: Job) {
+        if job.is_unrecorded() {
+            self.hands.take(job);
+        } else {
+            self.held.push(job);
+        }
     }
 }

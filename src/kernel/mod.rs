@@ -5,6 +5,8 @@ pub mod clock;
 pub(crate) mod controllers;
 pub mod error;
 pub mod host;
+mod lock;
+pub mod notify;
 pub mod pidfd;
 pub mod process;
 pub mod socket;

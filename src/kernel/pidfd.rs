@@ -74,6 +74,35 @@ pub fn open(pid: i32) -> Result<OwnedFd> {
         .map_err(|errno| KernelError::new("pidfd_open", format!("pid {pid}"), errno))
 }
 
+/// Returns a number by which a process is known again, until the next boot, when its pid is opened anew: no other process
+/// that ever had this pid has the same. `pid` is the number that the pidfd was opened by.
+///
+/// # Errors
+/// ESRCH ([`KernelError::is_gone`]) if it has ended and been reaped, where the kernel is older than 6.9.
+///
+/// # Kernel
+/// Linux 6.9: the inode of the pidfd, which is never given to another process (pidfs). Before, the time of its start in clock
+/// ticks, proc_pid_stat(5), field 22.
+pub fn identity(pidfd: BorrowedFd<'_>, pid: i32) -> Result<u64> {
+    /// `PID_FS_MAGIC` of linux/magic.h.
+    const PIDFS: i64 = 0x5049_4446;
+    let wrong = |errno| KernelError::new("identify", object(pidfd), errno);
+    if rustix::fs::fstatfs(pidfd).map_err(wrong)?.f_type == PIDFS {
+        return rustix::fs::fstat(pidfd).map(|stat| stat.st_ino).map_err(wrong);
+    }
+    started_at(pid).ok_or_else(|| wrong(Errno::SRCH))
+}
+
+fn started_at(pid: i32) -> Option<u64> {
+    stat_fields(pid)?.get(22 - 3)?.parse().ok()
+}
+
+/// Reads `/proc/PID/stat` from field 3, the state, on: the name before it may itself contain parentheses and blanks.
+fn stat_fields(pid: i32) -> Option<Vec<String>> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    Some(stat.get(stat.rfind(')')? + 1..)?.split_ascii_whitespace().map(str::to_owned).collect())
+}
+
 /// Sends a signal to the process of a pidfd; never to another one that got its number.
 ///
 /// # Errors
@@ -159,6 +188,9 @@ fn rusage(usage: &libc::rusage) -> Rusage {
     }
 }
 
+const PIDFD_INFO_CGROUPID: u64 = 1 << 2;
+const PIDFD_INFO_EXIT: u64 = 1 << 3;
+
 /// The kernel's `struct pidfd_info`, first version, 64 bytes.
 #[repr(C)]
 #[derive(Default)]
@@ -180,13 +212,33 @@ struct PidfdInfo {
 ///
 /// # Kernel
 /// Linux 6.15 (`PIDFD_INFO_EXIT`), ioctl_pidfd(2).
-#[allow(unsafe_code)]
 pub fn exit_info(pidfd: BorrowedFd<'_>) -> Result<Option<Exit>> {
+    let info = info(pidfd, PIDFD_INFO_EXIT)?;
+    Ok(info.filter(|info| info.mask & PIDFD_INFO_EXIT != 0).map(|info| from_wait_status(info.exit_code)))
+}
+
+/// Returns the identity of the cgroup2 that a process is in, or was in when it ended: the inode number of its directory.
+///
+/// `None`: the kernel is older.
+///
+/// # Errors
+/// As [`exit_info`].
+///
+/// # Kernel
+/// Linux 6.13 (`PIDFD_INFO_CGROUPID`); of a process that has been reaped 6.15. ioctl_pidfd(2).
+pub fn cgroup_id(pidfd: BorrowedFd<'_>) -> Result<Option<u64>> {
+    // Of one that has been reaped it is told along with its end only.
+    let info = info(pidfd, PIDFD_INFO_CGROUPID | PIDFD_INFO_EXIT)?;
+    Ok(info.filter(|info| info.mask & PIDFD_INFO_CGROUPID != 0).map(|info| info.cgroupid))
+}
+
+/// Asks what the kernel knows of a process: the mask of the answer says what of it. `None` if it knows of no such request.
+#[allow(unsafe_code)]
+fn info(pidfd: BorrowedFd<'_>, mask: u64) -> Result<Option<PidfdInfo>> {
     /// `_IOWR(0xFF, 11, struct pidfd_info)`.
     const PIDFD_GET_INFO: u32 = 0xC040_FF0B;
-    const PIDFD_INFO_EXIT: u64 = 1 << 3;
     const { assert!(size_of::<PidfdInfo>() == 64) };
-    let mut info = PidfdInfo { mask: PIDFD_INFO_EXIT, ..PidfdInfo::default() };
+    let mut info = PidfdInfo { mask, ..PidfdInfo::default() };
     // SAFETY: the request carries the size of the storage that it reads and writes.
     let answer =
         unsafe { libc::ioctl(pidfd.as_raw_fd(), libc::Ioctl::from(PIDFD_GET_INFO), std::ptr::from_mut(&mut info)) };
@@ -197,7 +249,19 @@ pub fn exit_info(pidfd: BorrowedFd<'_>) -> Result<Option<Exit>> {
             errno => Err(KernelError::new("PIDFD_GET_INFO", object(pidfd), errno)),
         };
     }
-    Ok((info.mask & PIDFD_INFO_EXIT != 0).then(|| from_wait_status(info.exit_code)))
+    Ok(Some(info))
+}
+
+/// Returns how a process has ended that nobody has reaped yet, be it our child or not. `None`: it lives, or has been reaped.
+///
+/// # Kernel
+/// Linux 3.5, proc_pid_stat(5), field 52; to be allowed to read it takes what ptrace(2) takes for reading.
+#[must_use]
+pub fn zombie_exit(pidfd: BorrowedFd<'_>) -> Option<Exit> {
+    let fields = stat_fields(pid_of(pidfd)?)?;
+    let status = fields.get(52 - 3)?.parse().ok()?;
+    // Not reaped now, so not reaped then: the number was its own.
+    (fields.first()? == "Z" && pid_of(pidfd).is_some()).then(|| from_wait_status(status))
 }
 
 /// Reads the status word of wait(2).
@@ -240,12 +304,15 @@ pub fn cgroup_of(pid: i32) -> Option<String> {
 }
 
 fn object(pidfd: BorrowedFd<'_>) -> String {
-    // `Pid:` is the number in our namespace, -1 once it has been reaped.
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_fd().as_raw_fd())).unwrap_or_default();
-    match info.lines().find_map(|line| line.strip_prefix("Pid:")) {
-        Some(pid) => format!("pid {}", pid.trim()),
-        None => "a pidfd".to_owned(),
-    }
+    pid_of(pidfd).map_or_else(|| "a pidfd".to_owned(), |pid| format!("pid {pid}"))
+}
+
+/// Returns the number that a process has now; none once it has been reaped.
+pub(super) fn pid_of(pidfd: BorrowedFd<'_>) -> Option<i32> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_fd().as_raw_fd())).ok()?;
+    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()?;
+    // It is -1 once it has been reaped, and 0 for a process outside our pid namespace.
+    (pid > 0).then_some(pid)
 }
 
 #[cfg(test)]
@@ -258,6 +325,15 @@ mod tests {
         assert_eq!(from_wait_status(55 << 8), Exit::Code(55));
         assert_eq!(from_wait_status(9), Exit::Signal { number: 9, core: false });
         assert_eq!(from_wait_status(11 | 0x80), Exit::Signal { number: 11, core: true });
+    }
+
+    #[test]
+    fn a_process_is_known_again_and_taken_for_no_other() {
+        let own = std::process::id().cast_signed();
+        let know = |pid: i32| identity(open(pid).unwrap().as_fd(), pid).unwrap();
+        assert_eq!(know(own), know(own));
+        assert_ne!(know(own), know(1));
+        assert!(started_at(own).unwrap() > started_at(1).unwrap(), "where there is no pidfs");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::agent::{Ladder, Outcome, Phase, Verdict};
 use super::clock::{Clock, Countdown};
 use super::input::{AgentKey, Effect};
+use super::ready::SIGABRT;
 use super::{Machine, Step};
 use crate::model::spec::StopSignal;
 use crate::model::status::{Cause, ExitRecord};
@@ -18,6 +19,14 @@ impl Machine {
             return;
         }
         let (run, grace) = (agent.run, agent.spec.grace);
+        self.judge(step, key, verdict);
+        step.order(Effect::Signal { agent: key, run, signal });
+        self.set_ladder(key, Ladder::Polite(step.now.mono + grace));
+    }
+
+    /// Tells that the run has failed for this cause, though it goes on.
+    pub(super) fn judge(&mut self, step: &mut Step, key: AgentKey, verdict: Verdict) {
+        let agent = &self.agents[&key];
         let mut record = match &agent.phase {
             Phase::Draining { record, .. } => record.as_ref().clone(),
             _ => ExitRecord::new(verdict.cause),
@@ -28,17 +37,9 @@ impl Machine {
         let agent = self.agent_mut(key);
         agent.clocks.clear();
         agent.verdict = Some(verdict);
-        let rung = Some(Ladder::Polite(step.now.mono + grace));
-        match &mut agent.phase {
-            Phase::Running { ladder, .. } => *ladder = rung,
-            Phase::Draining { ladder, record: old } => {
-                *ladder = rung;
-                **old = record;
-            }
-            _ => {}
+        if let Phase::Draining { record: old, .. } = &mut agent.phase {
+            **old = record;
         }
-        step.order(Effect::Signal { agent: key, run, signal });
-        self.dirty.insert(key);
     }
 
     /// Starts the clocks of a run that has just begun.
@@ -60,8 +61,14 @@ impl Machine {
         let text = |duration: Option<Duration>| humantime::format_duration(duration.unwrap_or_default()).to_string();
         let (cause, why) = match clock {
             Clock::Run => (Cause::Timeout, format!("it ran for longer than {}", text(agent.spec.run_timeout))),
+            Clock::Ready => (Cause::Ready, format!("it was not ready within {}", text(agent.spec.ready_deadline()))),
+            Clock::Watchdog => (Cause::Watchdog, format!("no WATCHDOG=1 within {}", text(agent.heartbeat()))),
+            Clock::Stop => {
+                let grace = text(Some(agent.spec.grace));
+                (Cause::Timeout, format!("it said STOPPING=1 and did not end within {grace}"))
+            }
         };
-        let signal = agent.spec.stop_signal;
+        let signal = if clock == Clock::Watchdog { SIGABRT } else { agent.spec.stop_signal };
         self.condemn(step, key, Verdict { cause, why }, signal);
     }
 }

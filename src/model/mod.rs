@@ -5,10 +5,15 @@
 pub mod config;
 pub mod error;
 pub mod event;
+pub mod explain;
 pub mod id;
 pub mod limits;
+pub mod note;
+pub mod pattern;
 pub mod plan;
+pub mod ready;
 pub mod record;
+pub mod recovery;
 pub mod request;
 pub mod spec;
 pub mod stage;

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::id::{AgentId, Level, Run};
 use super::limits::{LevelLimits, Limits};
+use super::note::Told;
 use super::spec::AgentSpec;
 use super::status::{Cause, ExitRecord};
 use super::time::{Monotonic, Wall};
@@ -29,11 +30,13 @@ pub enum Standing {
         /// Its main process: a number, to be proved.
         pid: i32,
         /// How its end is brought about, if that is asked for.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         rung: Option<Rung>,
     },
     /// The main process has ended, as the record's `last` says, and has left others behind.
     Draining {
         /// How their end is brought about, if they are not waited for.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         rung: Option<Rung>,
     },
     /// The last run is over, agents below are still there.
@@ -65,6 +68,8 @@ pub enum Outcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Rung {
+    /// The stop signal waits for what runs below, until the first time at most; then, at the second, comes the kill.
+    Asked(Monotonic, Monotonic),
     /// The stop signal was ordered; then comes the kill.
     Polite(Monotonic),
     /// The kill was ordered; then comes another.
@@ -150,8 +155,9 @@ pub struct Course {
     pub standing: Standing,
     /// Its present or last run; a run that was ordered and has not begun does not count.
     pub run: Run,
-    /// The last run whose terminal event was told.
-    pub told: Run,
+    /// The last run whose terminal event was told; 0 for the end of what has no run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub told: Option<Run>,
     /// The wish that it ends, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ending: Option<Ending>,
@@ -161,6 +167,12 @@ pub struct Course {
     /// The failure that the present run is ended for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub judgement: Option<Judgement>,
+    /// How far the run that goes on has come, by its own account.
+    #[serde(default, skip_serializing_if = "Told::is_nothing")]
+    pub account: Told,
+    /// The heartbeat that this run has asked for itself; zero is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heartbeat: Option<Duration>,
     /// Whether it was paused itself.
     #[serde(default, skip_serializing_if = "Pause::is_off")]
     pub pause: Pause,
@@ -171,14 +183,20 @@ pub struct Course {
     #[serde(default, skip_serializing_if = "Duration::is_zero")]
     pub paused_total: Duration,
     /// How many of its runs were restarts.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub restarts: u32,
     /// Restarts in a row without a healthy run between them.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub streak: u32,
     /// When the restarts of the last period were decided.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub recent: Vec<Monotonic>,
+    /// When the restarts of its children in the last period were decided.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub child_restarts: Vec<Monotonic>,
+    /// How many agents were ever spawned below it, if there is a budget for that.
+    #[serde(default)]
+    pub spawned: u32,
     /// When its present or last run began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub began: Option<Moment>,
@@ -194,6 +212,10 @@ pub struct Course {
     /// The limits over its subtree: its own and those of its level.
     #[serde(default, skip_serializing_if = "Limits::is_empty")]
     pub limits: Limits,
+}
+
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// An agent, complete.

@@ -19,7 +19,8 @@ pub enum State {
     Group,
     /// It waits for admission.
     Queued,
-    /// Its process is being made, or waits for its paused subtree to be resumed.
+    /// It is on its way to being ready: its process is being made, waits for its paused subtree to be resumed, or has not told
+    /// yet that it is ready.
     Starting,
     /// Its run is going on.
     Running,
@@ -119,8 +120,14 @@ pub enum Cause {
     Terminated,
     /// How it ended is not known: no daemon lived to see it, or the kernel did not tell.
     Lost,
-    /// It ran for longer than its `run_timeout`.
+    /// It ran for longer than its `run_timeout`, or went on for longer than its grace after it had said `STOPPING=1`.
     Timeout,
+    /// Its children failed: too often for its `children.intensity`, or a significant one for good.
+    Child,
+    /// It was not ready within its `ready_timeout`.
+    Ready,
+    /// Its heartbeat was missed.
+    Watchdog,
 }
 
 impl Cause {
@@ -135,6 +142,9 @@ impl Cause {
             Self::Terminated => "terminated",
             Self::Lost => "lost",
             Self::Timeout => "timeout",
+            Self::Child => "child",
+            Self::Ready => "ready",
+            Self::Watchdog => "watchdog",
         }
     }
 
@@ -143,7 +153,7 @@ impl Cause {
     pub fn is_verdict(self) -> bool {
         match self {
             Self::Exit | Self::Signal | Self::Oom | Self::Exec | Self::Terminated | Self::Lost => false,
-            Self::Timeout => true,
+            Self::Timeout | Self::Child | Self::Ready | Self::Watchdog => true,
         }
     }
 }
@@ -220,6 +230,9 @@ pub struct ExitRecord {
     /// Who asked for the end, if somebody did: `uid 0, pid 712`, `agent build`, `the daemon's shutdown`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
+    /// Whether it did not stop within its grace and was killed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub overdue: bool,
     /// How many processes the main process left behind.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub descendants: u64,
@@ -252,6 +265,7 @@ impl ExitRecord {
             stage: None,
             error: None,
             by: None,
+            overdue: false,
             descendants: 0,
             run_ms: 0,
             paused_ms: 0,
@@ -290,6 +304,9 @@ impl fmt::Display for ExitRecord {
                 f.write_str("terminated")?;
                 if let Some(by) = &self.by {
                     write!(f, " by {by}")?;
+                }
+                if self.overdue {
+                    f.write_str(", killed since it did not stop in time")?;
                 }
             }
             (cause, ..) if cause.is_verdict() => {
@@ -349,6 +366,9 @@ pub struct AgentStatus {
     /// What it waits for, and until when, in a sentence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waits: Option<String>,
+    /// What it last said of itself with `STATUS=`, as it said it: escape it before you show it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status_text: Option<String>,
     /// The limits over its subtree: its own and those of its level.
     pub limits: Limits,
     /// What it can do, in the user's words.

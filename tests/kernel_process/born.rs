@@ -34,6 +34,36 @@ fn a_child_has_stdin_stdout_stderr_and_no_other_descriptor() {
 }
 
 #[test]
+fn a_child_may_have_one_descriptor_more_under_the_number_that_is_asked_for() {
+    let listed = |number: i32| {
+        let said = sink();
+        let seen = shell(&format!("echo told >/proc/$$/fd/{number}; exec ls /proc/self/fd"), |launch| {
+            launch.passed = Some((said.try_clone().unwrap(), number));
+        });
+        (seen.split_whitespace().collect::<Vec<_>>().join(" "), text(&said))
+    };
+    assert_eq!(listed(3), ("0 1 2 3 4".to_owned(), "told\n".to_owned()));
+    assert_eq!(listed(1023), ("0 1 1023 2 3".to_owned(), "told\n".to_owned()));
+    // The parent has it under this very number already.
+    let said = sink();
+    let own = rustix::io::fcntl_dupfd_cloexec(&said, 40).unwrap();
+    let number = own.as_raw_fd();
+    let seen = shell(&format!("echo told >/proc/$$/fd/{number}; exec ls /proc/self/fd"), |launch| {
+        launch.passed = Some((own, number));
+    });
+    assert_eq!((seen.split_whitespace().count(), text(&said)), (5, "told\n".to_owned()));
+}
+
+#[test]
+fn a_variable_may_hold_the_childs_own_pid() {
+    let seen =
+        shell("echo $WATCHDOG_PID $$; exec env", |launch| launch.pid_variable = Some(c"WATCHDOG_PID".to_owned()));
+    let (told, true_pid) = seen.lines().next().unwrap().split_once(' ').unwrap();
+    assert_eq!(told, true_pid);
+    assert_eq!(seen.lines().filter(|line| line.starts_with("WATCHDOG_PID=")).count(), 1);
+}
+
+#[test]
 fn a_child_has_no_signal_blocked_or_ignored() {
     // Rust itself ignores SIGPIPE in this process; block some in this thread, too.
     let mut blocked = nix::sys::signal::SigSet::empty();
@@ -46,6 +76,20 @@ fn a_child_has_no_signal_blocked_or_ignored() {
     let ours = nix::sys::signal::SigSet::thread_get_mask().unwrap();
     assert!(ours.contains(nix::sys::signal::Signal::SIGTERM), "the spawning thread's own mask is as before");
     assert!(!ours.contains(nix::sys::signal::Signal::SIGUSR1), "the spawning thread's own mask is as before");
+}
+
+#[test]
+#[allow(unsafe_code)]
+fn a_signal_that_is_ignored_since_the_last_spawn_is_not_ignored_in_the_next_child() {
+    crate::leaf::in_a_process_of_its_own("a_signal_that_is_ignored_since_the_last_spawn", || {
+        let ignored = || status_line(&shell("exec cat /proc/self/status", |_| {}), "SigIgn").to_owned();
+        assert_eq!(ignored(), "0000000000000000");
+        for signal in [libc::SIGUSR1, libc::SIGRTMIN(), libc::SIGRTMAX()] {
+            // SAFETY: to ignore a signal runs no code of ours.
+            assert_ne!(unsafe { libc::signal(signal, libc::SIG_IGN) }, libc::SIG_ERR);
+        }
+        assert_eq!(ignored(), "0000000000000000");
+    });
 }
 
 #[test]

@@ -25,7 +25,7 @@ pub fn service() -> Vec<Trial> {
         a_herd_lives_in_the_services_own_cgroup,
         a_reload_applies_the_configuration_and_a_wrong_one_changes_nothing,
         an_agent_out_of_memory_is_no_failure_of_the_service,
-        a_daemon_that_is_killed_is_started_again_and_nothing_is_beyond_its_reach,
+        a_daemon_that_is_killed_is_started_again_and_adopts_its_agents,
         the_first_client_starts_the_daemon,
         a_stop_ends_the_herd_and_leaves_no_cgroup,
     ]
@@ -133,13 +133,18 @@ fn an_agent_out_of_memory_is_no_failure_of_the_service() {
     assert_eq!(processes_in(HERD).len(), 1, "the bystander lives");
 }
 
-fn a_daemon_that_is_killed_is_started_again_and_nothing_is_beyond_its_reach() {
+fn a_daemon_that_is_killed_is_started_again_and_adopts_its_agents() {
     fresh();
-    done(&["treeherd", "spawn", "before", "--pids-max", "20", "--", "sh", "-c", "setsid sleep 1000 & exec sleep 1000"]);
+    // Without a limit: this systemd is older than the unit would have it.
+    done(&["treeherd", "spawn", "before", "--", "sh", "-c", "setsid sleep 1000 & exec sleep 1000"]);
+    until("it has two processes", || processes_in(HERD).len() == 2);
+    let before = processes_in(HERD);
     let (daemon, restarts) = (property("MainPID"), property("NRestarts"));
     done(&["kill", "-KILL", &daemon]);
     until("systemd starts it again", || property("NRestarts") != restarts && property("ActiveState") == "active");
     assert_ne!(property("MainPID"), daemon);
+    assert_eq!(processes_in(HERD), before, "they live on");
+    assert_eq!((agents().len(), &agents()[0]["state"]), (1, &"running".into()));
     done(&["treeherd", "spawn", "after", "--memory-max", "64MiB", "--", "sleep", "1000"]);
     let living: Vec<_> = agents().into_iter().filter(|agent| agent["state"] == "running").collect();
     let known: usize = living.iter().map(|agent| processes_in(agent["cgroup"].as_str().unwrap()).len()).sum();
@@ -224,6 +229,9 @@ fn the_next_daemon_starts_on_what_the_power_failure_left() {
     assert!(numbers.len() > 60, "the events that were on the disk are kept: {}", numbers.len());
     assert!(numbers.windows(2).all(|two| two[0] < two[1]), "in order, and none twice: {numbers:?}");
     assert_eq!(processes_in(HERD), Vec::<i32>::new(), "nobody lives on");
+    let agents: Vec<Value> = serde_json::from_str(&lasting(&["ps", "--json"])).unwrap();
+    let top = agents.iter().find(|agent| agent["id"] == "top").unwrap_or_else(|| panic!("{agents:?}"));
+    assert_eq!((&top["state"], &top["exit"]["cause"]), (&"failed".into(), &"lost".into()), "{top}");
     lasting(&["spawn", "fresh", "--memory-max", "64MiB", "--", "sh", "-c", "echo here"]);
     lasting(&["wait", "fresh"]);
     assert!(lasting(&["logs", "fresh"]).ends_with("here"));

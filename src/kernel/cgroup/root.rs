@@ -140,10 +140,14 @@ impl Cgroups {
         }
         self.leave_supervisor()?;
         let mut outcome = Removal::Removed;
+        let own = own_cgroup()?;
+        let own = self.host.below_mount(&own).unwrap_or_else(|| "/".to_owned());
         for child in self.spine.children()? {
             let Ok(name) = child.to_str() else { continue };
             let is_ours = name.strip_prefix(SUPERVISOR).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'));
-            if is_ours && remove_below(&self.spine, name)? == Removal::Busy {
+            // Whoever put us there, systemd with `DelegateSubgroup=`, takes it away.
+            let is_our_home = own.trim_start_matches('/') == format!("{}/{name}", self.root);
+            if is_ours && !is_our_home && remove_below(&self.spine, name)? == Removal::Busy {
                 outcome = Removal::Busy;
             }
         }

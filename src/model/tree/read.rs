@@ -41,8 +41,8 @@ pub(super) struct Draft {
     pub parent: Option<(String, Span)>,
     /// All that could be read. Its limits are in `limits` only, until [`finish`] puts them in.
     pub spec: AgentSpec,
-    /// Where its level is stated.
-    pub level_at: Option<Span>,
+    /// Where the values of its own keys stand, defaults apart.
+    pub keys: BTreeMap<String, Span>,
     pub limits: Placed,
 }
 
@@ -55,6 +55,9 @@ pub(super) struct Drafts {
     /// In the order of the file.
     pub agents: Vec<Draft>,
 }
+
+/// What only an agent with a process can have: a default for it is none for a group.
+const OF_PROCESSES: [&str; 4] = ["run_timeout", "ready", "ready_timeout", "watchdog"];
 
 const TOP: &[&str] = &["herd", "levels", "defaults", "agents"];
 
@@ -223,7 +226,7 @@ impl<'i> Reader<'_, '_, 'i> {
         let known = [fields_of::<AgentSpec>(), &["agents"]].concat();
         let known: Vec<&str> = known.into_iter().filter(|name| *name != "id").collect();
         let mut parent = nest.map(|(name, at)| (name.to_owned(), at.clone()));
-        let (mut own, mut limits, mut level_at) = (Vec::new(), Placed::default(), None);
+        let (mut own, mut limits, mut keys) = (Vec::new(), Placed::default(), BTreeMap::new());
         for part in fields(table) {
             match part.name.as_str() {
                 "agents" => {
@@ -236,9 +239,7 @@ impl<'i> Reader<'_, '_, 'i> {
                 "id" => self.mistakes.add(&part.at, "an agent's id is its table's name", "drop the key"),
                 name if !known.contains(&name) => self.unknown(&part, "for an agent", name, &known),
                 name => {
-                    if name == "level" {
-                        level_at = Some(part.value.span());
-                    }
+                    keys.insert(name.to_owned(), part.value.span());
                     own.extend(self.agent_field(&field.name, part));
                 }
             }
@@ -248,7 +249,7 @@ impl<'i> Reader<'_, '_, 'i> {
         all.limits = all.limits.overlaid(&limits.limits);
         all.places.extend(limits.places);
         let (name, at) = (field.name.clone(), field.at.clone());
-        agents.push(Draft { name, at, parent, spec, level_at, limits: all });
+        agents.push(Draft { name, at, parent, spec, keys, limits: all });
     }
 
     fn parent(&mut self, field: &Field<'_>, nest: Option<(String, Span)>) -> Option<(String, Span)> {
@@ -268,7 +269,11 @@ impl<'i> Reader<'_, '_, 'i> {
     /// Lays an agent's own fields over the defaults and makes its specification.
     fn assemble(&mut self, agent: &Field<'i>, own: Vec<Field<'i>>) -> AgentSpec {
         let mut laid: Vec<Field<'i>> = vec![id_field(&agent.name)];
+        let is_group = !own.iter().any(|own| own.name == "command");
         for default in &self.defaults {
+            if is_group && OF_PROCESSES.contains(&default.name.as_str()) {
+                continue;
+            }
             let mut default = default.clone();
             if let Some(own) = own.iter().find(|own| own.name == default.name) {
                 merge(&mut default.value, &own.value);
@@ -292,8 +297,11 @@ impl<'i> Reader<'_, '_, 'i> {
     fn agent_field(&mut self, agent: &str, mut field: Field<'i>) -> Option<Field<'i>> {
         respell(&mut field);
         let id = id_field(agent);
+        // By itself a key is looked at as that of an agent with a process; whether this one is a group is not known yet.
+        let command = command_field();
+        let around = if field.name == "command" { vec![&id] } else { vec![&id, &command] };
         // One bad entry of a table must not hide the next one.
-        if let ("env" | "rlimits" | "restart", Some(table)) = (field.name.as_str(), table_of(&field)) {
+        if let ("env" | "rlimits" | "restart" | "children", Some(table)) = (field.name.as_str(), table_of(&field)) {
             let entries = fields(table);
             let alone = |entry: &Field<'i>| {
                 let table = DeTable::from_iter([(
@@ -305,13 +313,14 @@ impl<'i> Reader<'_, '_, 'i> {
             let is_good: Vec<bool> = entries
                 .iter()
                 .map(alone)
-                .map(|entry| self.is_good::<AgentSpec>(&[&id, &entry], &entry, |_| Ok(())))
+                .map(|entry| self.is_good::<AgentSpec>(&[around.as_slice(), &[&entry]].concat(), &entry, |_| Ok(())))
                 .collect();
             if is_good.contains(&false) {
                 return None;
             }
         }
-        self.is_good::<AgentSpec>(&[&id, &field], &field, AgentSpec::check).then_some(field)
+        let fields = [around.as_slice(), &[&field]].concat();
+        self.is_good::<AgentSpec>(&fields, &field, AgentSpec::check).then_some(field)
     }
 
     /// Tries fields on the type that they are for.
@@ -372,7 +381,7 @@ fn setting_text(value: &Value<'_>) -> Result<String, Fault> {
     }
 }
 
-/// Turns the short spellings into the long ones: a command line for `sh`, a restart policy alone.
+/// Turns the short spellings into the long ones: a command line for `sh`, a restart policy or a strategy alone.
 fn respell(field: &mut Field<'_>) {
     let span = field.value.span();
     let DeValue::String(short) = field.value.get_ref().clone() else { return };
@@ -382,9 +391,10 @@ fn respell(field: &mut Field<'_>) {
             let words = [Cow::Borrowed("sh"), Cow::Borrowed("-c"), short];
             field.value = long(DeValue::Array(words.into_iter().map(|word| long(DeValue::String(word))).collect()));
         }
-        "restart" => {
-            let policy = (long_key("policy", &span), long(DeValue::String(short)));
-            field.value = long(DeValue::Table(DeTable::from_iter([policy])));
+        "restart" | "children" => {
+            let name = if field.name == "restart" { "policy" } else { "strategy" };
+            let entry = (long_key(name, &span), long(DeValue::String(short)));
+            field.value = long(DeValue::Table(DeTable::from_iter([entry])));
         }
         _ => {}
     }
@@ -418,6 +428,12 @@ fn id_field<'i>(name: &str) -> Field<'i> {
     Field { name: "id".to_owned(), at: 0..0, value }
 }
 
+fn command_field<'i>() -> Field<'i> {
+    let word = Spanned::new(0..0, DeValue::String(Cow::Borrowed("sh")));
+    let words = std::iter::once(word).collect();
+    Field { name: "command".to_owned(), at: 0..0, value: Spanned::new(0..0, DeValue::Array(words)) }
+}
+
 /// Returns how a key is written.
 fn example(key: &str) -> &'static str {
     match key {
@@ -436,9 +452,17 @@ fn example(key: &str) -> &'static str {
         "nice" => "use -20 (most CPU time) to 19 (least)",
         "ionice" => "as in ionice = { class = \"best-effort\", level = 7 }",
         "restart" => "as in restart = \"on-failure\", or { policy = \"on-failure\", delay = \"1s\" }",
+        "children" => {
+            "as in children = \"one-for-all\", or { strategy = \"one-for-all\", intensity = 3, period = \"5s\" }"
+        }
+        "significant" => "use true or false",
+        "spawn_budget" => "use a whole number, as in 20",
+        "restart_rate" => "as in restart_rate = \"20/s\", \"300/m\" or \"1000/h\"",
+        "restart_burst" => "use 1 to 100000, as in 100",
         "on_main_exit" => "use \"terminate\" or \"wait\"",
         "stop_signal" => "as in stop_signal = \"SIGINT\"",
         "output_max" => "use 64KiB or more, as in output_max = \"16MiB\"",
+        "ready" => "as in ready = \"notify\", { pattern = \"^listening\", stream = \"stdout\" } or { fd = 3 }",
         "admission" => "use \"refuse\" or \"queue\"",
         "auto_cleanup" => "use true or false",
         "max_levels" | "max_agents_per_level" | "max_children" | "max_agents" => "use a whole number, as in 20",

@@ -81,8 +81,9 @@ impl Observer {
         }
     }
 
-    /// Time passes; the clock of a back-off stands still while its agent is paused.
+    /// Time passes; the clocks of an agent stand still while it is paused.
     pub fn passed(&mut self, machine: &Machine, time: Duration) {
+        self.grow_older(machine, time);
         for (key, left) in &mut self.backoffs {
             if machine.key_of_paused(*key) == Some(Paused::No) {
                 *left = left.saturating_sub(time);
@@ -102,15 +103,21 @@ impl Observer {
             let is_paused = status.paused != Paused::No || machine.is_held(*key);
             match status.state {
                 State::Stopping => panic!("{key} stops for ever"),
-                State::Backoff | State::Starting => assert!(is_paused, "{key} is {} for ever", status.state),
+                State::Backoff | State::Starting => {
+                    let waits_for_paused = self.waits_for_paused(machine, *key);
+                    assert!(is_paused || waits_for_paused, "{key} is {} for ever", status.state);
+                }
                 State::Queued => self.assert_no_room(machine, *key),
                 _ => {}
             }
+            let is_watched = self.is_watched(machine, kernel, *key) && status.state == State::Running && !is_paused;
+            assert!(!is_watched, "{key} runs for ever without a heartbeat");
             if status.state.has_ended() {
                 assert!(!self.config.auto_cleanup, "{key} has ended, and is retained for ever");
                 assert!(!kernel.dirs.contains_key(key), "{key} has ended, and its cgroup is there");
             }
         }
+        self.check_renewed(kernel);
         for (key, dir) in &kernel.dirs {
             assert_eq!(machine.limits_of(*key), Some(&dir.limits), "{key}: its limits are the kernel's");
             if let Some(limits) = &dir.nursery {

@@ -5,6 +5,8 @@
 
 mod always;
 mod crashed;
+mod health;
+mod recovery;
 mod told;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,10 +18,13 @@ use treeherd::model::error::Code;
 use treeherd::model::event::Kind;
 use treeherd::model::id::{AgentId, Level, Run};
 use treeherd::model::request::{LimitScope, Request, Target};
+use treeherd::model::spec::AgentSpec;
 use treeherd::model::status::{Paused, State};
 use treeherd::model::time::Monotonic;
 
 use super::kernel::{Kernel, Tally};
+use health::Health;
+use recovery::Recovery;
 
 /// An agent as it was asked for.
 #[derive(Clone, Debug)]
@@ -27,6 +32,7 @@ struct Known {
     parent: Option<AgentKey>,
     level: Level,
     priority: u8,
+    spec: AgentSpec,
 }
 
 /// A request, and what was true when it came.
@@ -83,6 +89,8 @@ pub struct Observer {
     /// The last pause or resume of each agent.
     frost_asked: BTreeMap<AgentKey, ReplyTo>,
     backoffs: BTreeMap<AgentKey, Duration>,
+    /// What each run has told of itself, and for how long it has been silent.
+    health: BTreeMap<(AgentKey, Run), Health>,
     queued: BTreeSet<AgentKey>,
     /// Agents that were announced, and not yet ended.
     announced: BTreeSet<AgentKey>,
@@ -90,6 +98,7 @@ pub struct Observer {
     /// Runs of which nobody can see how they end: their supervisor died before.
     unseen: BTreeSet<(AgentKey, Run)>,
     totals_changed: bool,
+    recovery: Recovery,
     pub has_finished: bool,
     /// What was seen, by name: tells what a swarm reaches.
     pub seen: BTreeMap<String, u64>,
@@ -118,11 +127,13 @@ impl Observer {
             paused: BTreeSet::new(),
             frost_asked: BTreeMap::new(),
             backoffs: BTreeMap::new(),
+            health: BTreeMap::new(),
             queued: BTreeSet::new(),
             announced: BTreeSet::new(),
             forgotten: BTreeSet::new(),
             unseen: BTreeSet::new(),
             totals_changed: false,
+            recovery: Recovery::default(),
             has_finished: false,
             seen: BTreeMap::new(),
         }
@@ -182,6 +193,8 @@ impl Observer {
                 let is_asked = self.is_asked(*agent, *run);
                 self.exits.entry((*agent, *run)).or_insert(is_asked);
             }
+            Input::Notified { agent, run, notes } => self.heard(machine, *agent, *run, notes),
+            Input::ReadySeen { agent, run } => self.saw_ready(machine, *agent, *run),
             _ => {}
         }
         None
@@ -279,8 +292,10 @@ impl Observer {
         }
         let parent = machine.parent_of(key);
         let level = parent.map_or(Level(0), |parent| self.known[&parent].level.below());
-        self.known.insert(key, Known { parent, level, priority: spec.priority.into() });
+        let spec = spec.as_ref().clone();
         self.names.insert(spec.id.clone(), key);
+        self.known.insert(key, Known { parent, level, priority: spec.priority.into(), spec });
+        self.check_budgets(key);
     }
 
     /// Learns of a restart that was asked for and begun.
@@ -290,6 +305,7 @@ impl Observer {
         let is_refused = effects.iter().any(|effect| matches!(effect, Effect::Reply(it, Err(_)) if *it == to));
         let Some(key) = machine.key_of(id).filter(|_| !is_refused) else { return };
         let is_cycle = effects.iter().any(|it| matches!(it, Effect::Signal { agent, .. } if *agent == key));
+        self.recovery.asked.insert(key);
         if is_cycle {
             self.cycles.insert((key, machine.run_of(key).unwrap()));
             return;
@@ -315,6 +331,7 @@ impl Observer {
                 let key = order.agent;
                 assert!(self.spawning.insert(key), "{key}: two spawns at once");
                 assert!(!self.down.contains(&key), "{key}: what was stopped does not run again");
+                self.check_start(kernel, now, key, order.run);
                 for above in self.chain(key) {
                     assert_ne!(
                         self.frosts.get(&above),
@@ -364,9 +381,10 @@ impl Observer {
                 self.check_answer(machine, kernel, *to, outcome.as_ref().ok());
             }
             Effect::FindLaggards { reply: Some(to), .. } => self.answered(*to),
-            Effect::Publish(event) => self.told(machine, kernel, event),
+            Effect::Publish(event) => self.told(machine, kernel, now, event),
             Effect::Forget(key) => {
                 self.forgotten.insert(*key);
+                self.recovery.forget(*key);
                 for group in &mut self.groups {
                     group.tops.remove(key);
                 }

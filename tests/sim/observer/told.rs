@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use treeherd::machine::{AgentKey, Frost, Machine, ReplyTo};
+use treeherd::machine::{AgentKey, Frost, Machine, Now, ReplyTo};
 use treeherd::model::event::{Event, Kind};
 use treeherd::model::id::Run;
 use treeherd::model::request::{Answer, Request};
@@ -81,15 +81,17 @@ impl Observer {
     }
 
     /// Compares an event with the truth.
-    pub(super) fn told(&mut self, machine: &Machine, kernel: &Kernel, event: &Event) {
+    pub(super) fn told(&mut self, machine: &Machine, kernel: &Kernel, now: Now, event: &Event) {
         self.note(event.kind.name());
         let Some(key) = event.agent.as_ref().and_then(|id| self.names.get(id)).copied() else { return };
         let run = event.run.unwrap_or_default();
         match event.kind {
             Kind::Started => {
                 assert!(self.started.insert((key, run)), "{key}: run {run} started twice");
+                self.health.entry((key, run)).or_default().is_going = true;
                 self.announced.insert(key);
             }
+            Kind::Ready => self.told_ready(machine, key, run),
             Kind::Registered => {
                 self.announced.insert(key);
             }
@@ -104,6 +106,9 @@ impl Observer {
                 }
                 if event.message.contains("the end of") {
                     self.cascading.insert(key);
+                }
+                for key in &below {
+                    self.recovery.leave(*key);
                 }
                 self.down.extend(below);
             }
@@ -121,22 +126,26 @@ impl Observer {
                 assert!(!self.down.contains(&key), "{key}: to be restarted, and somebody wants its end");
                 self.backoffs.insert(key, Duration::from_millis(event.delay_ms.unwrap()));
                 self.announced.insert(key);
+                self.restarting(machine, now, key);
             }
+            Kind::Escalated => self.escalated(machine, now, key, &event.message),
+            Kind::Removed => self.recovery.removed(key),
             Kind::GaveUp => {
                 self.announced.remove(&key);
             }
             Kind::Completed | Kind::Failed | Kind::Terminated => {
                 self.announced.remove(&key);
-                self.check_end(kernel, key, run, event);
+                self.check_end(machine, kernel, key, run, event);
             }
             _ => {}
         }
     }
 
-    pub(super) fn check_end(&mut self, kernel: &Kernel, key: AgentKey, run: Run, event: &Event) {
+    pub(super) fn check_end(&mut self, machine: &Machine, kernel: &Kernel, key: AgentKey, run: Run, event: &Event) {
         let exit = event.exit.as_ref().expect("an end has its record");
         if run == Run(0) || !self.started.contains(&(key, run)) {
             match event.kind {
+                Kind::Failed if self.known[&key].spec.is_group() && exit.cause == Cause::Child => self.note("child"),
                 Kind::Failed => assert_eq!(exit.cause, Cause::Exec, "{key}: it never started"),
                 Kind::Terminated => assert!(run == Run(0), "{key}: run {run} never started"),
                 _ => panic!("{key}: completed, and it never started"),
@@ -149,6 +158,7 @@ impl Observer {
             assert_eq!(event.kind, Kind::Failed, "{key}: run {run} was found in a failure");
             assert!(!self.is_asked(key, run), "{key}: run {run} is judged, and its end was asked for");
             self.judged.insert((key, run));
+            self.check_verdict(machine, key, run, exit.cause);
             self.note(exit.cause.name());
             return;
         }
