@@ -376,17 +376,22 @@ impl Supervisor {
             for fact in facts.drain(..) {
                 match fact {
                     Fact::Modified(watch) => self.watch_fired(watch),
-                    Fact::Gone(watch) => {
-                        if !matches!(self.watched.get(&watch), Some(Watched::Stream(..))) {
-                            self.watched.remove(&watch);
-                        }
-                    }
+                    Fact::Gone(watch) => self.watch_ended(watch),
                     Fact::Overflow => self.look_at_everything(),
                 }
             }
             if left == Left::Nothing {
                 return;
             }
+        }
+    }
+
+    /// A watch has ended by itself. One on a spool file ends when the writer that fired it goes on: if that was stopped in
+    /// between, the watch that was set anew meanwhile was the same one, and has ended unheard.
+    fn watch_ended(&mut self, watch: WatchId) {
+        match self.watched.get(&watch) {
+            Some(Watched::Stream(..)) => self.watch_fired(watch),
+            _ => drop(self.watched.remove(&watch)),
         }
     }
 
