@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use crate::model::error::{Code, Error};
 use crate::model::id::{AgentId, Level, Priority, SessionId};
 use crate::model::limits::{Knob, Limits, Setting};
+use crate::model::rule::Rule;
 use crate::model::spec::{
     Admission, AgentSpec, IoClass, IoNice, OnMainExit, Restart, RestartPolicy, Rlimit, RlimitPair, StopSignal,
 };
@@ -132,6 +133,9 @@ pub(super) struct SpawnArgs {
     /// How long a run may last before it has failed [default: for ever]
     #[arg(long, value_name = "TIME", value_parser = duration)]
     run_timeout: Option<Duration>,
+    /// What is looked for in the lines of its output, told or a failure: `stderr:fail:^panic`; may be repeated
+    #[arg(long = "rule", value_name = "[STREAM:][ACTION:]REGEX")]
+    rules: Vec<Rule>,
     /// How much of each of its streams is kept [default: 16MiB]
     #[arg(long, value_name = "SIZE")]
     output_max: Option<Bytes>,
@@ -220,6 +224,7 @@ impl SpawnArgs {
         spec.stop_signal = self.stop_signal.unwrap_or_default();
         spec.grace = self.grace.unwrap_or(spec.grace);
         spec.run_timeout = self.run_timeout;
+        spec.rules = self.rules;
         spec.output_max = self.output_max.unwrap_or(spec.output_max);
         spec.check()?;
         Ok(spec)
@@ -318,6 +323,7 @@ mod tests {
                     --rlimit nofile=100:max --oom-score-adj -5 --nice -3 --ionice idle:7 --restart on-failure \
                     --restart-delay 2m --restart-factor 3 --restart-jitter 0 --restart-healthy-after 5s \
                     --restart-intensity 3 --restart-period 1m --on-main-exit wait --stop-signal INT --grace 250ms \
+                    --rule stderr:fail:panic \
                     --output-max 1MiB --queue --pids-max 9 -- sh -c --json";
         let spec = spawn(&line.split_whitespace().collect::<Vec<_>>());
         let plain = serde_json::to_value(AgentSpec::new("a".parse().unwrap(), ["x"])).unwrap();
@@ -326,7 +332,7 @@ mod tests {
             assert!(field == "id" || plain.get(field) != Some(value), "{field} is not set");
         }
         let names = json.as_object().unwrap().len();
-        assert_eq!(names, 26, "a field that no flag reaches, or a new one: {json:#}");
+        assert_eq!(names, 27, "a field that no flag reaches, or a new one: {json:#}");
         assert_eq!(spec.command, ["sh", "-c", "--json"]);
         assert_eq!((spec.metadata["k"].as_str(), spec.metadata["n"].as_i64()), (Some("v"), Some(7)));
     }

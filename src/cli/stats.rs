@@ -32,6 +32,7 @@ fn facts(stats: &Stats) -> Vec<(&'static str, String)> {
         ("by state", counts(stats.states.iter())),
         ("ends", counts(stats.causes.iter())),
         ("detection", latency(&stats.detection)),
+        ("rule lines", stats.rule_lines.to_string()),
         ("clients", stats.clients.to_string()),
         ("last event", stats.last_event.to_string()),
         ("uptime", duration(stats.uptime_ms)),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use rustix::process::Signal;
 
 use super::launch::{self, Surroundings};
+use super::rules::Rulebook;
 use crate::kernel::cgroup::{Cgroups, Frozen, Place, Removal};
 use crate::kernel::spawn::{self, Way};
 use crate::kernel::stat;
@@ -17,7 +18,7 @@ use crate::model::limits::Limits;
 use crate::model::spec::AgentSpec;
 use crate::model::stage::{SpawnFailure, Stage};
 use crate::model::stream::Stream;
-use crate::output::Store;
+use crate::output::{RuleSet, Store};
 
 /// What every hand holds.
 #[derive(Debug)]
@@ -27,6 +28,7 @@ pub(super) struct Tools {
     pub watches: Watches,
     pub way: Way,
     pub surroundings: Surroundings,
+    pub rulebook: Rulebook,
 }
 
 /// A job.
@@ -105,6 +107,8 @@ pub(super) struct Born {
     pub streams: [Option<WatchId>; 2],
     /// The places that were made with limits.
     pub limited: Vec<(Place, Limits)>,
+    /// Its compiled rules, if it has any.
+    pub rules: Option<Arc<RuleSet>>,
 }
 
 /// How a job came out.
@@ -260,6 +264,7 @@ impl SpawnJob {
             process: None,
             streams: [None; 2],
             limited: Vec::new(),
+            rules: tools.rulebook.compiled(&self.spec).map_err(|error| at(Stage::Prepare, error))?,
         };
         born.limited.extend(self.make_level.clone());
         born.limited.extend(self.make.clone().map(|limits| (self.home.clone(), limits)));

@@ -30,6 +30,7 @@ mod memory;
 mod output;
 mod perform;
 mod reread;
+mod rules;
 mod settings;
 mod start;
 mod supervisor;

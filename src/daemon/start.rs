@@ -16,6 +16,7 @@ use super::job::Tools;
 use super::journal::Journal;
 use super::latency::Detection;
 use super::launch::Surroundings;
+use super::rules::Rulebook;
 use super::settings::{Residence, Settings};
 use super::supervisor::{Source, Supervisor, now};
 use crate::kernel::cgroup::{Cgroups, Place, Removal, RootClaim};
@@ -153,7 +154,8 @@ impl Herdsman {
         let listener = socket::bind(&claim, &settings.socket(), None)?;
         let journal = Journal::open(&settings.state_dir)?;
         let poll = Poll::new().map_err(|error| Error::new(Code::Kernel, format!("epoll_create1: {error}")))?;
-        let tools = Tools { cgroups: cgroups.0.take().expect("it is still there"), store, watches, way, surroundings };
+        let (cgroups, rulebook) = (cgroups.0.take().expect("it is still there"), Rulebook::default());
+        let tools = Tools { cgroups, store, watches, way, surroundings, rulebook };
         let root = format!("{}/{}", host.cgroup2.display(), settings.cgroup.trim_matches('/'));
         let machine = Machine::new(settings.herd.clone(), root.clone(), not_offered, clock::wall().0);
         let parts = Parts { settings, manner, tools, listener, journal, poll, machine, root };
@@ -302,6 +304,8 @@ impl Parts {
             early: super::body::Early::default(),
             memory: super::memory::Memory::default(),
             hits: super::hits::Hits::default(),
+            rules_room: 0,
+            rule_lines: 0,
             chores: std::collections::BTreeSet::new(),
             journal,
             detection,

@@ -19,6 +19,7 @@ use super::journal::Journal;
 use super::latency::Detection;
 use super::memory::{Domain, Holder, LOOKS, Memory};
 use super::reread::OURSELVES;
+use super::rules::TURN_MOST;
 use super::settings::Settings;
 use crate::kernel::cgroup::Place;
 use crate::kernel::watch::{Fact, Left, WatchId};
@@ -90,6 +91,8 @@ pub(super) enum Chore {
     Memory(Place),
     /// Look at the counter of a limit on forks.
     Forks(Place),
+    /// Tell what an agent's rules have found meanwhile.
+    Found(AgentKey),
 }
 
 /// Everything that the loop has.
@@ -112,6 +115,10 @@ pub(super) struct Supervisor {
     pub early: Early,
     pub memory: Memory,
     pub hits: Hits,
+    /// How many bytes of output may still be looked at in this turn.
+    pub rules_room: u64,
+    /// How many lines rules have found and told.
+    pub rule_lines: u64,
     pub chores: BTreeSet<(Monotonic, Chore)>,
     pub journal: Journal,
     pub detection: Detection,
@@ -150,6 +157,7 @@ impl Supervisor {
 
     fn turn(&mut self, events: &mut Events) -> Result<(), Error> {
         let timeout = self.timeout();
+        self.rules_room = TURN_MOST;
         self.detection.before_poll();
         match self.poll.poll(events, timeout) {
             Err(error) if error.kind() != std::io::ErrorKind::Interrupted => {
@@ -309,6 +317,7 @@ impl Supervisor {
         self.watch_limits(&born.limited);
         let pid = born.process.as_ref().map(|(pid, _)| *pid);
         self.feed(Input::Spawned { agent: key, pid });
+        self.watch_output(key, born.run, born.rules);
         let Some((_, process)) = born.process else { return };
         let source = Source::Process(key);
         let fd = process.as_raw_fd();
@@ -526,6 +535,7 @@ impl Supervisor {
                 Some((_, Chore::Spool(key, stream))) => self.spool_is_due(key, stream),
                 Some((_, Chore::Memory(place))) => self.look_at_memory(&place),
                 Some((_, Chore::Forks(place))) => self.look_at_forks(&place),
+                Some((_, Chore::Found(key))) => self.tell_found(key),
                 None => {}
             }
         }

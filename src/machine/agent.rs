@@ -57,6 +57,8 @@ pub(super) enum Phase {
     Running { pid: i32, ladder: Option<Ladder> },
     /// The main process has ended, descendants live. Without a ladder they are waited for.
     Draining { record: Box<ExitRecord>, ladder: Option<Ladder> },
+    /// Nothing of the run lives, and it ended well; but its last words could mean failure. At the deadline they do not.
+    Reading { record: Box<ExitRecord>, deadline: Monotonic },
     /// The last run is over, agents below are still there.
     Lingering { outcome: Outcome },
     /// It waits for its next run.
@@ -235,6 +237,7 @@ impl Agent {
     pub fn is_unattended(&self) -> bool {
         let has_ladder = match &self.phase {
             Phase::Running { ladder, .. } | Phase::Draining { ladder, .. } => ladder.is_some(),
+            Phase::Reading { .. } => false,
             _ => true,
         };
         !has_ladder && self.down.is_none() && self.cycle.is_none()
@@ -259,7 +262,7 @@ impl Agent {
             Phase::Queued => State::Queued,
             Phase::Held | Phase::Spawning { .. } => up(State::Starting),
             Phase::Running { ladder: Some(_), .. } | Phase::Draining { ladder: Some(_), .. } => State::Stopping,
-            Phase::Running { .. } | Phase::Draining { .. } => up(State::Running),
+            Phase::Running { .. } | Phase::Draining { .. } | Phase::Reading { .. } => up(State::Running),
             Phase::Lingering { .. } if self.spec.on_main_exit == crate::model::spec::OnMainExit::Wait => {
                 up(State::Running)
             }

@@ -71,6 +71,13 @@ impl Machine {
         if agent.has_run() || matches!(agent.phase, Phase::Group) {
             assert_eq!(agent.home, Home::Made, "{id}: what runs has a cgroup");
         }
+        if let Phase::Reading { record, .. } = &agent.phase {
+            assert!(
+                record.is_success() && agent.verdict.is_none(),
+                "{id}: only what ended well waits for its last words"
+            );
+            assert!(agent.told != agent.run, "{id}: what is told waits for nothing");
+        }
         if let Some(parent) = agent.parent.filter(|_| agent.home == Home::Made) {
             let parent = &self.agents[&parent];
             assert!(

@@ -27,6 +27,7 @@ mod clock;
 mod end;
 mod input;
 mod limit;
+mod output;
 mod pause;
 mod report;
 mod restart;
@@ -205,6 +206,8 @@ impl Machine {
                 self.exited(step, agent, run, run::Death { exit, rusage, oom, descendants });
             }
             Input::RunEmptied { agent, run } => self.run_emptied(step, agent, run),
+            Input::Matched { agent, run, rule, found } => self.matched(step, agent, run, rule, *found),
+            Input::OutputRead { agent, run } => self.output_read(step, agent, run),
             Input::SubtreeEmptied(agent) => self.subtree_emptied(agent),
             Input::Signalled { agent, processes } => self.signalled(agent, processes),
             Input::Killed { agent, counts } => self.killed(agent, &counts),

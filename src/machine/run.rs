@@ -164,7 +164,10 @@ impl Machine {
     }
 
     /// Nothing of the run lives: decides what follows.
-    fn run_is_over(&mut self, step: &mut Step, key: AgentKey, mut record: ExitRecord) {
+    pub(super) fn run_is_over(&mut self, step: &mut Step, key: AgentKey, mut record: ExitRecord) {
+        if self.awaits_last_words(key, &record) {
+            return self.read_output(step, key, record);
+        }
         let now = step.now.mono;
         let agent = self.agent_mut(key);
         let has_begun = agent.began.is_some();

@@ -38,6 +38,7 @@ impl Machine {
                 self.settle_signal(step, key);
                 self.settle_ladder(step, key, ladder);
             }
+            Phase::Reading { record, deadline } => self.settle_reading(step, key, *record, deadline),
             Phase::Lingering { .. } if is_childless => {
                 let outcome = self.outcome_when_down(key);
                 self.end(step, key, outcome);
@@ -166,6 +167,7 @@ fn due(agent: &Agent) -> Option<Monotonic> {
         Phase::Running { ladder, .. } | Phase::Draining { ladder, .. } => {
             ladder.map(Ladder::due).or_else(|| agent.clocks.due().filter(|_| agent.is_unattended()))
         }
+        Phase::Reading { deadline, .. } => Some(*deadline),
         Phase::Backoff { countdown } if agent.down.is_none() => countdown.due(),
         Phase::Ended { .. } => match agent.home {
             Home::Emptying(retry) => Some(retry),

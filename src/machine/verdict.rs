@@ -19,10 +19,13 @@ impl Machine {
         }
         let (run, grace) = (agent.run, agent.spec.grace);
         let mut record = match &agent.phase {
-            Phase::Draining { record, .. } => record.as_ref().clone(),
+            Phase::Draining { record, .. } | Phase::Reading { record, .. } => record.as_ref().clone(),
             _ => ExitRecord::new(verdict.cause),
         };
         record.judge(verdict.cause, &verdict.why);
+        if let Phase::Reading { .. } = agent.phase {
+            return self.run_is_over(step, key, record);
+        }
         self.stamp(step, key, &mut record);
         self.tell_end(step, key, Outcome::Failed, &record);
         let agent = self.agent_mut(key);

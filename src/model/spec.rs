@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::error::{Code, Error};
 use super::id::{AgentId, Level, Priority, SessionId};
 use super::limits::Limits;
+use super::rule::{self, Rule};
 use super::time::text as duration_text;
 use super::units::{Bytes, Max};
 
@@ -101,6 +102,9 @@ pub struct AgentSpec {
     /// How long a run may last, paused time not counted; then it has failed. For ever by default.
     #[serde(default, with = "duration_text::option", skip_serializing_if = "Option::is_none")]
     pub run_timeout: Option<Duration>,
+    /// What is looked for in the lines of its output, 32 rules at most.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<Rule>,
     /// How much of each of its two streams is kept, in bytes: 64 KiB at least, 16 MiB by default.
     #[serde(default = "default_output_max")]
     pub output_max: Bytes,
@@ -151,6 +155,7 @@ impl AgentSpec {
             stop_signal: StopSignal::default(),
             grace: default_grace(),
             run_timeout: None,
+            rules: Vec::new(),
             output_max: default_output_max(),
             admission: Admission::default(),
         }
@@ -226,6 +231,10 @@ impl AgentSpec {
         }
         if self.is_group() && self.run_timeout.is_some() {
             return bad("run_timeout", "a group has no process and no run".to_owned());
+        }
+        rule::check(&self.rules).or_else(|why| bad("rules", why))?;
+        if self.is_group() && !self.rules.is_empty() {
+            return bad("rules", "a group has no process and no output".to_owned());
         }
         if self.metadata.values().any(|value| !is_shallow(value, METADATA_DEPTH_MAX)) {
             return bad("metadata", format!("it is nested more than {METADATA_DEPTH_MAX} deep"));

@@ -119,6 +119,8 @@ pub enum Cause {
     Terminated,
     /// It ran for longer than its `run_timeout`.
     Timeout,
+    /// A rule found a line in its output that means failure.
+    Output,
 }
 
 impl Cause {
@@ -132,6 +134,7 @@ impl Cause {
             Self::Exec => "exec",
             Self::Terminated => "terminated",
             Self::Timeout => "timeout",
+            Self::Output => "output",
         }
     }
 
@@ -140,7 +143,7 @@ impl Cause {
     pub fn is_verdict(self) -> bool {
         match self {
             Self::Exit | Self::Signal | Self::Oom | Self::Exec | Self::Terminated => false,
-            Self::Timeout => true,
+            Self::Timeout | Self::Output => true,
         }
     }
 }

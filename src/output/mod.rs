@@ -9,8 +9,8 @@
 //! The supervisor never stands between an agent and its output: the child holds the file itself. What happens here is
 //! bookkeeping beside it. [`Store`] is the directory and opens files on demand, so that an agent costs no descriptor.
 //! [`Spool`] is one agent's bookkeeping: it notes how far the files have grown and when, gives space below the cap back,
-//! and reads. [`Lines`] and [`escape`] are for whoever shows the bytes to a person. Nothing here waits, has a thread or a
-//! clock; nothing here looks for meaning in the bytes.
+//! and reads. [`Lines`] and [`escape`] are for whoever shows the bytes to a person; a [`Scan`] looks for what a
+//! [`RuleSet`] says has a meaning. Nothing here waits, has a thread or a clock.
 //!
 //! # Offsets
 //! A stream's offset counts every byte that the stream was ever seen to have, and never goes back. It is the file's
@@ -52,6 +52,7 @@ mod file;
 mod lines;
 mod marks;
 mod read;
+mod rules;
 mod spool;
 mod store;
 #[cfg(test)]
@@ -59,5 +60,6 @@ mod tests;
 
 pub use lines::{Colours, Line, Lines, PARTIAL_MOST, escape};
 pub use read::{Cursor, Gone, Piece, Read};
+pub use rules::{LINE_MOST, Looked, Match, RuleSet, Scan};
 pub use spool::{CAP_DEFAULT, CAP_LEAST, Serviced, Spool};
 pub use store::{Inlet, Store};

@@ -118,6 +118,9 @@ impl Habits {
         if !spec.is_group() && chance.comes(20) {
             spec.run_timeout = chance.of(&[Some(Duration::from_millis(1)), Some(Duration::from_secs(2))]);
         }
+        if !spec.is_group() && chance.comes(25) {
+            spec.rules = ["fail:fatal", "strange"].iter().map(|rule| rule.parse().unwrap()).collect();
+        }
         if self.limits_on_spawn && chance.comes(70) {
             spec.limits = some_limits(chance);
         }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use treeherd::machine::Input;
 use treeherd::model::config::{Bounds, HerdConfig};
 use treeherd::model::id::Level;
+use treeherd::model::rule::{Action, Rule};
 use treeherd::model::status::Exit;
 
 use super::chance::Chance;
@@ -171,6 +172,13 @@ fn live_on(world: &mut World) {
         world.kernel.processes.get_mut(&pid).unwrap().is_jammed = true;
     } else if !is_main && world.chance.comes(world.faults.strays) {
         world.kernel.stray(pid);
+    } else if world.chance.comes(20) && !rules_of(world, pid).is_empty() {
+        let rules = rules_of(world, pid);
+        let rule = world.chance.pick(rules.len());
+        world.kernel.say(pid, rule, rules[rule].action == Action::Fail);
+        if world.chance.comes(40) {
+            world.kernel.exit(pid, Exit::Status(0), false);
+        }
     } else if world.chance.comes(50) && world.kernel.processes.len() < 60 {
         let temper = world.some_temper();
         world.kernel.fork(pid, temper);
@@ -180,6 +188,11 @@ fn live_on(world: &mut World) {
         world.kernel.exit(pid, exit, is_oom);
     }
     world.kernel.update();
+}
+
+fn rules_of(world: &World, pid: u64) -> Vec<Rule> {
+    let spec = world.machine.spec_of(world.kernel.processes[&pid].agent);
+    spec.map(|spec| spec.rules.clone()).unwrap_or_default()
 }
 
 #[test]
@@ -214,8 +227,16 @@ fn swarm() {
     );
     eprintln!("{seen:?}");
     assert!(failed.is_empty(), "these seeds failed: {failed:?}");
-    for name in ["killed together", "exact receipts", "process:paused", "process:gave-up", "process:queued", "timeout"]
-    {
+    for name in [
+        "killed together",
+        "exact receipts",
+        "process:paused",
+        "process:gave-up",
+        "process:queued",
+        "timeout",
+        "output",
+        "last words",
+    ] {
         assert!(seeds < 1000 || seen.contains_key(name), "the swarm reaches {name:?}");
     }
 }

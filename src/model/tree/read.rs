@@ -13,6 +13,7 @@ use crate::model::config::{Bounds, HerdConfig};
 use crate::model::error::Error;
 use crate::model::id::{AgentId, Level};
 use crate::model::limits::{Knob, LevelLimits, Limits};
+use crate::model::rule::compile;
 use crate::model::spec::AgentSpec;
 
 /// Limits, and where each of them stands.
@@ -292,26 +293,17 @@ impl<'i> Reader<'_, '_, 'i> {
     fn agent_field(&mut self, agent: &str, mut field: Field<'i>) -> Option<Field<'i>> {
         respell(&mut field);
         let id = id_field(agent);
-        // One bad entry of a table must not hide the next one.
-        if let ("env" | "rlimits" | "restart", Some(table)) = (field.name.as_str(), table_of(&field)) {
-            let entries = fields(table);
-            let alone = |entry: &Field<'i>| {
-                let table = DeTable::from_iter([(
-                    Spanned::new(entry.at.clone(), Cow::Owned(entry.name.clone())),
-                    entry.value.clone(),
-                )]);
-                Field { value: Spanned::new(entry.value.span(), DeValue::Table(table)), ..field.clone() }
-            };
-            let is_good: Vec<bool> = entries
-                .iter()
-                .map(alone)
-                .map(|entry| self.is_good::<AgentSpec>(&[&id, &entry], &entry, |_| Ok(())))
-                .collect();
-            if is_good.contains(&false) {
-                return None;
-            }
+        let is_good: Vec<bool> =
+            entries(&field).iter().map(|entry| self.is_good::<AgentSpec>(&[&id, entry], entry, |_| Ok(()))).collect();
+        if is_good.contains(&false) {
+            return None;
         }
-        self.is_good::<AgentSpec>(&[&id, &field], &field, AgentSpec::check).then_some(field)
+        let name = field.name.clone();
+        let check = |spec: &AgentSpec| match name.as_str() {
+            "rules" => spec.check().and_then(|()| compile(&spec.rules).map(drop)),
+            _ => spec.check(),
+        };
+        self.is_good::<AgentSpec>(&[&id, &field], &field, check).then_some(field)
     }
 
     /// Tries fields on the type that they are for.
@@ -358,6 +350,26 @@ impl<'i> Reader<'_, '_, 'i> {
             }
         }
         placed
+    }
+}
+
+/// Returns each entry of a table or list that is read entry by entry, as if it were there alone: one bad entry must not hide the
+/// next one.
+fn entries<'i>(field: &Field<'i>) -> Vec<Field<'i>> {
+    let alone = |at: Span, value| Field { value: Spanned::new(at, value), ..field.clone() };
+    match (field.name.as_str(), field.value.get_ref()) {
+        ("env" | "rlimits" | "restart", DeValue::Table(table)) => {
+            let entry = |entry: &Field<'i>| {
+                let key = Spanned::new(entry.at.clone(), Cow::Owned(entry.name.clone()));
+                alone(entry.value.span(), DeValue::Table(DeTable::from_iter([(key, entry.value.clone())])))
+            };
+            fields(table).iter().map(entry).collect()
+        }
+        ("rules", DeValue::Array(list)) => list
+            .iter()
+            .map(|rule| alone(rule.span(), DeValue::Array(std::iter::once(rule.clone()).collect())))
+            .collect(),
+        _ => Vec::new(),
     }
 }
 
@@ -437,6 +449,7 @@ fn example(key: &str) -> &'static str {
         "ionice" => "as in ionice = { class = \"best-effort\", level = 7 }",
         "restart" => "as in restart = \"on-failure\", or { policy = \"on-failure\", delay = \"1s\" }",
         "on_main_exit" => "use \"terminate\" or \"wait\"",
+        "rules" => "as in rules = [{ pattern = \"^panic\", stream = \"stderr\", action = \"fail\" }]",
         "stop_signal" => "as in stop_signal = \"SIGINT\"",
         "output_max" => "use 64KiB or more, as in output_max = \"16MiB\"",
         "admission" => "use \"refuse\" or \"queue\"",

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use treeherd::machine::{AgentKey, Frost, Machine, ReplyTo};
+use treeherd::machine::{AgentKey, Frost, Machine, Now, ReplyTo};
 use treeherd::model::event::{Event, Kind};
 use treeherd::model::id::Run;
 use treeherd::model::request::{Answer, Request};
@@ -81,7 +81,7 @@ impl Observer {
     }
 
     /// Compares an event with the truth.
-    pub(super) fn told(&mut self, machine: &Machine, kernel: &Kernel, event: &Event) {
+    pub(super) fn told(&mut self, machine: &Machine, kernel: &Kernel, now: Now, event: &Event) {
         self.note(event.kind.name());
         let Some(key) = event.agent.as_ref().and_then(|id| self.names.get(id)).copied() else { return };
         let run = event.run.unwrap_or_default();
@@ -128,9 +128,26 @@ impl Observer {
             Kind::Completed | Kind::Failed | Kind::Terminated => {
                 self.announced.remove(&key);
                 self.check_end(kernel, key, run, event);
+                self.check_words(kernel, now, key, run, event);
             }
             _ => {}
         }
+    }
+
+    /// A run that has said something fatal and ended on its own is not told to have ended well, unless it took too long to find out.
+    fn check_words(&mut self, kernel: &Kernel, now: Now, key: AgentKey, run: Run, event: &Event) {
+        let is_fatal = kernel.fatal.contains(&(key, run));
+        let is_found = event.exit.as_ref().is_some_and(|exit| exit.cause == Cause::Output);
+        assert!(!is_found || is_fatal, "{key}: run {run} has said nothing fatal");
+        let read_for = self.reading.get(&(key, run)).map(|since| now.mono.since(*since));
+        if is_found && read_for.is_some() {
+            self.note("last words");
+        }
+        let is_late = read_for.is_some_and(|time| time >= Duration::from_secs(5));
+        assert!(
+            event.kind != Kind::Completed || !is_fatal || is_late,
+            "{key}: run {run} has completed, its words say no"
+        );
     }
 
     pub(super) fn check_end(&mut self, kernel: &Kernel, key: AgentKey, run: Run, event: &Event) {
