@@ -159,9 +159,10 @@ fn item_5_gigabytes_of_error_on_stderr() {
     let flood = std::env::var("TREEHERD_TEST_FLOOD").map_or(FLOOD, |text| text.parse().unwrap());
     let herd = herd();
     let cap = 4 << 20;
-    let id = herd.spawn_with("a", None, &format!("yes ERROR | head -c {flood} >&2"), |spec| {
-        spec.output_max = Bytes(cap);
-    });
+    let fifo = herd.dir.path().join("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let script = format!("read go < {}; yes ERROR | head -c {flood} >&2", fifo.display());
+    let id = herd.spawn_with("a", None, &script, |spec| spec.output_max = Bytes(cap));
     let spool = herd.dir.path().join("state/agents/a/stderr");
     let memory = || -> u64 {
         let status = std::fs::read_to_string("/proc/self/status").unwrap();
@@ -171,7 +172,9 @@ fn item_5_gigabytes_of_error_on_stderr() {
     // Each page that a follower is told is a moment to look; the follower's own pages are checked, too.
     let (mut at, mut read, mut gone, mut disk, mut rss) = (0u64, 0u64, 0u64, 0, 0);
     let pattern = b"ERROR\n".repeat(20_000);
-    for note in herd.follow_output(&id).unwrap() {
+    let followed = herd.follow_output(&id).unwrap();
+    std::fs::write(&fifo, "go\n").unwrap();
+    for note in followed {
         let lost = note.output.gone.stderr.unwrap_or(0);
         (gone, at) = (gone + lost, at + lost);
         for piece in &note.output.pieces {

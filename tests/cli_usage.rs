@@ -99,8 +99,8 @@ fn the_socket_is_named_by_a_flag_a_directory_or_the_environment() {
 fn help_and_completions_name_every_verb_and_every_limit() {
     let help = text(&treeherd(&["--help"]).stdout);
     let spawn = text(&treeherd(&["spawn", "--help"]).stdout);
-    let verbs = "run daemon check doctor spawn register ps tree show stats events logs pause resume terminate limit \
-                 restart wait cleanup shutdown completions";
+    let verbs = "run daemon apply check config doctor spawn register ps tree show stats events logs pause resume terminate limit \
+                 restart wait cleanup shutdown completions man";
     for verb in verbs.split_whitespace() {
         assert!(help.contains(&format!("\n  {verb} ")), "{verb} is missing in\n{help}");
     }

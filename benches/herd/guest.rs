@@ -132,39 +132,6 @@ pub fn role(role: &str) -> (Vec<String>, (&'static str, String)) {
     (vec![std::env::current_exe().unwrap().to_str().unwrap().to_owned()], (ROLE, role.to_owned()))
 }
 
-/// Writes a program that ends at once: without a linker that runs for half a millisecond after `exec` on a CPU that the
-/// measured ones want.
-pub fn tiny_program(dir: &Path) -> String {
-    use std::os::unix::fs::OpenOptionsExt;
-    // exit(0)
-    #[cfg(target_arch = "x86_64")]
-    const CODE: (u16, &[u8]) = (62, &[0xb8, 60, 0, 0, 0, 0x31, 0xff, 0x0f, 0x05]);
-    #[cfg(target_arch = "aarch64")]
-    const CODE: (u16, &[u8]) = (183, &[0xa8, 0x0b, 0x80, 0xd2, 0, 0, 0x80, 0xd2, 0x01, 0, 0, 0xd4]);
-    const BASE: u64 = 0x40_0000;
-    const HEADERS: u64 = 64 + 56;
-    let (machine, code) = CODE;
-    let mut elf = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
-    let mut put = |bytes: &[u8]| elf.extend_from_slice(bytes);
-    // The header: an executable whose one program header follows.
-    put(&2u16.to_le_bytes());
-    put(&machine.to_le_bytes());
-    put(&1u32.to_le_bytes());
-    [BASE + HEADERS, 64, 0].iter().for_each(|field| put(&field.to_le_bytes()));
-    put(&0u32.to_le_bytes());
-    [64u16, 56, 1, 0, 0, 0].iter().for_each(|field| put(&field.to_le_bytes()));
-    // The program header: all of the file, readable and executable.
-    put(&1u32.to_le_bytes());
-    put(&5u32.to_le_bytes());
-    let size = HEADERS + code.len() as u64;
-    [0, BASE, BASE, size, size, 0x1_0000].iter().for_each(|field| put(&field.to_le_bytes()));
-    put(code);
-    let path = dir.join("tiny");
-    let mut file = std::fs::File::options().write(true).create_new(true).mode(0o755).open(&path).unwrap();
-    std::io::Write::write_all(&mut file, &elf).unwrap();
-    path.to_str().unwrap().to_owned()
-}
-
 /// A daemon in a process of its own. Ended, and its cgroups swept, in the end.
 pub struct Daemon {
     pub client: Client,

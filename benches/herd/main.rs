@@ -17,6 +17,7 @@ mod idle;
 mod measure;
 mod output;
 mod spawn;
+mod tiny;
 
 use std::path::PathBuf;
 

@@ -11,45 +11,66 @@ use treeherd::model::spec::AgentSpec;
 
 use crate::Plan;
 use crate::bare::{self, Bare, Program};
-use crate::guest::{self, Daemon, Follower, Page};
+use crate::guest::{self, Daemon, Follower, Page, monotonic_ns};
 use crate::measure::{Table, Target, alternate};
+use crate::tiny;
 
-/// From the request on the socket to the answer that says that the program was executed, beside
-/// `mkdir` + `clone3` + `execve`.
+/// Until when a spawn is measured.
+#[derive(Clone, Copy)]
+enum Until {
+    /// The first instruction of the program: what the target is about.
+    Exec,
+    /// The return to the one who asked: of the call that spawned, or of the answer.
+    Answer,
+}
+
+/// From the request on the socket to the first instruction of the program, beside `mkdir` + `clone3` + `execve`; and to the
+/// answer that says that it was executed.
 pub fn spawn(plan: &Plan, table: &mut Table) {
     let dir = tempfile::tempdir().unwrap();
-    let tiny = guest::tiny_program(dir.path());
-    for (name, command, is_child, target) in [
-        ("spawn below a group", tiny.as_str(), true, Target::Ratio(2.0)),
-        ("spawn as a root agent", tiny.as_str(), false, Target::Ratio(2.0)),
+    let stamp = dir.path().join("stamp");
+    let page = Page::open(&stamp);
+    let tiny = tiny::write(dir.path(), &stamp);
+    for (name, command, is_child, until, target) in [
+        ("spawn below a group: request to exec", tiny.as_str(), true, Until::Exec, Target::Ratio(2.0)),
+        ("spawn as a root agent: request to exec", tiny.as_str(), false, Until::Exec, Target::Ratio(2.0)),
+        ("spawn as a root agent: request to answer", tiny.as_str(), false, Until::Answer, Target::None),
         // With a linker that runs on, and takes a CPU from the answer: on few CPUs this is more than half of the time.
-        ("spawn of a dynamic program", "/bin/true", false, Target::None),
+        ("the same of a dynamic program", "/bin/true", false, Until::Answer, Target::None),
     ] {
         let argv = [command.to_owned()];
         let program = Program::new(&argv, &[]);
         let bare = Bare::new("floor");
         let mut daemon = Daemon::start("spawn");
         let parent = is_child.then(|| daemon.group(None));
+        let took = |began: u64, answered: u64| {
+            let until = match until {
+                Until::Exec => page.get(),
+                Until::Answer => answered,
+            };
+            assert!(began < until, "the program has run");
+            micros(until - began)
+        };
         let floor = || {
-            let began = Instant::now();
+            let began = monotonic_ns();
             let child = bare.spawn("a", &program);
-            let took = began.elapsed();
+            let answered = monotonic_ns();
             child.wait();
             bare.remove("a");
-            took.as_secs_f64() * 1e3
+            took(began, answered)
         };
         let ours = || {
             let mut spec = AgentSpec::new(daemon.fresh(), argv.clone());
             spec.parent.clone_from(&parent);
             let id = spec.id.clone();
-            let began = Instant::now();
+            let began = monotonic_ns();
             daemon.spawn(spec);
-            let took = began.elapsed();
+            let answered = monotonic_ns();
             daemon.wait(&id);
             daemon.forget();
-            took.as_secs_f64() * 1e3
+            took(began, answered)
         };
-        table.compare(name, "ms", alternate(plan.rounds(1_000), floor, ours), target);
+        table.compare(name, "µs", alternate(plan.rounds(1_000), floor, ours), target);
     }
 }
 
@@ -58,34 +79,34 @@ pub fn spawn(plan: &Plan, table: &mut Table) {
 pub fn spawn_kept(plan: &Plan, table: &mut Table) {
     let dir = guest::memory_dir();
     let programs = tempfile::tempdir().unwrap();
-    let argv = [guest::tiny_program(programs.path())];
+    let stamp = programs.path().join("stamp");
+    let page = Page::open(&stamp);
+    let argv = [tiny::write(programs.path(), &stamp)];
     let program = Program::new(&argv, &[]);
     let (spools, watches) = (bare::open_dir(dir.path()), Watches::new().unwrap());
     let bare = Bare::new("floor");
     let mut daemon = Daemon::start("spawn");
     let floor = || {
-        let began = Instant::now();
+        let began = monotonic_ns();
         let child = bare.spawn_kept("a", &program, &spools, &watches);
-        let took = began.elapsed();
         child.wait();
         bare.remove("a/run-1");
         bare.remove("a");
         std::fs::remove_dir_all(dir.path().join("a")).unwrap();
         watches.read(&mut Vec::new()).unwrap();
-        took.as_secs_f64() * 1e3
+        micros(page.get() - began)
     };
     let ours = || {
         let spec = AgentSpec::new(daemon.fresh(), argv.clone());
         let id = spec.id.clone();
-        let began = Instant::now();
+        let began = monotonic_ns();
         daemon.spawn(spec);
-        let took = began.elapsed();
         daemon.wait(&id);
         daemon.forget();
-        took.as_secs_f64() * 1e3
+        micros(page.get() - began)
     };
     let spreads = alternate(plan.rounds(1_000), floor, ours);
-    table.compare("spawn, beside all its kernel calls", "ms", spreads, Target::None);
+    table.compare("spawn to exec, beside all its kernel calls", "µs", spreads, Target::None);
 }
 
 /// A request that does nothing, beside a byte that is sent to another process and back: what the way over a socket costs.

@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::model::config::HerdConfig;
 use crate::model::error::{Code, Error};
 use crate::model::event::Event;
 use crate::model::id::{AgentId, Level};
@@ -92,6 +93,8 @@ methods! {
     Cleanup(OfTarget) = "cleanup",
     /// Ends the herd and the daemon: gives the receipt.
     Shutdown(Grace) = "shutdown",
+    /// Tells what the herd is held to now: gives [`Configured`].
+    Config(Nothing) = "config",
     /// Tells what the host offers: gives [`Doctor`].
     Doctor(Nothing) = "doctor",
 }
@@ -110,6 +113,24 @@ fn unknown(method: &str) -> Error {
         nearest.unwrap_or(&""),
         Call::METHODS.join(" ")
     ))
+}
+
+/// What the herd is held to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Configured {
+    /// All of it.
+    pub config: HerdConfig,
+    /// Each setting by its name in a configuration file, as in `herd.max_levels`.
+    pub settings: BTreeMap<String, Configuration>,
+}
+
+/// One setting.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Configuration {
+    /// What it is.
+    pub value: Value,
+    /// Where it comes from: `FILE:LINE`, `--flag`, `default`, or `changed while it runs`.
+    pub origin: String,
 }
 
 /// No parameters.

@@ -59,8 +59,13 @@ pub(super) enum Verb {
     Run(RunArgs),
     /// Be the supervisor behind a socket
     Daemon(DaemonArgs),
+    /// Bring a running herd to a tree file: start, end and change what differs
+    Apply(ApplyArgs),
     /// Find every mistake in a tree file
     Check(FileArgs),
+    /// Tell what the herd is held to, and where each setting comes from
+    #[command(subcommand)]
+    Config(ConfigVerb),
     /// Tell what this host offers, controller by controller
     Doctor(DoctorArgs),
     /// Start an agent
@@ -97,6 +102,8 @@ pub(super) enum Verb {
     Shutdown(GraceArgs),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
+    /// Print a manual page: this program's, or a verb's
+    Man(ManArgs),
 }
 
 #[derive(Args, Debug)]
@@ -118,6 +125,31 @@ pub(super) struct MaybeAgent {
     /// Only this agent and all below it
     #[arg(value_name = "ID")]
     pub id: Option<AgentId>,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct ManArgs {
+    /// A verb, as in `spawn`
+    #[arg(value_name = "VERB")]
+    pub verb: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ConfigVerb {
+    /// Show every setting as it is now, with its file and line
+    Show,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct ApplyArgs {
+    /// The tree file
+    #[arg(value_name = "TREE.toml")]
+    pub file: PathBuf,
+    /// Only print the plan
+    #[arg(long)]
+    pub dry_run: bool,
+    #[command(flatten)]
+    pub grace: GraceArgs,
 }
 
 #[derive(Args, Debug)]
@@ -145,7 +177,8 @@ pub(super) struct DaemonArgs {
     /// The root cgroup, below the cgroup2 mount [default: the one that systemd delegated to us, else treeherd]
     #[arg(long, value_name = "NAME")]
     pub cgroup: Option<String>,
-    /// A file with the tables [herd] and [levels] of a tree file; read again on SIGHUP
+    /// A file with the tables [herd] and [levels] of a tree file; the files in the directory beside it (config.d for
+    /// config.toml) stand over it; read again on SIGHUP [default: /etc/treeherd/config.toml, if it is there]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// How many levels the tree may have [default: 10]

@@ -1,13 +1,11 @@
 //! What the host offers.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::args::{DoctorArgs, Global};
 use super::failure::{Done, FAILED};
-use super::link::connect;
+use super::link::{connect, state_dir};
 use super::screen::{BAD, BOLD, Cell, DIM, GOOD, Screen, WARN, plain};
-use super::serve::DEFAULT_STATE_DIR;
 use crate::api::method::{Call, Doctor, Finding, Nothing};
 use crate::daemon;
 
@@ -15,8 +13,7 @@ use crate::daemon;
 pub(super) fn doctor(global: &Global, args: DoctorArgs, screen: &mut Screen) -> Done {
     let answered = connect(global).ok().and_then(|mut daemon| daemon.call::<Doctor>(&Call::Doctor(Nothing {})).ok());
     let doctor = answered.unwrap_or_else(|| {
-        let state_dir = global.state_dir.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_STATE_DIR));
-        let mut settings = daemon::Settings::new(state_dir);
+        let mut settings = daemon::Settings::new(state_dir(global));
         settings.cgroup = args.cgroup.unwrap_or_else(daemon::default_cgroup);
         daemon::doctor(&settings)
     });

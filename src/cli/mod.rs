@@ -10,13 +10,16 @@
 //! What is asked for goes to stdout, everything about the asking to stderr. Whatever an agent may have made (its output,
 //! its command, messages that quote it) is escaped before a terminal sees it. Nothing here polls.
 
+mod apply;
 mod args;
 mod change;
 mod check;
+mod config;
 mod doctor;
 mod draw;
 mod events;
 mod failure;
+mod init;
 mod link;
 mod list;
 mod logs;
@@ -33,7 +36,8 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 
-use args::{Cli, Verb};
+use crate::model::error::{Code, Error};
+use args::{Cli, ConfigVerb, Verb};
 use failure::{Done, Failure};
 use screen::Screen;
 
@@ -44,6 +48,9 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return failure::usage(&error),
     };
+    if init::is_init() && matches!(cli.verb, Verb::Run(_) | Verb::Daemon(_)) {
+        return init::run();
+    }
     let is_json = cli.global.json;
     let mut screen = Screen::stdout(is_json);
     let done = dispatch(cli, &mut screen);
@@ -61,6 +68,8 @@ fn dispatch(cli: Cli, screen: &mut Screen) -> Done {
     match cli.verb {
         Verb::Run(args) => run::run(global, args, screen),
         Verb::Daemon(args) => serve::daemon(global, args),
+        Verb::Apply(args) => apply::apply(global, &args, screen),
+        Verb::Config(ConfigVerb::Show) => config::show(global, screen),
         Verb::Check(args) => check::check(&args.file, screen),
         Verb::Doctor(args) => doctor::doctor(global, args, screen),
         Verb::Spawn(args) => change::spawn(global, args.into_spec()?, screen),
@@ -80,6 +89,7 @@ fn dispatch(cli: Cli, screen: &mut Screen) -> Done {
         Verb::Cleanup(targets) => change::cleanup(global, targets.target(), screen),
         Verb::Shutdown(args) => change::shutdown(global, args, screen),
         Verb::Completions(args) => completions(args.shell, screen),
+        Verb::Man(args) => man(args.verb.as_deref(), screen),
     }
 }
 
@@ -87,5 +97,24 @@ fn completions(shell: clap_complete::Shell, screen: &mut Screen) -> Done {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "treeherd", &mut script);
     screen.bytes(&script)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn man(verb: Option<&str>, screen: &mut Screen) -> Done {
+    let mut program = Cli::command();
+    // What every verb understands is in every verb's page.
+    program.build();
+    let command = match verb {
+        None => program,
+        Some(verb) => {
+            let found = program.find_subcommand(verb).cloned();
+            let none = || Error::new(Code::UnknownMethod, format!("no verb is called {verb:?}"));
+            let found = found.ok_or_else(|| none().remedy("`treeherd --help` lists all"))?;
+            found.display_name(format!("treeherd-{verb}"))
+        }
+    };
+    let mut page = Vec::new();
+    clap_mangen::Man::new(command).render(&mut page)?;
+    screen.bytes(&page)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,6 +1,5 @@
 //! What the shell keeps of each agent: descriptors, watches, the bookkeeping of its output. No decision hangs on it.
 
-use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 
 use super::rules::Watcher;
@@ -15,6 +14,7 @@ pub(super) struct Body {
     pub id: AgentId,
     /// Its cgroup.
     pub home: Place,
+    /// The watch on that, if something hangs on what it says.
     pub home_watch: Option<WatchId>,
     /// The main process that runs: its run and its pidfd.
     pub process: Option<(Run, OwnedFd)>,
@@ -77,43 +77,4 @@ pub(super) enum Watched {
     Memory(Place),
     /// The `pids.events` of a limit on forks.
     Forks(Place),
-}
-
-/// What has fired before the loop knew whose it is: a hand sets the watches of a spawn, and tells of them when it is done.
-#[derive(Debug, Default)]
-pub(super) struct Early {
-    /// The spawns that are on a hand; only they can have watches that are not known yet.
-    spawns: usize,
-    fired: BTreeSet<WatchId>,
-    /// Whether facts were lost meanwhile: then every watch may have fired.
-    has_overflowed: bool,
-}
-
-impl Early {
-    pub fn begin_spawn(&mut self) {
-        self.spawns += 1;
-    }
-
-    /// A spawn is done, and what its watches have told was asked for.
-    pub fn end_spawn(&mut self) {
-        self.spawns -= 1;
-        if self.spawns == 0 {
-            self.fired.clear();
-            self.has_overflowed = false;
-        }
-    }
-
-    pub fn note(&mut self, watch: WatchId) {
-        if self.spawns > 0 {
-            self.fired.insert(watch);
-        }
-    }
-
-    pub fn note_overflow(&mut self) {
-        self.has_overflowed = self.spawns > 0;
-    }
-
-    pub fn has_fired(&self, watch: WatchId) -> bool {
-        self.has_overflowed || self.fired.contains(&watch)
-    }
 }

@@ -115,6 +115,7 @@ impl Supervisor {
     fn take_call(&mut self, client_id: u64, id: Option<&Value>, call: Call) -> Result<Answered, Error> {
         let request = match call {
             Call::Hello(_) => return now_with(&self.hello()),
+            Call::Config(_) => return now_with(&self.configured()),
             Call::Ps(selection) => return now_with(&self.ps(&selection)?),
             Call::Process(of) => return now_with(&self.process(of.pid)?),
             Call::Events(query) => return now_with(&self.events(client_id, id, query)?),

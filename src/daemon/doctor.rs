@@ -34,7 +34,7 @@ pub fn doctor(settings: &Settings) -> Doctor {
     };
     checks.push(check("cgroup2", Finding::Good, format!("{} ({layout})", host.cgroup2.display()), None));
     checks.push(root(&host, settings));
-    checks.push(canary(&host));
+    checks.push(canary(&host, settings));
     checks.push(output(settings));
     checks.push(watches());
     checks.push(descriptors());
@@ -78,9 +78,13 @@ fn root(host: &Host, settings: &Settings) -> Check {
 }
 
 /// Tries what start-up tries: whether a child can be cloned into a fresh cgroup. Leaves nothing.
-fn canary(host: &Host) -> Check {
+fn canary(host: &Host, settings: &Settings) -> Check {
     let name = "clone into a cgroup";
-    let root = format!("treeherd-doctor-{}", std::process::id());
+    // Where the root cgroup is or is to be: elsewhere nothing may be made.
+    let root = host.cgroup2.join(settings.cgroup.trim_matches('/'));
+    let place = root.ancestors().find(|place| place.is_dir()).unwrap_or(&host.cgroup2);
+    let place = place.strip_prefix(&host.cgroup2).unwrap_or(place);
+    let root = place.join(format!("treeherd-doctor-{}", std::process::id())).display().to_string();
     let tried = Cgroups::create(Arc::new(host.clone()), &root).and_then(|cgroups| {
         let way = super::start::canary(&cgroups);
         cgroups.remove_root()?;

@@ -10,14 +10,13 @@ use super::rules::Rulebook;
 use crate::kernel::cgroup::{Cgroups, Frozen, Place, Removal};
 use crate::kernel::spawn::{self, Way};
 use crate::kernel::stat;
-use crate::kernel::watch::{WatchId, Watches};
+use crate::kernel::watch::Watches;
 use crate::machine::{AgentKey, Frost, Input, ReplyTo};
 use crate::model::error::Error;
 use crate::model::id::Run;
 use crate::model::limits::Limits;
 use crate::model::spec::AgentSpec;
 use crate::model::stage::{SpawnFailure, Stage};
-use crate::model::stream::Stream;
 use crate::output::{RuleSet, Store};
 
 /// What every hand holds.
@@ -100,11 +99,8 @@ pub(super) struct SpawnJob {
 pub(super) struct Born {
     pub agent: AgentKey,
     pub run: Run,
-    /// The watch on the agent's cgroup, if that was made.
-    pub home: Option<WatchId>,
-    /// The main process, and the watches on its spool files; none of a group.
+    /// The main process; none of a group.
     pub process: Option<(i32, OwnedFd)>,
-    pub streams: [Option<WatchId>; 2],
     /// The places that were made with limits.
     pub limited: Vec<(Place, Limits)>,
     /// Its compiled rules, if it has any.
@@ -236,7 +232,6 @@ struct Made {
     home: Option<Place>,
     leaf: Option<Place>,
     has_spool: bool,
-    watches: Vec<WatchId>,
 }
 
 impl SpawnJob {
@@ -260,9 +255,7 @@ impl SpawnJob {
         let mut born = Born {
             agent: self.agent,
             run: self.run,
-            home: None,
             process: None,
-            streams: [None; 2],
             limited: Vec::new(),
             rules: tools.rulebook.compiled(&self.spec).map_err(|error| at(Stage::Prepare, error))?,
         };
@@ -271,7 +264,6 @@ impl SpawnJob {
         let home = if let Some(limits) = &self.make {
             let home = cgroups.make(&self.home, limits).map_err(|error| at(Stage::Cgroup, error))?;
             made.home = Some(self.home.clone());
-            born.home = Some(self.watch(tools, made, home.as_fd(), "cgroup.events")?);
             home
         } else {
             cgroups.open_dir(&self.home).map_err(|error| at(Stage::Cgroup, error.into()))?
@@ -286,37 +278,15 @@ impl SpawnJob {
         let inlet = if self.make_spool { tools.store.create(id) } else { tools.store.inlet(id) };
         let inlet = inlet.map_err(|error| at(Stage::Prepare, error))?;
         made.has_spool = self.make_spool;
-        for stream in Stream::ALL {
-            let once = tools.watches.add_modify_once(inlet.dir.as_fd(), stream.as_str());
-            let watch = once.map_err(|error| at(Stage::Prepare, error.into()))?;
-            made.watches.push(watch);
-            born.streams[stream as usize] = Some(watch);
-        }
         let launch = launch::prepare(&self.spec, tools, &place, leaf, inlet)?;
         let launched = spawn::spawn(&launch)?;
         born.process = Some((launched.pid, launched.pidfd));
         Ok(born)
     }
-
-    fn watch(
-        &self,
-        tools: &Tools,
-        made: &mut Made,
-        dir: std::os::fd::BorrowedFd<'_>,
-        file: &str,
-    ) -> Result<WatchId, SpawnFailure> {
-        let watch = tools.watches.add_modify(dir, file).map_err(|error| at(Stage::Prepare, error.into()))?;
-        made.watches.push(watch);
-        Ok(watch)
-    }
 }
 
 impl Made {
     fn take_back(self, tools: &Tools, job: &SpawnJob) {
-        for watch in self.watches {
-            // A one-shot watch may have fired already.
-            drop(tools.watches.remove(watch));
-        }
         for place in [self.leaf, self.home, self.level].into_iter().flatten() {
             match tools.cgroups.remove(&place) {
                 Ok(Removal::Removed) => {}

@@ -11,8 +11,8 @@ use crate::kernel::clock;
 use crate::machine::{AgentKey, Input};
 use crate::model::id::Run;
 
-/// When a leaf is looked at again that could not be watched.
-const WATCH_RETRY: Duration = Duration::from_millis(50);
+/// When a cgroup is looked at again that could not be watched.
+pub(super) const WATCH_RETRY: Duration = Duration::from_millis(50);
 
 impl Supervisor {
     /// Counts what a main process left behind, and listens to it; 0 only if the kernel says that the run's cgroup is empty.

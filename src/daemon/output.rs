@@ -61,7 +61,7 @@ impl Supervisor {
         let rest = self.look_for_rules(key, stream);
         let has_more = self.service(key, stream);
         match rest {
-            Rest::All => return self.spool_due_in(key, stream, Duration::ZERO),
+            Rest::Now => return self.spool_due_in(key, stream, Duration::ZERO),
             Rest::Nothing if !has_more => {}
             Rest::Nothing | Rest::More => return self.spool_written(key, stream),
         }

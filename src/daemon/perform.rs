@@ -54,6 +54,7 @@ pub(super) fn perform(shell: &mut Supervisor, effect: Effect) {
         Effect::Reply(to, outcome) => shell.reply(to, outcome),
         Effect::Publish(event) => shell.publish(*event),
         Effect::Forget(agent) => forget(shell, agent),
+        Effect::Record(_) | Effect::RecordHerd(_) => {}
         Effect::Finish => shell.is_over = true,
     }
 }
@@ -93,7 +94,6 @@ fn spawn(shell: &mut Supervisor, order: SpawnOrder) {
         body.spool_from = Some(order.run);
     }
     let home = body.home.clone();
-    shell.early.begin_spawn();
     shell.hand(Job::Spawn(Box::new(SpawnJob {
         agent: key,
         run: order.run,
@@ -139,14 +139,15 @@ fn forget(shell: &mut Supervisor, key: AgentKey) {
 
 /// Writes an event into the log of the daemon itself.
 pub(super) fn log(event: &Event) {
-    let agent = event.agent.as_ref().map_or("-", |agent| agent.as_str());
-    let level = event.level.unwrap_or_default();
-    let run = event.run.unwrap_or_default();
+    // What does not apply is left out: in a journal each is a field to search by.
+    let agent = event.agent.as_ref().map(|agent| agent.as_str());
+    let level = event.level.map(|level| level.0);
+    let run = event.run.map(|run| run.0);
     let (kind, message) = (event.kind, event.message.as_str());
     match kind {
         Kind::Failed | Kind::GaveUp | Kind::Oom | Kind::Forbidden | Kind::Late | Kind::Lagging => {
-            tracing::warn!(agent, level = level.0, run = run.0, "{kind} {message}");
+            tracing::warn!(agent, level, run, "{kind} {message}");
         }
-        _ => tracing::info!(agent, level = level.0, run = run.0, "{kind} {message}"),
+        _ => tracing::info!(agent, level, run, "{kind} {message}"),
     }
 }

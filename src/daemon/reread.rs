@@ -1,43 +1,42 @@
 //! SIGHUP: the configuration file is read again. What can be applied to a living herd is applied, the rest is told.
 
+use super::config::{load, settings};
 use super::supervisor::{Supervisor, now};
+use crate::api::method::{Configuration, Configured};
 use crate::machine::{Caller, Input, ReplyTo};
 use crate::model::config::HerdConfig;
-use crate::model::error::{Code, Error};
 use crate::model::id::Level;
 use crate::model::limits::Limits;
 use crate::model::request::{LimitScope, Request};
-use crate::model::tree::Tree;
 
 /// Whoever asks on the daemon's own behalf: the outcome goes to the log.
 pub(super) const OURSELVES: ReplyTo = ReplyTo { client: 0, call: 0 };
 
-/// Reads a configuration file: the `[herd]` and `[levels]` of a tree file.
-///
-/// # Errors
-/// [`Code::BadTree`] with every mistake in it; a file that cannot be read, or that has agents.
-pub fn read_config(path: &std::path::Path) -> Result<HerdConfig, Error> {
-    let shown = path.display();
-    let bytes = std::fs::read(path).map_err(|error| Error::new(Code::BadTree, format!("read {shown}: {error}")))?;
-    let tree = Tree::parse(&bytes).map_err(|mistakes| {
-        let list: Vec<String> =
-            mistakes.iter().map(|mistake| format!("{shown}:{mistake}; {}", mistake.remedy)).collect();
-        Error::new(Code::BadTree, list.join("\n")).remedy(format!("`treeherd check {shown}` shows each in its place"))
-    })?;
-    if let Some(agent) = tree.agents.first() {
-        let error = Error::new(Code::BadTree, format!("{shown} declares agent {}: a configuration has none", agent.id));
-        return Err(error.remedy("run a file with agents with `treeherd run`"));
-    }
-    Ok(tree.config)
-}
-
 impl Supervisor {
+    /// Tells every setting as it is now, and where it comes from.
+    pub(super) fn configured(&self) -> Configured {
+        let config = self.machine.config().clone();
+        let loaded = settings(&self.settings.herd);
+        let origin = |name: &str, value: &serde_json::Value| match self.settings.origins.get(name) {
+            _ if loaded.get(name) != Some(value) => "changed while it runs".to_owned(),
+            Some(origin) => origin.clone(),
+            None => "default".to_owned(),
+        };
+        let settings = settings(&config)
+            .into_iter()
+            .map(|(name, value)| (name.clone(), Configuration { origin: origin(&name, &value), value }));
+        Configured { settings: settings.collect(), config }
+    }
+
     pub(super) fn reread(&mut self) {
         let Some(path) = self.settings.config.clone() else {
             return tracing::warn!("SIGHUP: there is no configuration file to read again; start with --config FILE");
         };
-        match read_config(&path) {
-            Ok(config) => self.reconfigure(self.settings.flags.over(config)),
+        match load(&path, &self.settings.flags) {
+            Ok(loaded) => {
+                self.settings.origins = loaded.origins;
+                self.reconfigure(loaded.herd);
+            }
             Err(error) => tracing::error!("SIGHUP: nothing is changed: {error}"),
         }
     }

@@ -21,10 +21,10 @@ use crate::model::time::Monotonic;
 use crate::model::units::Bytes;
 use crate::output::{Colours, Match, RuleSet, Scan, escape};
 
-/// How much one look at a stream takes in, in bytes: some 2 ms.
+/// How much work one look at a stream does, as [`Looked::work`](crate::output::Looked::work) counts it: some 2 ms.
 const LOOK_MOST: u64 = 1 << 20;
 
-/// How much all looks of one turn take in, in bytes.
+/// How much work all looks of one turn do.
 pub(super) const TURN_MOST: u64 = 2 << 20;
 
 /// How long the lines of a rule are gathered before they are told again.
@@ -115,8 +115,11 @@ impl Tally {
 }
 
 impl Watcher {
-    pub fn new(rules: &[Rule], set: &Arc<RuleSet>, run: Run) -> Self {
-        let scan = |stream| set.listens_to(stream).then(|| Scan::new(set.clone(), stream));
+    pub fn new(rules: &[Rule], set: &Arc<RuleSet>, begins: [u64; 2], run: Run) -> Self {
+        let scan = |stream| {
+            let begin = begins[stream as usize];
+            set.listens_to(stream).then(|| Scan::new(set.clone(), stream, begin))
+        };
         let tally = |rule: &Rule| Tally { label: rule.label().to_owned(), lines: 0, untold: Paced::default() };
         Self {
             scans: Stream::ALL.map(scan),
@@ -197,10 +200,10 @@ impl Watcher {
 pub(super) enum Rest {
     /// Nothing that was there.
     Nothing,
-    /// More than one look takes in.
+    /// More than one look takes in: it goes on after the damping interval.
     More,
-    /// This turn's share was used up by others.
-    All,
+    /// What cannot wait for that, or got no share of this turn: it goes on in the next.
+    Now,
 }
 
 impl Supervisor {
@@ -208,7 +211,12 @@ impl Supervisor {
     pub(super) fn watch_output(&mut self, key: AgentKey, run: Run, set: Option<Arc<RuleSet>>) {
         let (Some(set), Some(spec)) = (set, self.machine.spec_of(key).cloned()) else { return };
         let Some(body) = self.bodies.get_mut(&key) else { return };
-        let watcher = body.watcher.get_or_insert_with(|| Box::new(Watcher::new(&spec.rules, &set, run)));
+        // What was there before this daemon was is not its to judge.
+        let begins = match (&body.spool, body.spool_from) {
+            (Some(spool), None) => Stream::ALL.map(|stream| spool.bounds(stream).1),
+            _ => [0; 2],
+        };
+        let watcher = body.watcher.get_or_insert_with(|| Box::new(Watcher::new(&spec.rules, &set, begins, run)));
         watcher.run = run;
         self.look_at_once(key);
     }
@@ -223,7 +231,7 @@ impl Supervisor {
             return Rest::Nothing;
         }
         if self.rules_room == 0 {
-            return Rest::All;
+            return Rest::Now;
         }
         let over = watcher.over;
         let Watcher { scans, tallies, .. } = watcher.as_mut();
@@ -233,9 +241,14 @@ impl Supervisor {
         let note = |it: Match<'_>| tallies[it.rule].note(stream, it);
         let rest = match scan.look(spool, &self.tools.store, &body.id, budget, until, note) {
             Ok(looked) => {
-                self.rules_room -= looked.bytes.min(self.rules_room);
+                self.rules_room = self.rules_room.saturating_sub(looked.work);
                 watcher.note_gone(looked.gone);
-                if looked.at_end { Rest::Nothing } else { Rest::More }
+                match over {
+                    _ if looked.at_end => Rest::Nothing,
+                    // Somebody may wait for this end.
+                    Some(_) => Rest::Now,
+                    None => Rest::More,
+                }
             }
             Err(error) => {
                 tracing::debug!("look at the output of {}: {error}", body.id);

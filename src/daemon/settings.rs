@@ -1,5 +1,6 @@
 //! Where a daemon lives, and what it holds its herd to.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::kernel::host::Host;
@@ -18,6 +19,8 @@ pub struct Settings {
     pub socket: Option<PathBuf>,
     /// What stands over `herd`, and over what is read again.
     pub flags: Flags,
+    /// Where the settings of `herd` come from, as [`load`](super::load) tells it.
+    pub origins: BTreeMap<String, String>,
     /// The file from which `herd` was read: it is read again on SIGHUP.
     pub config: Option<PathBuf>,
     /// Whether the supervisor moves into a cgroup of its own.
@@ -52,6 +55,7 @@ impl Settings {
             cgroup: "treeherd".to_owned(),
             socket: None,
             flags: Flags::default(),
+            origins: BTreeMap::new(),
             config: None,
             residence: Residence::default(),
         }

@@ -17,6 +17,7 @@ use super::journal::Journal;
 use super::latency::Detection;
 use super::launch::Surroundings;
 use super::rules::Rulebook;
+use super::service::Service;
 use super::settings::{Residence, Settings};
 use super::supervisor::{Source, Supervisor, now};
 use crate::kernel::cgroup::{Cgroups, Place, Removal, RootClaim};
@@ -85,9 +86,8 @@ pub fn start(settings: Settings) -> Result<Running, Error> {
 /// # Errors
 /// As [`start`], and whatever ended the daemon against its will.
 pub fn serve(settings: Settings) -> Result<(), Error> {
-    let herdsman = Herdsman::build(settings, Manner::Daemon)?;
-    sd_notify::notify(&[sd_notify::NotifyState::Ready])
-        .unwrap_or_else(|error| tracing::debug!("tell systemd: {error}"));
+    let mut herdsman = Herdsman::build(settings, Manner::Daemon)?;
+    herdsman.supervisor.tell_ready();
     herdsman.run()
 }
 
@@ -107,6 +107,8 @@ struct Herdsman {
     _root_claim: RootClaim,
     /// Held until the end: the socket is ours as long as this is.
     _claim: socket::StateDir,
+    /// The socket's path, unless it is the service manager's.
+    own_socket: Option<std::path::PathBuf>,
     supervisor: Supervisor,
 }
 
@@ -151,7 +153,12 @@ impl Herdsman {
             );
         }
         let (watches, surroundings) = (Watches::new()?, Surroundings::look()?);
-        let listener = socket::bind(&claim, &settings.socket(), None)?;
+        let inherited = if manner == Manner::Daemon { socket::inherited()? } else { None };
+        let own_socket = inherited.is_none().then(|| settings.socket());
+        let listener = match inherited {
+            Some(listener) => listener,
+            None => socket::bind(&claim, &settings.socket(), None)?,
+        };
         let journal = Journal::open(&settings.state_dir)?;
         let poll = Poll::new().map_err(|error| Error::new(Code::Kernel, format!("epoll_create1: {error}")))?;
         let (cgroups, rulebook) = (cgroups.0.take().expect("it is still there"), Rulebook::default());
@@ -161,14 +168,12 @@ impl Herdsman {
         let parts = Parts { settings, manner, tools, listener, journal, poll, machine, root };
         let mut supervisor = parts.assemble()?;
         supervisor.announce(ended);
-        Ok(Self { supervisor, _root_claim: root_claim, _claim: claim })
+        Ok(Self { supervisor, own_socket, _root_claim: root_claim, _claim: claim })
     }
 
     fn run(mut self) -> Result<(), Error> {
         let outcome = self.supervisor.run();
-        sd_notify::notify(&[sd_notify::NotifyState::Stopping])
-            .unwrap_or_else(|error| tracing::debug!("tell systemd: {error}"));
-        if let Err(error) = std::fs::remove_file(self.supervisor.settings.socket()) {
+        if let Some(Err(error)) = self.own_socket.map(std::fs::remove_file) {
             tracing::warn!("remove the socket: {error}");
         }
         remove_root(&self.supervisor.tools.cgroups);
@@ -301,7 +306,6 @@ impl Parts {
             stirred: std::collections::BTreeSet::new(),
             bodies: std::collections::HashMap::new(),
             watched: std::collections::HashMap::new(),
-            early: super::body::Early::default(),
             memory: super::memory::Memory::default(),
             hits: super::hits::Hits::default(),
             rules_room: 0,
@@ -314,6 +318,7 @@ impl Parts {
             is_over: false,
             stops_asked: 0,
             root,
+            service: (manner == Manner::Daemon).then(Service::find).flatten(),
             usage: None,
         })
     }

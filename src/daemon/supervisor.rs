@@ -10,7 +10,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use super::body::{Body, Ear, Early, Watched};
+use super::body::{Body, Ear, Watched};
 use super::client::Client;
 use super::hands::Hands;
 use super::hits::Hits;
@@ -20,11 +20,12 @@ use super::latency::Detection;
 use super::memory::{Domain, Holder, LOOKS, Memory};
 use super::reread::OURSELVES;
 use super::rules::TURN_MOST;
+use super::service::Service;
 use super::settings::Settings;
 use crate::kernel::cgroup::Place;
 use crate::kernel::watch::{Fact, Left, WatchId};
 use crate::kernel::{clock, pidfd, process};
-use crate::machine::{AgentKey, Caller, Effect, Frost, Input, Machine, Now};
+use crate::machine::{AgentKey, Caller, Effect, Input, Machine, Now};
 use crate::model::error::{Code, Error};
 use crate::model::event::{Event, Kind};
 use crate::model::id::Run;
@@ -85,6 +86,8 @@ impl Source {
 pub(super) enum Chore {
     /// Look at a spool file that was written to.
     Spool(AgentKey, Stream),
+    /// Look at the cgroup of an agent that could not be watched.
+    Home(AgentKey),
     /// Look at the cgroup of a run that could not be watched.
     Leaf(AgentKey, Run),
     /// Look at the counters of a memory domain.
@@ -93,6 +96,10 @@ pub(super) enum Chore {
     Forks(Place),
     /// Tell what an agent's rules have found meanwhile.
     Found(AgentKey),
+    /// Tell the service manager the counts.
+    Status,
+    /// Tell the service manager that the loop turns.
+    Heartbeat,
 }
 
 /// Everything that the loop has.
@@ -112,7 +119,6 @@ pub(super) struct Supervisor {
     pub stirred: BTreeSet<u64>,
     pub bodies: HashMap<AgentKey, Body>,
     pub watched: HashMap<WatchId, Watched>,
-    pub early: Early,
     pub memory: Memory,
     pub hits: Hits,
     /// How many bytes of output may still be looked at in this turn.
@@ -127,6 +133,8 @@ pub(super) struct Supervisor {
     pub is_over: bool,
     pub stops_asked: u32,
     pub root: String,
+    /// None where nobody listens.
+    pub service: Option<Service>,
     pub usage: Option<(Monotonic, super::call::Sample)>,
 }
 
@@ -253,10 +261,7 @@ impl Supervisor {
         while let Ok(outcome) = self.outcomes.try_recv() {
             match outcome {
                 Outcome::Fact(fact) => self.take_fact(fact),
-                Outcome::Born(born) => {
-                    self.born(*born);
-                    self.early.end_spawn();
-                }
+                Outcome::Born(born) => self.born(*born),
                 Outcome::Limited(change, places) => {
                     self.feed(Input::LimitsSet(change));
                     self.watch_limits(&places);
@@ -273,7 +278,6 @@ impl Supervisor {
         match &fact {
             Input::Removed(key) => self.forget_cgroups(*key),
             Input::SpawnFailed { agent, .. } => {
-                self.early.end_spawn();
                 let run = self.machine.run_of(*agent);
                 if let Some(body) = self.bodies.get_mut(agent).filter(|body| body.spool_from == run) {
                     // The files that this very spawn made are taken back with it.
@@ -282,38 +286,20 @@ impl Supervisor {
             }
             _ => {}
         }
-        let written = match &fact {
-            Input::FreezerWritten { agent, .. } => Some(*agent),
+        let waits_for_news = match &fact {
+            // An empty cgroup, or one frozen from above, is frozen without news.
+            Input::FreezerWritten { agent, .. } | Input::RemoveRefused(agent) => Some(*agent),
             _ => None,
         };
         self.feed(fact);
-        if let Some(key) = written {
-            // An empty cgroup, or one frozen from above, is frozen without news; and news that came before this was told counted
-            // for nothing. Read here and not on the hand: what it read could be older than news that is already told.
-            self.look_at_home(key);
+        if let Some(key) = waits_for_news {
+            self.listen_at_home(key);
         }
     }
 
     /// A run has started: listens for its end and its output.
     fn born(&mut self, born: Born) {
         let key = born.agent;
-        if let Some(body) = self.bodies.get_mut(&key) {
-            if let Some(watch) = born.home {
-                body.home_watch = Some(watch);
-                self.watched.insert(watch, Watched::Home(key));
-            }
-            for stream in Stream::ALL {
-                if let Some(watch) = born.streams[stream as usize] {
-                    body.streams[stream as usize] = Ear::Armed(watch);
-                    self.watched.insert(watch, Watched::Stream(key, stream));
-                }
-            }
-        }
-        for watch in born.streams.into_iter().flatten() {
-            if self.early.has_fired(watch) {
-                self.watch_fired(watch);
-            }
-        }
         self.watch_limits(&born.limited);
         let pid = born.process.as_ref().map(|(pid, _)| *pid);
         self.feed(Input::Spawned { agent: key, pid });
@@ -323,6 +309,11 @@ impl Supervisor {
         let fd = process.as_raw_fd();
         if let Some(body) = self.bodies.get_mut(&key) {
             body.process = Some((born.run, process));
+            // It may have written already: what nobody listens to yet is looked at first.
+            let deaf = Stream::ALL.into_iter().filter(|stream| body.streams[*stream as usize] == Ear::Deaf);
+            for stream in deaf.collect::<Vec<_>>() {
+                self.spool_written(key, stream);
+            }
         }
         // A process that has ended already makes its pidfd readable at once.
         if let Err(error) = self.poll.registry().register(&mut SourceFd(&fd), source.token(), Interest::READABLE) {
@@ -407,13 +398,12 @@ impl Supervisor {
             }
             Some(Watched::Memory(place)) => self.look_at_memory(&place),
             Some(Watched::Forks(place)) => self.look_at_forks(&place),
-            None => self.early.note(watch),
+            None => {}
         }
     }
 
     /// Facts were lost: every file that is watched is read.
     fn look_at_everything(&mut self) {
-        self.early.note_overflow();
         tracing::warn!("the kernel's queue of facts was full; everything is looked at again");
         for watched in self.watched.values().cloned().collect::<Vec<_>>() {
             match watched {
@@ -423,15 +413,6 @@ impl Supervisor {
                 Watched::Memory(place) => self.look_at_memory(&place),
                 Watched::Forks(place) => self.look_at_forks(&place),
             }
-        }
-    }
-
-    fn look_at_home(&mut self, key: AgentKey) {
-        let Some(body) = self.bodies.get(&key) else { return };
-        let Ok(events) = self.tools.cgroups.events(&body.home) else { return };
-        self.feed(Input::FrostSeen { agent: key, frost: if events.frozen { Frost::Frozen } else { Frost::Thawed } });
-        if !events.populated {
-            self.feed(Input::SubtreeEmptied(key));
         }
     }
 
@@ -531,11 +512,14 @@ impl Supervisor {
         let now = clock::monotonic();
         while self.chores.first().is_some_and(|(at, _)| *at <= now) {
             match self.chores.pop_first() {
+                Some((_, Chore::Home(key))) => self.listen_at_home(key),
                 Some((_, Chore::Leaf(key, run))) => self.retry_leaf(key, run),
                 Some((_, Chore::Spool(key, stream))) => self.spool_is_due(key, stream),
                 Some((_, Chore::Memory(place))) => self.look_at_memory(&place),
                 Some((_, Chore::Forks(place))) => self.look_at_forks(&place),
                 Some((_, Chore::Found(key))) => self.tell_found(key),
+                Some((_, Chore::Status)) => self.status_is_due(),
+                Some((_, Chore::Heartbeat)) => self.beat(),
                 None => {}
             }
         }
@@ -546,7 +530,7 @@ impl Supervisor {
         let came: BTreeSet<i32> = signals.pending().collect();
         for signal in came {
             match signal {
-                SIGHUP => self.reread(),
+                SIGHUP => self.reloading(Self::reread),
                 SIGTERM | SIGINT => self.stop(if signal == SIGTERM { "SIGTERM" } else { "SIGINT" }),
                 _ => {}
             }
@@ -568,6 +552,7 @@ impl Supervisor {
         self.journal.append(&mut event);
         super::perform::log(&event);
         self.tell_followers(&event);
+        self.note_for_service(&event);
         if let Some(key) = event.agent.as_ref().and_then(|id| self.machine.key_of(id)) {
             // It may have been the end of what somebody follows.
             self.stir_followers(key);

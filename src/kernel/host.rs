@@ -142,6 +142,7 @@ impl Host {
             .map_err(|error| Error::new(Code::Unsupported, format!("read cgroup.controllers: {error}")))?;
         host = Self::from_text(&mountinfo, &self_cgroup, &release, &controllers)?;
         host.delegated = delegated;
+        host.bindings.values_mut().for_each(Binding::drop_if_not_ours);
         host.extras = Extras::probe(&host.bindings);
         Ok(host)
     }
@@ -250,6 +251,18 @@ impl Host {
 
     fn directory(&self, below: &str) -> PathBuf {
         self.cgroup2.join(below.trim_start_matches('/'))
+    }
+}
+
+impl Binding {
+    /// A v1 hierarchy in which nothing can be made drives nothing: it is mounted read-only, or belongs to somebody else.
+    fn drop_if_not_ours(&mut self) {
+        let Self::V1 { mount } = self else { return };
+        let access = rustix::fs::Access::WRITE_OK;
+        if let Err(errno) = rustix::fs::accessat(rustix::fs::CWD, &*mount, access, rustix::fs::AtFlags::EACCESS) {
+            let why = format!("is on v1, and nothing can be made in {}: {errno}", mount.display());
+            *self = Self::Absent { why };
+        }
     }
 }
 

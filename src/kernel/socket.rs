@@ -6,7 +6,7 @@
 //! refused by the kernel, so a list here does that.
 
 use std::collections::BTreeSet;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -156,21 +156,59 @@ fn open_state_dir(path: &Path) -> Result<OwnedFd, Error> {
 pub fn bind(_claim: &StateDir, path: &Path, group: Option<&str>) -> Result<UnixListener, Error> {
     let shown = path.display().to_string();
     let address = address_of(path)?;
-    let group = find_group(group)?;
+    let gid = find_group(group)?;
     remove_stale(path, &address)?;
     let failed = |operation: &str, errno| Error::from(KernelError::new(operation, shown.as_str(), errno));
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
         .map_err(|errno| failed("make socket", errno))?;
     rustix::net::bind(&socket, &address).map_err(|errno| failed("bind socket", errno))?;
     // Nobody can connect before `listen`, so nobody does before the mode is right.
-    if let Some(group) = group {
-        let gid = rustix::fs::Gid::from_raw(group);
-        rustix::fs::chownat(CWD, path, None, Some(gid), AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(|errno| failed("give socket to group", errno))?;
+    if let Some(id) = gid {
+        match rustix::fs::chownat(CWD, path, None, Some(rustix::fs::Gid::from_raw(id)), AtFlags::SYMLINK_NOFOLLOW) {
+            // Somebody who is not root and not in the usual group keeps the socket to their own.
+            Err(Errno::PERM) if group.is_none() => {}
+            other => other.map_err(|errno| failed("give socket to group", errno))?,
+        }
     }
     rustix::fs::chmod(path, Mode::from_raw_mode(0o660)).map_err(|errno| failed("chmod 0660 socket", errno))?;
     rustix::net::listen(&socket, 128).map_err(|errno| failed("listen on socket", errno))?;
     Ok(UnixListener::from(socket))
+}
+
+/// Takes over the listening socket that a service manager has handed to this process, if it has.
+///
+/// # Errors
+/// [`Code::Unsupported`]: it has handed over several, or something that is not a listening Unix stream socket.
+/// [`Code::Kernel`]: `LISTEN_FDS` cannot be read.
+///
+/// # Panics
+/// If it is called twice in a process: the descriptor has one owner.
+///
+/// # Kernel
+/// sd_listen_fds(3), unix(7).
+pub fn inherited() -> Result<Option<UnixListener>, Error> {
+    static IS_TAKEN: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+    let mut handed =
+        sd_notify::listen_fds().map_err(|error| Error::new(Code::Kernel, format!("read LISTEN_FDS: {error}")))?;
+    let count = handed.len();
+    let Some(fd) = handed.next() else { return Ok(None) };
+    let refused = |why: String| {
+        let error = Error::new(Code::Unsupported, format!("the service manager handed over {why}"));
+        Err(error.remedy("give one ListenStream= with a path, and nothing else"))
+    };
+    if count > 1 {
+        return refused(format!("{count} sockets, and one is all that is served"));
+    }
+    assert!(!IS_TAKEN.swap(true, std::sync::atomic::Ordering::Relaxed), "descriptor {fd} was taken over already");
+    // SAFETY: the service manager opened it for us, `LISTEN_PID` says so, and nobody else in this process asks for it.
+    #[allow(unsafe_code)]
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    let is_unix = rustix::net::getsockname(&socket).is_ok_and(|name| name.address_family() == AddressFamily::UNIX);
+    let is_stream = rustix::net::sockopt::socket_type(&socket) == Ok(SocketType::STREAM);
+    if !is_unix || !is_stream || rustix::net::sockopt::socket_acceptconn(&socket) != Ok(true) {
+        return refused(format!("descriptor {fd}, which is not a listening Unix stream socket"));
+    }
+    Ok(Some(UnixListener::from(socket)))
 }
 
 fn address_of(path: &Path) -> Result<SocketAddrUnix, Error> {

@@ -41,6 +41,7 @@ impl Machine {
         self.agents.insert(key, agent);
         if is_queued {
             self.queue.insert((Reverse(priority), key));
+            self.unrecorded.insert(key);
             self.publish(step, Kind::Queued, key, |event| {
                 event.message = room.err().map(|error| error.message).unwrap_or_default();
             });

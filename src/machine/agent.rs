@@ -10,17 +10,11 @@ use super::restart::History;
 use super::stop::StopKey;
 use crate::model::id::{Level, Run};
 use crate::model::limits::Limits;
+use crate::model::record::Course;
+pub(super) use crate::model::record::Outcome;
 use crate::model::spec::AgentSpec;
 use crate::model::status::{Cause, ExitRecord, Paused, State};
 use crate::model::time::{Monotonic, Wall};
-
-/// How an agent ended for good.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
-    Completed,
-    Failed,
-    Terminated,
-}
 
 /// The way from the polite signal to the kill, for one run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +32,17 @@ impl Ladder {
     pub fn due(self) -> Monotonic {
         match self {
             Self::Polite(at) | Self::Killed(at) | Self::Late(at) => at,
+        }
+    }
+}
+
+impl Outcome {
+    /// Tells what a run's record makes of the agent.
+    pub fn of(record: &ExitRecord) -> Self {
+        match record.cause {
+            Cause::Terminated => Self::Terminated,
+            _ if record.is_success() => Self::Completed,
+            _ => Self::Failed,
         }
     }
 }
@@ -111,6 +116,8 @@ pub(super) struct Down {
     pub stop: StopKey,
     /// Who asked.
     pub by: Arc<str>,
+    /// When the kill is due.
+    pub kill_at: Monotonic,
     /// The stop signal to the present run.
     pub signal: Signal,
 }
@@ -179,6 +186,8 @@ pub(super) struct Agent {
     pub told: Run,
     /// Who waits for the outcome of the spawn or restart that is under way.
     pub reply: Option<ReplyTo>,
+    /// What was written down of it last.
+    pub recorded: Option<Box<Course>>,
     /// The timer that is set for it.
     pub due: Option<Monotonic>,
 }
@@ -215,6 +224,7 @@ impl Agent {
             last: None,
             told: Run::default(),
             reply: None,
+            recorded: None,
             due: None,
         }
     }

@@ -53,7 +53,7 @@ impl Machine {
     }
 
     /// Enters the last phase and gives the room back.
-    fn leave(&mut self, step: &mut Step, key: AgentKey, outcome: Outcome) {
+    pub(super) fn leave(&mut self, step: &mut Step, key: AgentKey, outcome: Outcome) {
         let retention = self.config.auto_cleanup.then_some(self.config.cleanup_retention);
         let now = step.now;
         let is_admitted = self.agents[&key].is_admitted();

@@ -10,6 +10,7 @@ use crate::model::error::Error;
 use crate::model::event::Event;
 use crate::model::id::Run;
 use crate::model::limits::Limits;
+use crate::model::record::{AgentRecord, HerdRecord};
 use crate::model::request::{Answer, Request};
 use crate::model::rule::Found;
 use crate::model::spec::{AgentSpec, StopSignal};
@@ -263,7 +264,11 @@ pub enum Effect {
     Reply(ReplyTo, Result<Answer, Error>),
     /// Tell everybody. The number is given where it is written down.
     Publish(Box<Event>),
-    /// Drop what is kept of an agent: its output, its watches.
+    /// Write down how an agent is, before anything of this step is told or carried out (a spawn alone may come first).
+    Record(Box<AgentRecord>),
+    /// Write down the limits of the herd and of its levels, likewise.
+    RecordHerd(Box<HerdRecord>),
+    /// Drop what is kept of an agent: its record, its output, its watches.
     Forget(AgentKey),
     /// The herd has ended: the supervisor may go.
     Finish,

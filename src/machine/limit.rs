@@ -201,6 +201,7 @@ impl Machine {
             }
         };
         let key = self.fresh();
+        self.record_limits(step, &change);
         self.changes.insert(key, change);
         self.queue_moved = true;
         if settings.is_empty() {
@@ -209,6 +210,14 @@ impl Machine {
             step.order(Effect::SetLimits { change: key, settings });
         }
         Ok(())
+    }
+
+    /// Has a change, or its taking back, written down.
+    fn record_limits(&mut self, step: &mut Step, change: &Change) {
+        self.unrecorded.extend(change.agents.keys());
+        if change.levels != self.config.levels || change.herd != self.config.limits {
+            step.order(Effect::RecordHerd(Box::new(self.herd_record())));
+        }
     }
 
     fn check_level(&self, level: Level) -> Result<(), Error> {
@@ -370,8 +379,9 @@ impl Machine {
     }
 
     pub(super) fn limits_refused(&mut self, step: &mut Step, key: u64, error: Error) {
-        let Some(change) = self.changes.remove(&key) else { return };
-        for (key, (limits, own)) in change.agents {
+        let Some(mut change) = self.changes.remove(&key) else { return };
+        for (key, (limits, own)) in std::mem::take(&mut change.agents) {
+            self.unrecorded.insert(key);
             if let Some(agent) = self.agents.get_mut(&key) {
                 agent.limits = limits;
                 if let Some(own) = own {
@@ -380,8 +390,9 @@ impl Machine {
             }
         }
         self.queue_moved = true;
-        self.config.levels = change.levels;
-        self.config.limits = change.herd;
+        std::mem::swap(&mut self.config.levels, &mut change.levels);
+        std::mem::swap(&mut self.config.limits, &mut change.herd);
+        self.record_limits(step, &change);
         step.reply(change.reply, Err(error));
         self.next_change(step);
     }

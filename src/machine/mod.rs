@@ -21,6 +21,7 @@
 //! * Time is an argument. There is no clock, no I/O and no chance in here that a test could not repeat.
 
 mod admit;
+mod adopt;
 mod agent;
 mod check;
 mod clock;
@@ -29,6 +30,7 @@ mod input;
 mod limit;
 mod output;
 mod pause;
+mod record;
 mod report;
 mod restart;
 mod revive;
@@ -42,6 +44,7 @@ mod verdict;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+pub use adopt::{Adopted, Found, FoundHome, Left, Telling};
 use agent::{Agent, Home, Phase};
 pub use input::{AgentKey, Caller, Effect, Frost, Input, LimitPlace, Now, ReplyTo, SpawnOrder};
 use limit::Change;
@@ -83,6 +86,8 @@ pub struct Machine {
     dirty: BTreeSet<AgentKey>,
     dirty_stops: BTreeSet<StopKey>,
     queue_moved: bool,
+    /// Agents that may have to be written down anew.
+    unrecorded: BTreeSet<AgentKey>,
     /// Agents whose freezer has moved in this step.
     frost_moved: BTreeSet<AgentKey>,
     door: Door,
@@ -156,6 +161,7 @@ impl Machine {
             dirty: BTreeSet::new(),
             dirty_stops: BTreeSet::new(),
             queue_moved: false,
+            unrecorded: BTreeSet::new(),
             frost_moved: BTreeSet::new(),
             door: Door::Open,
             next: 1,
@@ -260,6 +266,7 @@ impl Machine {
             }
         }
         self.settle_frostings(step);
+        self.settle_records(step);
         self.settle_door(step);
     }
 
@@ -377,8 +384,10 @@ impl Machine {
                 format!("clean up {}: it is {}, only ended agents are cleaned up", agent.spec.id, agent.state());
             return Err(Error::new(Code::WrongState, message).remedy("terminate it first"));
         }
-        let statuses = ended.iter().map(|key| self.status(*key, step.now.mono)).collect();
-        for key in ended {
+        // An agent stands for its subtree, which has ended before it; as long as a child is known, so is its parent.
+        let all: BTreeSet<_> = ended.into_iter().flat_map(|key| self.subtree(key)).collect();
+        let statuses = all.iter().map(|key| self.status(*key, step.now.mono)).collect();
+        for key in all {
             self.agent_mut(key).expires = Some(step.now.mono);
             self.dirty.insert(key);
         }

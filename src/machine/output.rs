@@ -15,7 +15,7 @@ use crate::model::status::{Cause, ExitRecord};
 use crate::model::time::Monotonic;
 
 /// How long the end of a run waits for its last words to be looked at: much longer than that takes on a busy host.
-const READING_MOST: Duration = Duration::from_secs(5);
+const READING_MOST: Duration = Duration::from_secs(10);
 
 impl Machine {
     /// A rule has found a line: it is told, and if the rule says so the run has failed.
@@ -65,6 +65,7 @@ impl Machine {
         if let Phase::Draining { record: old, .. } = &mut agent.phase {
             **old = record;
         }
+        self.dirty.insert(key);
     }
 
     /// Says whether a run ended well, without anybody having asked for it, and so that its words could mean otherwise.

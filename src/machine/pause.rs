@@ -154,6 +154,7 @@ impl Machine {
         let freezer = &mut self.agent_mut(key).freezer;
         if freezer.is_confirmed() && freezer.own == Frost::Frozen && freezer.told == Frost::Thawed {
             freezer.told = Frost::Frozen;
+            self.unrecorded.insert(key);
             self.publish(step, Kind::Paused, key, |_| {});
         }
     }

@@ -10,9 +10,9 @@ use crate::model::time::Monotonic;
 #[derive(Clone, Debug, Default)]
 pub(super) struct History {
     /// Restarts in a row without a healthy run between them.
-    streak: u32,
+    pub streak: u32,
     /// When the restarts of the last period were decided.
-    recent: VecDeque<Monotonic>,
+    pub recent: VecDeque<Monotonic>,
 }
 
 /// Whether a run that ended on its own is followed by another.

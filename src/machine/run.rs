@@ -29,7 +29,8 @@ impl Death {
         let cause = match self.exit {
             _ if self.oom.is_some() => Cause::Oom,
             Exit::Signal { .. } => Cause::Signal,
-            Exit::Status(_) | Exit::Unknown => Cause::Exit,
+            Exit::Status(_) => Cause::Exit,
+            Exit::Unknown => Cause::Lost,
         };
         let mut record = ExitRecord::new(cause);
         match self.exit {
@@ -184,11 +185,7 @@ impl Machine {
             record.cause = Cause::Terminated;
             record.by = Some(by.to_string());
         }
-        let outcome = match record.cause {
-            Cause::Terminated => Outcome::Terminated,
-            _ if record.is_success() => Outcome::Completed,
-            _ => Outcome::Failed,
-        };
+        let outcome = Outcome::of(&record);
         self.agent_mut(key).last = Some(Box::new(record.clone()));
         self.agent_mut(key).ended = Some(step.now);
         self.agent_mut(key).clocks.clear();
@@ -252,12 +249,15 @@ impl Machine {
         }
         agent.told = agent.run;
         *self.ends.entry(record.cause).or_default() += 1;
+        self.publish_end(step, key, outcome, record.clone());
+    }
+
+    pub(super) fn publish_end(&self, step: &mut Step, key: AgentKey, outcome: Outcome, record: ExitRecord) {
         let kind = match outcome {
             Outcome::Completed => Kind::Completed,
             Outcome::Failed => Kind::Failed,
             Outcome::Terminated => Kind::Terminated,
         };
-        let record = record.clone();
         self.publish(step, kind, key, |event| {
             event.message = record.to_string();
             event.exit = Some(record);

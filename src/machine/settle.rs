@@ -51,6 +51,7 @@ impl Machine {
             Phase::Ended { .. } => self.settle_ended(step, key),
         }
         self.set_timer(key);
+        self.unrecorded.insert(key);
     }
 
     fn settle_held(&mut self, step: &mut Step, key: AgentKey) {

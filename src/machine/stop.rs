@@ -204,8 +204,13 @@ impl Machine {
         let agent = self.agent_mut(key);
         agent.stops.push(stop_key);
         match &mut agent.down {
-            None => agent.down = Some(Down { stop: stop_key, by: by.clone(), signal: Signal::Unsent }),
-            Some(down) if driver.is_none_or(|driver| stop.urgency() < driver) => down.stop = stop_key,
+            None => {
+                let (by, kill_at) = (by.clone(), stop.urgency());
+                agent.down = Some(Down { stop: stop_key, by, kill_at, signal: Signal::Unsent });
+            }
+            Some(down) if driver.is_none_or(|driver| stop.urgency() < driver) => {
+                (down.stop, down.kill_at) = (stop_key, stop.urgency());
+            }
             Some(_) => {}
         }
         self.dirty.insert(key);

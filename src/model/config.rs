@@ -73,6 +73,20 @@ pub struct Flags {
 }
 
 impl Flags {
+    /// Lists the names of those that are given.
+    #[must_use]
+    pub fn names(&self) -> Vec<&'static str> {
+        let given = [
+            ("max_levels", self.max_levels.is_some()),
+            ("max_agents_per_level", self.max_agents_per_level.is_some()),
+            ("max_children", self.max_children.is_some()),
+            ("max_agents", self.max_agents.is_some()),
+            ("cleanup_retention", self.cleanup_retention.is_some()),
+            ("auto_cleanup", self.auto_cleanup.is_some()),
+        ];
+        given.into_iter().filter(|(_, is_given)| *is_given).map(|(name, _)| name).collect()
+    }
+
     /// Lays these over a configuration.
     #[must_use]
     pub fn over(&self, mut config: HerdConfig) -> HerdConfig {

@@ -42,6 +42,8 @@ kinds! {
     Queued = "process:queued",
     /// An agent is admitted and has its cgroup.
     Spawned = "process:spawned",
+    /// A daemon goes on with an agent of the one before it.
+    Adopted = "process:adopted",
     /// A run's program is executing.
     Started = "process:started",
     /// A run's main process exited and left descendants; the run's own end follows.

@@ -8,6 +8,8 @@ pub mod event;
 pub mod id;
 pub mod limits;
 pub mod pattern;
+pub mod plan;
+pub mod record;
 pub mod request;
 pub mod rule;
 pub mod spec;

@@ -117,6 +117,8 @@ pub enum Cause {
     Exec,
     /// It was asked for.
     Terminated,
+    /// How it ended is not known: no daemon lived to see it, or the kernel did not tell.
+    Lost,
     /// It ran for longer than its `run_timeout`.
     Timeout,
     /// A rule found a line in its output that means failure.
@@ -133,6 +135,7 @@ impl Cause {
             Self::Oom => "oom",
             Self::Exec => "exec",
             Self::Terminated => "terminated",
+            Self::Lost => "lost",
             Self::Timeout => "timeout",
             Self::Output => "output",
         }
@@ -142,7 +145,7 @@ impl Cause {
     #[must_use]
     pub fn is_verdict(self) -> bool {
         match self {
-            Self::Exit | Self::Signal | Self::Oom | Self::Exec | Self::Terminated => false,
+            Self::Exit | Self::Signal | Self::Oom | Self::Exec | Self::Terminated | Self::Lost => false,
             Self::Timeout | Self::Output => true,
         }
     }
@@ -299,7 +302,12 @@ impl fmt::Display for ExitRecord {
             (_, _, Some(signal)) => {
                 write!(f, "killed by {signal}{}", if self.core { " (core dumped)" } else { "" })?;
             }
-            _ => f.write_str("ended, how is not known")?,
+            _ => {
+                f.write_str("ended, how is not known")?;
+                if let Some(why) = &self.error {
+                    write!(f, ": {why}")?;
+                }
+            }
         }
         Ok(())
     }

@@ -7,7 +7,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 /// A point on the machine's monotonic clock (`CLOCK_BOOTTIME`), in nanoseconds: for waits and durations.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+/// On disk it is that number, and means something until the next boot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Monotonic(pub u64);
 
 impl Monotonic {

@@ -22,7 +22,10 @@ use crate::model::stream::Stream;
 pub const LINE_MOST: usize = 16 << 10;
 
 /// How much is read in one go, in bytes.
-const PIECE: u64 = 128 << 10;
+const PIECE: u64 = 64 << 10;
+
+/// As much work as a line is besides its bytes.
+const LINE_WORK: u64 = 32;
 
 /// The rules of an agent, compiled; can be shared by agents that have the same ones.
 #[derive(Debug)]
@@ -104,8 +107,8 @@ pub struct Scan {
 /// What one call of [`Scan::look`] has come to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Looked {
-    /// How many bytes were looked at.
-    pub bytes: u64,
+    /// How much work that was: the bytes that were looked at, and 32 more for each line.
+    pub work: u64,
     /// How many were gone before they could be.
     pub gone: u64,
     /// Whether all was looked at, up to the offset that was given or to the end that there is.
@@ -113,10 +116,10 @@ pub struct Looked {
 }
 
 impl Scan {
-    /// Begins at a stream's beginning.
+    /// Begins at an offset of a stream.
     #[must_use]
-    pub fn new(set: Arc<RuleSet>, stream: Stream) -> Self {
-        Self { set, stream, next: 0, open: Vec::new(), passes_over: false }
+    pub fn new(set: Arc<RuleSet>, stream: Stream, begin: u64) -> Self {
+        Self { set, stream, next: begin, open: Vec::new(), passes_over: false }
     }
 
     /// Returns the offset of the first byte that was not looked at.
@@ -125,7 +128,7 @@ impl Scan {
         self.next
     }
 
-    /// Looks on, at `budget` bytes at the most and not beyond the offset `until`, and tells every line that a rule has found.
+    /// Looks on, until some `budget` of work is done and not beyond the offset `until`, and tells every line that a rule has found.
     ///
     /// # Errors
     /// Those of [`Spool::read`]; what was looked at before stays so.
@@ -139,8 +142,8 @@ impl Scan {
         mut each: impl FnMut(Match<'_>),
     ) -> Result<Looked, Error> {
         let mut looked = Looked { at_end: self.next >= until, ..Looked::default() };
-        while !looked.at_end && looked.bytes < budget {
-            let room = (budget - looked.bytes).min(until - self.next).min(PIECE);
+        while !looked.at_end && looked.work < budget {
+            let room = (budget - looked.work).min(until - self.next).min(PIECE);
             let mut cursor = Cursor::default();
             cursor.set(self.stream, Some(self.next));
             let read = spool.read(store, id, &mut cursor, usize::try_from(room).unwrap_or(0))?;
@@ -151,11 +154,10 @@ impl Scan {
                 // Behind a gap there may be more than there was room for.
                 let length =
                     usize::try_from(until - self.next).map_or(piece.bytes.len(), |left| left.min(piece.bytes.len()));
-                self.take(&piece.bytes[..length], &mut each);
+                looked.work += length as u64 + LINE_WORK * self.take(&piece.bytes[..length], &mut each);
                 bytes += length as u64;
             }
             self.skip_to(cursor.get(self.stream).unwrap_or(before).min(until), &mut each);
-            looked.bytes += bytes;
             looked.gone += self.next - before - bytes;
             looked.at_end = read.at_end || self.next >= until;
         }
@@ -186,9 +188,10 @@ impl Scan {
         self.next - self.open.len() as u64
     }
 
-    /// Looks at bytes that follow those before.
-    fn take(&mut self, bytes: &[u8], each: &mut impl FnMut(Match<'_>)) {
+    /// Looks at bytes that follow those before. Returns how many lines they end.
+    fn take(&mut self, bytes: &[u8], each: &mut impl FnMut(Match<'_>)) -> u64 {
         let mut rest = bytes;
+        let mut lines = 0;
         while !rest.is_empty() {
             let newline = memchr(b'\n', rest);
             let (part, used) = newline.map_or((rest, rest.len()), |at| (&rest[..at], at + 1));
@@ -197,8 +200,10 @@ impl Scan {
             }
             self.passes_over &= newline.is_none();
             self.next += used as u64;
+            lines += u64::from(newline.is_some());
             rest = &rest[used..];
         }
+        lines
     }
 
     /// Adds a part to the present line and looks at it if it is all there, or as long as it may be; says whether the rest of

@@ -376,3 +376,12 @@ pub fn await_line(herd: &Herd, id: &AgentId, line: &str) {
     }
     panic!("{id} never said {line:?}: {:?}", String::from_utf8_lossy(&text));
 }
+
+/// Waits until something holds that nobody tells of.
+pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = std::time::Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(std::time::Instant::now() < end, "not in time: {what}");
+        std::thread::yield_now();
+    }
+}

@@ -99,6 +99,8 @@ pub struct Kernel {
     pub unread: BTreeMap<(AgentKey, Run), VecDeque<usize>>,
     /// Runs that have said something that means failure.
     pub fatal: BTreeSet<(AgentKey, Run)>,
+    /// Those of them whose words were not lost with a supervisor.
+    pub heard: BTreeSet<(AgentKey, Run)>,
     pub herd: Limits,
     /// Whether processes freeze one by one, when chance says so.
     pub freezes_slowly: bool,
@@ -281,7 +283,14 @@ impl Kernel {
         self.notices.insert(Notice::Said(run.0, run.1));
         if is_fatal {
             self.fatal.insert(run);
+            self.heard.insert(run);
         }
+    }
+
+    /// What was said up to now is looked at by nobody: the next supervisor begins with what is said from then on.
+    pub fn forget_words(&mut self) {
+        self.unread.clear();
+        self.heard.clear();
     }
 
     pub fn stray(&mut self, pid: u64) {

@@ -14,6 +14,7 @@
 
 pub mod chance;
 pub mod clients;
+pub mod crash;
 pub mod exhaustive;
 pub mod kernel;
 pub mod observer;

@@ -275,7 +275,7 @@ fn last_words_that_take_too_long_to_be_looked_at_are_not_waited_for() {
     life.world.kernel.update();
     life.tell_notices();
     assert_eq!(life.state(key), State::Running);
-    life.world.pass(5 * SECOND);
+    life.world.pass(10 * SECOND);
     life.world.step(Input::Ticked);
     assert_eq!(life.state(key), State::Completed);
     life.flush();

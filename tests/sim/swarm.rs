@@ -11,6 +11,7 @@ use treeherd::model::status::Exit;
 
 use super::chance::Chance;
 use super::clients::{Habits, some_caller, some_limits};
+use super::crash::Doom;
 use super::world::{Faults, World};
 
 /// After so many failing seeds, no further are tried.
@@ -33,6 +34,8 @@ struct Rates {
     life: u32,
     time: u32,
     departures: u32,
+    /// In a thousand.
+    crashes: u32,
 }
 
 fn config(chance: &mut Chance) -> HerdConfig {
@@ -89,6 +92,7 @@ fn live(seed: u64, tells: bool) -> (u64, BTreeMap<String, u64>) {
         life: chance.of(&[2, 8, 20]),
         time: chance.of(&[2, 8, 20]),
         departures: chance.of(&[0, 1]),
+        crashes: chance.of(&[0, 0, 5, 30]),
     };
     let turns = chance.of(&[60, 150, 400]);
     let freezes_slowly = chance.comes(40);
@@ -115,6 +119,8 @@ fn turn(world: &mut World, habits: &Habits, rates: &Rates) {
         let caller = some_caller(&mut world.chance, &world.observer.keys());
         let client = world.chance.pick(4) as u64;
         world.ask(client, caller, request);
+    } else if world.chance.pick(1000) < rates.crashes as usize {
+        crash(world, habits);
     } else if world.chance.comes(rates.departures) {
         let client = world.chance.pick(4) as u64;
         world.step(Input::Departed(client));
@@ -134,6 +140,28 @@ fn turn(world: &mut World, habits: &Habits, rates: &Rates) {
             world.make(moves[chosen]);
         }
     }
+}
+
+/// The supervisor dies, between steps or in the middle of one; after a while, in which life goes on, there is another one.
+fn crash(world: &mut World, habits: &Habits) {
+    world.disk.doom = world.chance.of(&[None, Some(Doom::Unwritten), Some(Doom::Untold)]);
+    if world.disk.doom.is_some() {
+        let moves = world.moves();
+        if moves.is_empty() || world.chance.comes(30) {
+            let request = habits.request(&mut world.chance, &world.observer.live_names(&world.machine));
+            world.ask(9, None, request);
+        } else {
+            let chosen = world.chance.pick(moves.len());
+            world.make(moves[chosen]);
+        }
+    }
+    world.crash();
+    for _ in 0..world.chance.pick(8) {
+        live_on(world);
+        let time = world.chance.of(&[0, 100, 3_000, 100_000]);
+        world.pass(Duration::from_millis(time));
+    }
+    world.revive();
 }
 
 fn pass_some(world: &mut World) {
@@ -234,6 +262,7 @@ fn swarm() {
         "process:gave-up",
         "process:queued",
         "timeout",
+        "lost",
         "output",
         "last words",
     ] {

@@ -15,6 +15,7 @@ use treeherd::model::stream::Stream;
 use treeherd::model::time::{Monotonic, Wall};
 
 use super::chance::Chance;
+use super::crash::Disk;
 use super::kernel::{Kernel, Notice, Temper};
 use super::observer::Observer;
 
@@ -61,6 +62,8 @@ pub struct World {
     pub faults: Faults,
     pub orders: BTreeMap<Lane, VecDeque<Effect>>,
     pub answers: BTreeMap<Lane, VecDeque<Input>>,
+    /// What is written down for the next machine.
+    pub disk: Disk,
     pub steps: u64,
     pub calls: u64,
     pub tells: bool,
@@ -80,6 +83,7 @@ impl World {
             faults: Faults::default(),
             orders: BTreeMap::new(),
             answers: BTreeMap::new(),
+            disk: Disk::default(),
             steps: 0,
             calls: 0,
             tells: false,
@@ -123,6 +127,12 @@ impl World {
         let mut again = Vec::new();
         self.machine.settle_everything(self.now, &mut again);
         assert_eq!(again, [], "settling again orders nothing");
+        if self.disk.doom.is_some() {
+            self.die_in_step(&effects);
+            return Vec::new();
+        }
+        self.disk.write(&effects);
+        self.disk.check(&self.machine);
         self.observer.after(&self.machine, &self.kernel, self.now, asked, &effects);
         for effect in &effects {
             self.route(effect);
@@ -130,7 +140,7 @@ impl World {
         effects
     }
 
-    fn route(&mut self, effect: &Effect) {
+    pub fn route(&mut self, effect: &Effect) {
         let lane = match effect {
             Effect::Spawn(order) => Lane::Agent(order.agent),
             Effect::KillRun { agent, run } => Lane::Rescue(*agent, *run),
@@ -144,6 +154,8 @@ impl World {
             Effect::FindLaggards { .. }
             | Effect::Reply(..)
             | Effect::Publish(_)
+            | Effect::Record(_)
+            | Effect::RecordHerd(_)
             | Effect::Forget(_)
             | Effect::Finish => return,
         };
@@ -259,11 +271,11 @@ impl World {
         }
     }
 
-    fn carry_out(&mut self, lane: Lane, effect: Effect) {
+    pub fn carry_out(&mut self, lane: Lane, effect: Effect) {
         let answer = match effect {
             Effect::Spawn(order) => {
                 let agent = order.agent;
-                let parent = self.observer.parent_of(agent);
+                let parent = self.machine.parent_of(agent);
                 if self.chance.comes(self.faults.spawn_hangs) && !order.spec.is_group() {
                     self.kernel.spawn_hanging(&order, parent);
                     return;
@@ -325,8 +337,10 @@ impl World {
             Notice::Exit(agent, run) => {
                 let death = self.kernel.deaths[&(agent, run)];
                 let descendants = self.kernel.in_run(agent, run).count() as u64;
-                let oom = death.is_oom.then(some_oom);
-                Input::Exited { agent, run, exit: death.exit, rusage: Rusage::default(), oom, descendants }
+                let is_seen = !self.observer.is_unseen(agent, run);
+                let exit = if is_seen { death.exit } else { Exit::Unknown };
+                let oom = (death.is_oom && is_seen).then(some_oom);
+                Input::Exited { agent, run, exit, rusage: Rusage::default(), oom, descendants }
             }
             Notice::Said(agent, run) => {
                 let said = self.kernel.unread.entry((agent, run)).or_default();

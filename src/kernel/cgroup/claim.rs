@@ -11,8 +11,9 @@ use super::{Cgroups, Place};
 use crate::kernel::error::{KernelError, Result};
 use crate::model::error::{Code, Error};
 
-/// A file that nothing else opens: closing any descriptor of it would give the lock up.
-const LOCKED: &str = "cgroup.max.depth";
+/// A file that nothing else opens (closing any descriptor of it would give the lock up), and that is writable where a cgroup is
+/// delegated: cgroup-v2.rst, Model of Delegation.
+const LOCKED: &str = "cgroup.threads";
 
 /// The roots that supervisors of this very process have: a record lock does not keep a process out of its own.
 static CLAIMED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());

@@ -298,10 +298,15 @@ impl<'i> Reader<'_, '_, 'i> {
         if is_good.contains(&false) {
             return None;
         }
-        let name = field.name.clone();
-        let check = |spec: &AgentSpec| match name.as_str() {
-            "rules" => spec.check().and_then(|()| compile(&spec.rules).map(drop)),
-            _ => spec.check(),
+        let has_rules = field.name == "rules";
+        let check = |spec: &AgentSpec| {
+            let mut spec = spec.clone();
+            if spec.is_group() {
+                // Whether it is one, the whole agent tells.
+                spec.command.push("true".to_owned());
+            }
+            spec.check()?;
+            if has_rules { compile(&spec.rules).map(drop) } else { Ok(()) }
         };
         self.is_good::<AgentSpec>(&[&id, &field], &field, check).then_some(field)
     }

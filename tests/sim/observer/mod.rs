@@ -4,6 +4,7 @@
 //! every moment, at rest and at the end.
 
 mod always;
+mod crashed;
 mod told;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -88,6 +89,8 @@ pub struct Observer {
     /// Agents that were announced, and not yet ended.
     announced: BTreeSet<AgentKey>,
     forgotten: BTreeSet<AgentKey>,
+    /// Runs of which nobody can see how they end: their supervisor died before.
+    unseen: BTreeSet<(AgentKey, Run)>,
     totals_changed: bool,
     pub has_finished: bool,
     /// What was seen, by name: tells what a swarm reaches.
@@ -121,6 +124,7 @@ impl Observer {
             queued: BTreeSet::new(),
             announced: BTreeSet::new(),
             forgotten: BTreeSet::new(),
+            unseen: BTreeSet::new(),
             totals_changed: false,
             has_finished: false,
             seen: BTreeMap::new(),
@@ -129,10 +133,6 @@ impl Observer {
 
     pub fn is_spawning(&self, key: AgentKey) -> bool {
         self.spawning.contains(&key)
-    }
-
-    pub fn parent_of(&self, key: AgentKey) -> Option<AgentKey> {
-        self.known[&key].parent
     }
 
     /// The agents that are known by name, ended ones included.
@@ -411,7 +411,9 @@ impl Observer {
                 );
                 self.reading.insert((*agent, *run), now.mono);
             }
-            Effect::Signal { .. }
+            Effect::Record(_)
+            | Effect::RecordHerd(_)
+            | Effect::Signal { .. }
             | Effect::RemoveRun { .. }
             | Effect::SetLimits { .. }
             | Effect::FindLaggards { reply: None, .. } => {}
@@ -500,7 +502,9 @@ fn subjects(effect: &Effect) -> Vec<AgentKey> {
                 LimitPlace::Agent(key) | LimitPlace::Children(key) => Some(*key),
             })
             .collect(),
-        Effect::Reply(..) | Effect::Publish(_) | Effect::Finish => Vec::new(),
+        Effect::Record(_) | Effect::RecordHerd(_) | Effect::Reply(..) | Effect::Publish(_) | Effect::Finish => {
+            Vec::new()
+        }
     }
 }
 

@@ -137,15 +137,16 @@ impl Observer {
     /// A run that has said something fatal and ended on its own is not told to have ended well, unless it took too long to find out.
     fn check_words(&mut self, kernel: &Kernel, now: Now, key: AgentKey, run: Run, event: &Event) {
         let is_fatal = kernel.fatal.contains(&(key, run));
+        let is_heard = kernel.heard.contains(&(key, run));
         let is_found = event.exit.as_ref().is_some_and(|exit| exit.cause == Cause::Output);
         assert!(!is_found || is_fatal, "{key}: run {run} has said nothing fatal");
         let read_for = self.reading.get(&(key, run)).map(|since| now.mono.since(*since));
         if is_found && read_for.is_some() {
             self.note("last words");
         }
-        let is_late = read_for.is_some_and(|time| time >= Duration::from_secs(5));
+        let is_late = read_for.is_some_and(|time| time >= Duration::from_secs(10));
         assert!(
-            event.kind != Kind::Completed || !is_fatal || is_late,
+            event.kind != Kind::Completed || !is_heard || is_late,
             "{key}: run {run} has completed, its words say no"
         );
     }
@@ -173,6 +174,12 @@ impl Observer {
         let was_asked = self.exits.get(&(key, run)).copied().unwrap_or_else(|| panic!("{key}: nobody told its exit"));
         if event.kind != Kind::Failed {
             assert!(kernel.in_run(key, run).next().is_none(), "{key}: {} while its processes live", event.kind);
+        }
+        if exit.cause == Cause::Lost {
+            assert!(self.is_unseen(key, run), "{key}: run {run} is told as lost, and its end could be seen");
+            assert!(!was_asked && event.kind == Kind::Failed, "{key}: run {run}: what is lost has failed");
+            self.note("lost");
+            return;
         }
         let is_good = death.exit == Exit::Status(0) && !death.is_oom;
         let is_asked = self.is_asked(key, run);

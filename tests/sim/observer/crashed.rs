@@ -1,0 +1,121 @@
+//! What another supervisor has to go on with, and what nobody can ask of it.
+
+use std::collections::BTreeSet;
+
+use treeherd::machine::{Adopted, AgentKey, Effect, Left, Machine, Now};
+use treeherd::model::id::{Level, Run};
+use treeherd::model::record::Standing;
+
+use super::super::crash::Doom;
+use super::super::kernel::Kernel;
+use super::{Known, Observer};
+
+impl Observer {
+    /// Takes in that a supervisor is dead, and what was written down. `blinds` says whether the ends of the runs that go on
+    /// are hidden from the next one.
+    pub fn crashed(&mut self, kernel: &Kernel, herd: &[Adopted], doom: Option<Doom>, blinds: bool) {
+        self.note("crashes");
+        for asked in self.requests.values_mut() {
+            (asked.is_gone, asked.is_answered) = (true, true);
+        }
+        self.spawning.clear();
+        self.removing.clear();
+        let recorded: BTreeSet<AgentKey> = herd.iter().map(|adopted| AgentKey(adopted.record.birth.key)).collect();
+        for key in self.known.keys().copied().filter(|key| !recorded.contains(key)).collect::<Vec<_>>() {
+            // What waited below a first spawn that failed goes with it, and may be gone before that is told.
+            let may_go = doom == Some(Doom::Untold);
+            assert!(may_go || !self.announced.contains(&key), "{key}: told to be there, and lost");
+            self.forget_unrecorded(key);
+        }
+        self.frosts = self.known.keys().filter_map(|key| Some((*key, kernel.freeze_of(*key)?))).collect();
+        for Adopted { record, found, .. } in herd {
+            let (key, run, course) = (AgentKey(record.birth.key), record.course.run, &record.course);
+            if !self.known.contains_key(&key) {
+                // It was written down in the step in which it was asked for, and that was the last one.
+                let parent = record.birth.parent.map(AgentKey);
+                let level = parent.map_or(Level(0), |parent| self.known[&parent].level.below());
+                self.known.insert(key, Known { parent, level, priority: record.birth.spec.priority.into() });
+            }
+            self.names.insert(record.id().clone(), key);
+            match &course.ending {
+                Some(_) => drop(self.down.insert(key)),
+                None => drop(self.down.remove(&key)),
+            }
+            if course.cycle.is_some() {
+                self.cycles.insert((key, run));
+            }
+            match course.standing {
+                Standing::Queued => drop(self.queued.insert(key)),
+                _ => drop(self.queued.remove(&key)),
+            }
+            if let Standing::Backoff(_) = course.standing {
+            } else {
+                self.backoffs.remove(&key);
+            }
+            if let Standing::Running { .. } = course.standing {
+                // Its start may have been written down and not told.
+                self.started.insert((key, run));
+                if found.is_some_and(|found| found.left != Left::Main) {
+                    let is_asked = self.is_asked(key, run);
+                    self.exits.entry((key, run)).or_insert(is_asked);
+                    self.unseen.insert((key, run));
+                    self.note("ends while nobody lived");
+                } else if blinds {
+                    self.unseen.insert((key, run));
+                }
+            }
+            let goes_on = matches!(
+                course.standing,
+                Standing::Running { .. } | Standing::Draining { .. } | Standing::Lingering(_)
+            );
+            let is_told = goes_on && course.told == run;
+            if record.has_ended() {
+                // That there is no next run may not have been told; that the last one has ended is, or will be.
+                self.announced.remove(&key);
+            } else if !is_told {
+                self.announced.insert(key);
+            }
+        }
+    }
+
+    /// Compares what the next supervisor says first with what is true.
+    pub fn adopted(&mut self, machine: &Machine, kernel: &Kernel, now: Now, effects: &[Effect]) {
+        let groups = self.groups.len();
+        self.after(machine, kernel, now, None, effects);
+        // What is stopped again is killed when it was to be killed.
+        for group in &mut self.groups[groups..] {
+            let due = |key: &AgentKey| machine.record(*key)?.course.ending.map(|ending| ending.kill_at);
+            group.kill_at = group.tops.iter().filter_map(due).min();
+        }
+    }
+
+    /// Says whether nobody can know how this run ends.
+    pub fn is_unseen(&self, key: AgentKey, run: Run) -> bool {
+        self.unseen.contains(&(key, run))
+    }
+
+    /// An agent of which nothing was written down was never there.
+    fn forget_unrecorded(&mut self, key: AgentKey) {
+        self.names.retain(|_, it| *it != key);
+        for set in [&mut self.down, &mut self.queued, &mut self.announced, &mut self.killed, &mut self.paused] {
+            set.remove(&key);
+        }
+        self.forgotten.remove(&key);
+        self.known.remove(&key);
+        self.backoffs.remove(&key);
+        self.cascading.remove(&key);
+        self.exits.retain(|(it, _), _| *it != key);
+        for set in
+            [&mut self.started, &mut self.told, &mut self.cycles, &mut self.late, &mut self.judged, &mut self.unseen]
+        {
+            set.retain(|(it, _)| *it != key);
+        }
+        for group in &mut self.groups {
+            group.tops.remove(&key);
+        }
+        for asked in self.requests.values_mut() {
+            asked.members.remove(&key);
+            asked.exact.remove(&key);
+        }
+    }
+}

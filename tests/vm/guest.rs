@@ -1,0 +1,161 @@
+//! A guest: a small Debian in QEMU that runs one job as root, tells what it said and how it ended, and is gone.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+/// What the guests are made of, once it has been prepared.
+pub struct Kit {
+    dir: PathBuf,
+    accelerator: &'static str,
+}
+
+/// What is the first process of a guest.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum FirstProcess {
+    /// The script that runs the job: nothing else is in the guest.
+    Script,
+    /// systemd, with a service that runs the job.
+    Systemd,
+}
+
+/// A guest that is to run.
+pub struct Guest<'a> {
+    /// The first two numbers of its kernel's release.
+    pub kernel: &'a str,
+    pub first: FirstProcess,
+    /// Files that it is given, under the paths that they have here.
+    pub files: &'a [PathBuf],
+    /// Shell commands.
+    pub job: &'a str,
+    /// A disk that outlives the guest; without one it writes to a copy that nobody keeps.
+    pub disk: Option<&'a Path>,
+    /// How long it may take before its power fails.
+    pub limit: Duration,
+}
+
+/// What became of a guest.
+pub struct Told {
+    /// The job's exit status, if it came to its end.
+    pub status: Option<i32>,
+    /// What the job said, on stdout and stderr.
+    pub text: String,
+    /// What the kernel and QEMU said.
+    pub console: String,
+}
+
+/// The part of every guest's command line that does not change: a quiet and quick boot, cgroup2 for every controller.
+const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 reboot=t tsc=reliable no_timer_check nokaslr mitigations=off \
+                            cgroup_no_v1=all root=PARTUUID=68726474-01 rootwait rw";
+
+impl Kit {
+    /// Downloads and makes what the guests need, unless that was done before.
+    ///
+    /// # Errors
+    /// Why this machine cannot have guests.
+    pub fn prepare() -> Result<Self, String> {
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("vm");
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vm/prepare");
+        let output = Command::new(&script).arg(&dir).output().map_err(|error| format!("{script:?}: {error}"))?;
+        if !output.status.success() {
+            return Err(format!("tests/vm/prepare: {}", String::from_utf8_lossy(&output.stderr).trim()));
+        }
+        let mut kit = Self { dir, accelerator: "tcg" };
+        if kit.is_kvm_usable() {
+            kit.accelerator = "kvm";
+        }
+        Ok(kit)
+    }
+
+    /// Tries KVM, once: there are hosts that have it and on which no guest of ours comes up.
+    fn is_kvm_usable(&self) -> bool {
+        let known = self.dir.join("kvm");
+        if let Ok(answer) = std::fs::read_to_string(&known) {
+            return answer == "usable";
+        }
+        let kvm = Self { dir: self.dir.clone(), accelerator: "kvm" };
+        let trial = Guest {
+            kernel: "6.12",
+            first: FirstProcess::Script,
+            files: &[],
+            job: "exit 0",
+            disk: None,
+            limit: Duration::from_secs(10),
+        };
+        let is_usable = Path::new("/dev/kvm").exists() && kvm.run(&trial).status == Some(0);
+        std::fs::write(known, if is_usable { "usable" } else { "not usable" }).unwrap();
+        is_usable
+    }
+
+    /// Returns a fresh copy of the guests' disk.
+    pub fn new_disk(&self, path: &Path) {
+        let copied = Command::new("cp").arg("--sparse=always").arg(self.dir.join("disk")).arg(path).status().unwrap();
+        assert!(copied.success());
+    }
+
+    /// Runs a guest until it is done, or its time is over.
+    pub fn run(&self, guest: &Guest<'_>) -> Told {
+        let work = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let at = |name: &str| work.path().join(name);
+        pack(guest, &at("stage"), &at("work.tar"));
+        let tree = self.dir.join("tree/usr");
+        let libraries = tree.join("lib/x86_64-linux-gnu");
+        let first = match guest.first {
+            FirstProcess::Script => "init=/usr/sbin/guest-init",
+            FirstProcess::Systemd => {
+                "init=/usr/lib/systemd/systemd systemd.unit=guest.target systemd.show_status=0 \
+                 systemd.unified_cgroup_hierarchy=1"
+            }
+        };
+        let (disk, snapshot) = match guest.disk {
+            Some(disk) => (disk.to_owned(), "off"),
+            None => (self.dir.join("disk"), "on"),
+        };
+        let mut qemu = Command::new("timeout");
+        qemu.args(["--foreground", "--signal=KILL", &guest.limit.as_secs().to_string()])
+            .arg(tree.join("bin/qemu-system-x86_64"))
+            .env("LD_LIBRARY_PATH", &libraries)
+            .env("QEMU_MODULE_DIR", libraries.join("qemu"))
+            .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-m", "1536", "-smp", "2"])
+            .args(["-accel", self.accelerator])
+            .args(["-cpu", if self.accelerator == "kvm" { "host" } else { "qemu64,+rdrand" }])
+            .arg("-L")
+            .arg(tree.join("share/seabios"))
+            .arg("-L")
+            .arg(tree.join("share/qemu"))
+            .arg("-kernel")
+            .arg(self.dir.join(format!("linux-{}", guest.kernel)))
+            .args(["-append", &format!("{COMMAND_LINE} {first}")])
+            .args(["-device", "nvme,id=disks,serial=disks"])
+            .args(["-drive", &format!("if=none,id=root,file={},format=raw,snapshot={snapshot}", disk.display())])
+            .args(["-device", "nvme-ns,bus=disks,nsid=1,drive=root"])
+            .args(["-drive", &format!("if=none,id=work,file={},format=raw,readonly=on", at("work.tar").display())])
+            .args(["-device", "nvme-ns,bus=disks,nsid=2,drive=work"]);
+        for line in ["console", "text", "status"] {
+            qemu.args(["-serial", &format!("file:{}", at(line).display())]);
+        }
+        let output = qemu.stdin(Stdio::null()).output().unwrap();
+        let read = |name: &str| String::from_utf8_lossy(&std::fs::read(at(name)).unwrap_or_default()).into_owned();
+        let status = read("status").trim().strip_prefix("exit ").and_then(|status| status.parse().ok());
+        let console = read("console") + &String::from_utf8_lossy(&output.stderr);
+        Told { status, text: read("text"), console }
+    }
+}
+
+/// Packs a guest's files and its job for its second disk.
+fn pack(guest: &Guest<'_>, stage: &Path, archive: &Path) {
+    for file in guest.files {
+        let copy = stage.join(file.strip_prefix("/").unwrap());
+        std::fs::create_dir_all(copy.parent().unwrap()).unwrap();
+        // Without their debug information programs are a tenth of their size; what cannot be stripped goes as it is.
+        let stripped = Command::new("strip").arg("--strip-debug").arg("-o").arg(&copy).arg(file).output();
+        if !stripped.is_ok_and(|output| output.status.success()) {
+            std::fs::copy(file, &copy).unwrap();
+        }
+    }
+    std::fs::create_dir_all(stage).unwrap();
+    std::fs::write(stage.join("job"), guest.job).unwrap();
+    let mut tar = Command::new("tar");
+    tar.args(["--owner=0", "--group=0", "-C"]).arg(stage).arg("-cf").arg(archive).arg(".");
+    assert!(tar.status().unwrap().success());
+}
