@@ -222,6 +222,7 @@ impl Supervisor {
             self.readable(client_id, &of)?;
         }
         if !query.follow {
+            self.write_down();
             return self.journal.read(&query);
         }
         let last = self.journal.last();

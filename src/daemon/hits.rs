@@ -32,23 +32,36 @@ impl Supervisor {
     /// Listens to the limits on forks that were just set.
     pub(super) fn watch_forks(&mut self, places: &[(Place, Limits)]) {
         for (place, limits) in places {
-            if limits.get(Knob::PidsMax).is_none() || self.hits.contains_key(place) {
+            if self.hits.contains_key(place) {
                 continue;
             }
-            let watch =
-                self.tools.cgroups.pids_events_dir(place).and_then(|dir| {
-                    dir.map(|dir| self.tools.watches.add_modify(dir.as_fd(), "pids.events")).transpose()
-                });
-            match watch {
-                Ok(Some(watch)) => {
-                    self.watched.insert(watch, Watched::Forks(place.clone()));
-                    self.hits.insert(place.clone(), Hit { watch, told: 0, next: Monotonic::default() });
-                    // What was refused before the watch was there has woken nobody.
-                    self.look_at_forks(place);
-                }
-                Ok(None) => {}
-                Err(error) => tracing::warn!("watch the forks of {place}: {error}"),
+            self.listen_to_forks(place, limits);
+            if let Some(hit) = self.hits.get_mut(place) {
+                // What was refused before the watch was there has woken nobody.
+                hit.told = 0;
+                self.look_at_forks(place);
             }
+        }
+    }
+
+    /// Listens to a limit on forks; what it has refused until now counts as told.
+    pub(super) fn listen_to_forks(&mut self, place: &Place, limits: &Limits) {
+        if limits.get(Knob::PidsMax).is_none() {
+            return;
+        }
+        let watch = self
+            .tools
+            .cgroups
+            .pids_events_dir(place)
+            .and_then(|dir| dir.map(|dir| self.tools.watches.add_modify(dir.as_fd(), "pids.events")).transpose());
+        match watch {
+            Ok(Some(watch)) => {
+                let told = self.tools.cgroups.pids_hits(place).ok().flatten().unwrap_or(0);
+                self.watched.insert(watch, Watched::Forks(place.clone()));
+                self.hits.insert(place.clone(), Hit { watch, told, next: Monotonic::default() });
+            }
+            Ok(None) => {}
+            Err(error) => tracing::warn!("watch the forks of {place}: {error}"),
         }
     }
 

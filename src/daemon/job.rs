@@ -127,6 +127,12 @@ pub(super) enum Outcome {
 }
 
 impl Job {
+    /// Says whether it may be done before what was decided is written down: it changes nothing, or what it makes is taken back
+    /// by whoever finds no record of it.
+    pub fn is_unrecorded(&self) -> bool {
+        matches!(self, Self::Spawn(_) | Self::FindLaggards { .. } | Self::Measure { .. })
+    }
+
     pub fn run(self, tools: &Tools) -> Outcome {
         let cgroups = &tools.cgroups;
         match self {

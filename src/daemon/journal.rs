@@ -105,9 +105,8 @@ impl Journal {
         }
     }
 
-    /// Reads a page of the events after `query.since`.
-    pub fn read(&mut self, query: &EventQuery) -> Result<Events, Error> {
-        self.flush();
+    /// Reads a page of the events after `query.since` that are written.
+    pub fn read(&self, query: &EventQuery) -> Result<Events, Error> {
         let since = query.since.unwrap_or(0);
         let kept_from = self.older.as_ref().filter(|half| half.first > 0).map_or(self.newer.first, |half| half.first);
         let lost = if kept_from > since + 1 { kept_from - since - 1 } else { 0 };

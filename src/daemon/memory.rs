@@ -123,6 +123,16 @@ impl Memory {
         new
     }
 
+    /// Takes the counters of a place as they are for told: an earlier daemon has told them, or they are nobody's news any more.
+    pub fn take_as_told(&mut self, cgroups: &Cgroups, place: &Place) {
+        let Ok(Some(counts)) = cgroups.oom_counts(place) else { return };
+        self.attributed.insert(place.clone(), counts.oom_kill);
+        self.reached.insert(place.clone(), counts.oom);
+        if let Some(domain) = self.domains.get_mut(place) {
+            domain.told = counts.oom_kill;
+        }
+    }
+
     /// Forgets everything of a cgroup that is removed and what is below it. Returns what has to be taken off the poll.
     pub fn forget(&mut self, place: &Place) -> Vec<Domain> {
         self.attributed.retain(|other, _| !other.is_within(place));

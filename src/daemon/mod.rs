@@ -14,11 +14,13 @@
 //! deadline comes; an idle herd has neither.
 
 mod accept;
+mod adopt;
 mod body;
 mod call;
 mod client;
 mod config;
 mod doctor;
+mod exit;
 mod follow;
 mod hands;
 mod hits;
@@ -31,6 +33,7 @@ mod leaf;
 mod memory;
 mod output;
 mod perform;
+mod records;
 mod reread;
 mod rules;
 mod service;

@@ -8,6 +8,7 @@ use crate::kernel::cgroup::Place;
 use crate::machine::{AgentKey, Effect, LimitPlace, SpawnOrder};
 use crate::model::event::{Event, Kind};
 use crate::model::id::Run;
+use crate::model::record::AgentRecord;
 use crate::output::Spool;
 
 pub(super) fn perform(shell: &mut Supervisor, effect: Effect) {
@@ -54,7 +55,8 @@ pub(super) fn perform(shell: &mut Supervisor, effect: Effect) {
         Effect::Reply(to, outcome) => shell.reply(to, outcome),
         Effect::Publish(event) => shell.publish(*event),
         Effect::Forget(agent) => forget(shell, agent),
-        Effect::Record(_) | Effect::RecordHerd(_) => {}
+        Effect::Record(record) => write_down(shell, *record),
+        Effect::RecordHerd(herd) => shell.records.append_herd(*herd),
         Effect::Finish => shell.is_over = true,
     }
 }
@@ -116,8 +118,16 @@ fn remove_run(shell: &mut Supervisor, key: AgentKey, run: Run) {
     shell.hand(Job::RemoveRun(place));
 }
 
+fn write_down(shell: &mut Supervisor, mut record: AgentRecord) {
+    if let (Some(last), Some(body)) = (&mut record.last, shell.bodies.get(&AgentKey(record.birth.key))) {
+        last.last_lines.clone_from(&body.last_lines);
+    }
+    shell.records.append(record);
+}
+
 /// Drops everything of an agent that the machine has forgotten.
 fn forget(shell: &mut Supervisor, key: AgentKey) {
+    shell.records.append_gone(key);
     let Some(body) = shell.bodies.remove(&key) else { return };
     for watch in body.home_watch.into_iter().chain(body.leaf_watch.map(|(_, watch)| watch)) {
         shell.unwatch(watch);

@@ -115,6 +115,7 @@ impl Tally {
 }
 
 impl Watcher {
+    /// Looks at each stream from an offset on.
     pub fn new(rules: &[Rule], set: &Arc<RuleSet>, begins: [u64; 2], run: Run) -> Self {
         let scan = |stream| {
             let begin = begins[stream as usize];
@@ -211,12 +212,7 @@ impl Supervisor {
     pub(super) fn watch_output(&mut self, key: AgentKey, run: Run, set: Option<Arc<RuleSet>>) {
         let (Some(set), Some(spec)) = (set, self.machine.spec_of(key).cloned()) else { return };
         let Some(body) = self.bodies.get_mut(&key) else { return };
-        // What was there before this daemon was is not its to judge.
-        let begins = match (&body.spool, body.spool_from) {
-            (Some(spool), None) => Stream::ALL.map(|stream| spool.bounds(stream).1),
-            _ => [0; 2],
-        };
-        let watcher = body.watcher.get_or_insert_with(|| Box::new(Watcher::new(&spec.rules, &set, begins, run)));
+        let watcher = body.watcher.get_or_insert_with(|| Box::new(Watcher::new(&spec.rules, &set, [0; 2], run)));
         watcher.run = run;
         self.look_at_once(key);
     }

@@ -5,35 +5,35 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use mio::unix::SourceFd;
 use mio::{Interest, Poll, Waker};
-use rustix::event::{PollFd, PollFlags, Timespec};
 
+use super::adopt::{self, Estate};
 use super::hands::Hands;
 use super::job::Tools;
 use super::journal::Journal;
 use super::latency::Detection;
 use super::launch::Surroundings;
+use super::records::Records;
 use super::rules::Rulebook;
 use super::service::Service;
 use super::settings::{Residence, Settings};
 use super::supervisor::{Source, Supervisor, now};
 use crate::kernel::cgroup::{Cgroups, Place, Removal, RootClaim};
-use crate::kernel::error::KernelError;
 use crate::kernel::host::Host;
 use crate::kernel::spawn::{self, Way};
 use crate::kernel::watch::Watches;
 use crate::kernel::{clock, process, socket};
 use crate::machine::Machine;
+use crate::model::config::HerdConfig;
 use crate::model::error::{Code, Error};
 use crate::model::event::Kind;
 use crate::model::limits::Knob;
 use crate::output::Store;
 
-/// How long what an earlier daemon left may take to die at start.
-const LEFTOVERS_BUDGET: Duration = Duration::from_secs(10);
+/// The cgroup for a trial; no agent can have a name with a dot.
+const CANARY: &str = ".canary";
 
 /// A supervisor that runs in a thread of this process.
 #[derive(Debug)]
@@ -143,7 +143,12 @@ impl Herdsman {
         let root_claim = cgroups.claim()?;
         let mut cgroups = Undo(Some(cgroups));
         let own = cgroups.0.as_ref().expect("it was just put there");
-        let ended = prepare_cgroups(own, &settings)?;
+        let root = settings.cgroup.trim_matches('/').to_owned();
+        let records = Records::new(&settings.state_dir, clock::boot_id()?, root);
+        let legacy = adopt::read(&settings.state_dir, &records, &host)?;
+        let herd = adopt::with_limits_in_force(&settings.herd, &records, legacy.as_ref());
+        let estate = Estate::survey(own, &records, legacy)?;
+        prepare_cgroups(own, settings.residence, &herd)?;
         let way = canary(own)?;
         let store = Store::open(&settings.state_dir)?;
         if !store.punches() {
@@ -164,15 +169,18 @@ impl Herdsman {
         let (cgroups, rulebook) = (cgroups.0.take().expect("it is still there"), Rulebook::default());
         let tools = Tools { cgroups, store, watches, way, surroundings, rulebook };
         let root = format!("{}/{}", host.cgroup2.display(), settings.cgroup.trim_matches('/'));
-        let machine = Machine::new(settings.herd.clone(), root.clone(), not_offered, clock::wall().0);
-        let parts = Parts { settings, manner, tools, listener, journal, poll, machine, root };
+        let machine = Machine::new(herd, root.clone(), not_offered, clock::wall().0);
+        let parts = Parts { settings, manner, tools, listener, records, journal, poll, machine, root };
         let mut supervisor = parts.assemble()?;
-        supervisor.announce(ended);
+        supervisor.announce(estate);
         Ok(Self { supervisor, own_socket, _root_claim: root_claim, _claim: claim })
     }
 
     fn run(mut self) -> Result<(), Error> {
         let outcome = self.supervisor.run();
+        if outcome.is_ok() {
+            self.supervisor.records.remove();
+        }
         if let Some(Err(error)) = self.own_socket.map(std::fs::remove_file) {
             tracing::warn!("remove the socket: {error}");
         }
@@ -194,48 +202,20 @@ fn check_offers(host: &Host, settings: &Settings) -> Result<BTreeMap<Knob, Error
     }
 }
 
-/// Takes the root cgroup: nobody else's, empty, ourselves in a leaf of it if asked for, the herd's own limits set. Returns how
-/// many processes of an earlier daemon were ended.
-fn prepare_cgroups(cgroups: &Cgroups, settings: &Settings) -> Result<u64, Error> {
-    let ended = end_leftovers(cgroups)?;
-    if settings.residence == Residence::OwnLeaf {
+/// Takes the root cgroup: ourselves in a leaf of it if asked for, the herd's own limits set.
+fn prepare_cgroups(cgroups: &Cgroups, residence: Residence, herd: &HerdConfig) -> Result<(), Error> {
+    if residence == Residence::OwnLeaf {
         cgroups.enter_supervisor()?;
     }
-    if !settings.herd.limits.is_empty() {
-        cgroups.set_limits(&Place::herd(), &settings.herd.limits)?;
+    if !herd.limits.is_empty() {
+        cgroups.set_limits(&Place::herd(), &herd.limits)?;
     }
-    Ok(ended)
-}
-
-/// Ends what a daemon that died has left in the herd.
-fn end_leftovers(cgroups: &Cgroups) -> Result<u64, Error> {
-    let herd = Place::herd();
-    if cgroups.leftovers()?.is_empty() {
-        return Ok(0);
-    }
-    let ended = cgroups.kill(&herd)?;
-    let events = cgroups.events_fd(&herd)?;
-    let deadline = clock::monotonic() + LEFTOVERS_BUDGET;
-    while cgroups.events(&herd)?.populated {
-        let left = deadline.since(clock::monotonic());
-        if left.is_zero() {
-            let error = Error::new(Code::InUse, format!("{herd}: processes of an earlier daemon do not die"));
-            return Err(error.remedy("look at them with `ps`, or give this daemon another --cgroup"));
-        }
-        let timeout =
-            Timespec { tv_sec: i64::try_from(left.as_secs()).unwrap_or(1), tv_nsec: left.subsec_nanos().into() };
-        rustix::event::poll(&mut [PollFd::new(&events, PollFlags::PRI)], Some(&timeout))
-            .map_err(|errno| KernelError::new("poll", "cgroup.events", errno))?;
-    }
-    for place in cgroups.leftovers()?.iter().filter(|place| place.parent() == Some(Place::herd())) {
-        cgroups.remove(place)?;
-    }
-    Ok(ended)
+    Ok(())
 }
 
 /// Tries once whether a child can be cloned into a cgroup here.
 pub(super) fn canary(cgroups: &Cgroups) -> Result<Way, Error> {
-    let place = Place::herd().join("canary");
+    let place = Place::herd().join(CANARY);
     let leaf = cgroups.make_leaf(&place)?;
     let way = spawn::way_that_works(leaf.as_fd()).map_err(Error::from);
     drop(leaf);
@@ -255,6 +235,7 @@ struct Parts {
     manner: Manner,
     tools: Tools,
     listener: std::os::unix::net::UnixListener,
+    records: Records,
     journal: Journal,
     poll: Poll,
     machine: Machine,
@@ -264,7 +245,7 @@ struct Parts {
 impl Parts {
     fn assemble(self) -> Result<Supervisor, Error> {
         let failed = |what: &str, error: std::io::Error| Error::new(Code::Kernel, format!("{what}: {error}"));
-        let Self { settings, manner, tools, listener, journal, poll, machine, root } = self;
+        let Self { settings, manner, tools, listener, records, journal, poll, machine, root } = self;
         let registry = poll.registry();
         let waker = Waker::new(registry, Source::Waker.token()).map_err(|error| failed("make a waker", error))?;
         let watches = tools.watches.as_fd().as_raw_fd();
@@ -297,6 +278,7 @@ impl Parts {
             machine,
             tools,
             hands,
+            held: Vec::new(),
             outcomes,
             poll,
             signals,
@@ -311,6 +293,7 @@ impl Parts {
             rules_room: 0,
             rule_lines: 0,
             chores: std::collections::BTreeSet::new(),
+            records,
             journal,
             detection,
             began: clock::monotonic(),
@@ -325,18 +308,18 @@ impl Parts {
 }
 
 impl Supervisor {
-    /// Tells that a daemon has begun, and what it found.
-    fn announce(&mut self, ended: u64) {
-        let limits = self.settings.herd.limits.clone();
+    /// Tells that a daemon has begun, and what it found, and goes on with that.
+    fn announce(&mut self, estate: Estate) {
+        let limits = self.machine.config().limits.clone();
         self.watch_limits(&[(Place::herd(), limits)]);
         let now = now();
         let mut event = self.machine.event_about(now.mono, now.wall, Kind::HerdStarted, None);
         event.pid = i32::try_from(std::process::id()).ok();
         event.message = format!("treeherd {} supervises {}", env!("CARGO_PKG_VERSION"), self.root);
-        if ended > 0 {
-            event.message.push_str(&format!("; ended what an earlier daemon left, processes: {ended}"));
-        }
+        event.message.push_str(&estate.tell());
         self.publish(event);
+        self.adopt(estate);
+        self.write_down();
         tracing::info!("listening on {}", self.settings.socket().display());
     }
 }

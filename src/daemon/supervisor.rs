@@ -18,20 +18,20 @@ use super::job::{Born, Job, Outcome, Tools};
 use super::journal::Journal;
 use super::latency::Detection;
 use super::memory::{Domain, Holder, LOOKS, Memory};
+use super::records::Records;
 use super::reread::OURSELVES;
 use super::rules::TURN_MOST;
 use super::service::Service;
 use super::settings::Settings;
 use crate::kernel::cgroup::Place;
 use crate::kernel::watch::{Fact, Left, WatchId};
-use crate::kernel::{clock, pidfd, process};
+use crate::kernel::{clock, pidfd};
 use crate::machine::{AgentKey, Caller, Effect, Input, Machine, Now};
 use crate::model::error::{Code, Error};
 use crate::model::event::{Event, Kind};
 use crate::model::id::Run;
 use crate::model::limits::{Knob, Limits};
 use crate::model::request::Request;
-use crate::model::status::{Exit, Rusage};
 use crate::model::stream::Stream;
 use crate::model::time::Monotonic;
 
@@ -88,6 +88,8 @@ pub(super) enum Chore {
     Spool(AgentKey, Stream),
     /// Look at the cgroup of an agent that could not be watched.
     Home(AgentKey),
+    /// Look for the n-th time how the main process of an adopted agent ended: whoever is its parent has to reap it first.
+    Exit(AgentKey, usize),
     /// Look at the cgroup of a run that could not be watched.
     Leaf(AgentKey, Run),
     /// Look at the counters of a memory domain.
@@ -108,6 +110,8 @@ pub(super) struct Supervisor {
     pub machine: Machine,
     pub tools: Arc<Tools>,
     pub hands: Hands,
+    /// Jobs for the hands, until what was decided is written down.
+    pub held: Vec<Job>,
     pub outcomes: Receiver<Outcome>,
     pub poll: Poll,
     pub signals: Option<signal_hook_mio::v1_0::Signals>,
@@ -126,6 +130,7 @@ pub(super) struct Supervisor {
     /// How many lines rules have found and told.
     pub rule_lines: u64,
     pub chores: BTreeSet<(Monotonic, Chore)>,
+    pub records: Records,
     pub journal: Journal,
     pub detection: Detection,
     pub began: Monotonic,
@@ -156,10 +161,10 @@ impl Supervisor {
         while !self.is_over {
             self.turn(&mut events)?;
         }
+        self.write_down();
         for client in self.clients.values_mut() {
             client.flush();
         }
-        self.journal.flush();
         Ok(())
     }
 
@@ -217,7 +222,7 @@ impl Supervisor {
 
     /// Writes down and sends out what this turn has brought.
     fn tell(&mut self) {
-        self.journal.flush();
+        self.write_down();
         for id in std::mem::take(&mut self.stirred) {
             self.pump(id);
         }
@@ -227,6 +232,15 @@ impl Supervisor {
             let bound = humantime::format_duration(self.settings.herd.failure_detection_timeout);
             event.message = format!("a death was told after up to {} ms; the bound is {bound}", latency.as_millis());
             self.publish(event);
+        }
+    }
+
+    /// Writes down what was decided, then what happened; then what was decided is carried out.
+    pub fn write_down(&mut self) {
+        self.records.flush(&self.machine);
+        self.journal.flush();
+        for job in std::mem::take(&mut self.held) {
+            self.hands.take(job);
         }
     }
 
@@ -302,63 +316,20 @@ impl Supervisor {
         let key = born.agent;
         self.watch_limits(&born.limited);
         let pid = born.process.as_ref().map(|(pid, _)| *pid);
+        if let Some((pid, process)) = &born.process {
+            self.records.note_process(key, pidfd::identity(process.as_fd(), *pid).ok());
+        }
         self.feed(Input::Spawned { agent: key, pid });
         self.watch_output(key, born.run, born.rules);
-        let Some((_, process)) = born.process else { return };
-        let source = Source::Process(key);
-        let fd = process.as_raw_fd();
-        if let Some(body) = self.bodies.get_mut(&key) {
-            body.process = Some((born.run, process));
+        if let Some((_, process)) = born.process {
+            self.listen_to(key, born.run, process);
             // It may have written already: what nobody listens to yet is looked at first.
-            let deaf = Stream::ALL.into_iter().filter(|stream| body.streams[*stream as usize] == Ear::Deaf);
-            for stream in deaf.collect::<Vec<_>>() {
-                self.spool_written(key, stream);
+            for stream in Stream::ALL {
+                if self.bodies.get(&key).is_some_and(|body| body.streams[stream as usize] == Ear::Deaf) {
+                    self.spool_written(key, stream);
+                }
             }
         }
-        // A process that has ended already makes its pidfd readable at once.
-        if let Err(error) = self.poll.registry().register(&mut SourceFd(&fd), source.token(), Interest::READABLE) {
-            tracing::error!("watch the main process of {key}: {error}; its end is looked for now");
-            self.process_ended(key);
-        }
-    }
-
-    /// A pidfd became readable.
-    fn process_ended(&mut self, key: AgentKey) {
-        let Some(body) = self.bodies.get_mut(&key) else { return };
-        let Some((run, process)) = body.process.take() else { return };
-        let ended = match pidfd::try_wait(process.as_fd()) {
-            Ok(None) => {
-                body.process = Some((run, process));
-                return;
-            }
-            Ok(Some(ended)) => Some(ended),
-            Err(error) => {
-                tracing::error!("read how {} ended: {error}", body.id);
-                None
-            }
-        };
-        if let Err(error) = self.poll.registry().deregister(&mut SourceFd(&process.as_raw_fd())) {
-            tracing::warn!("stop watching the main process of {}: {error}", body.id);
-        }
-        self.detection.note_death();
-        let descendants = self.descendants(key, run);
-        let exit = ended.as_ref().map_or(Exit::Unknown, |ended| match ended.status {
-            pidfd::Exit::Code(status) => Exit::Status(status),
-            pidfd::Exit::Signal { number, core } => Exit::Signal { number, core },
-        });
-        let rusage = ended.map(|ended| ended.rusage).map_or_else(Rusage::default, |rusage| Rusage {
-            user_us: rusage.user_us,
-            system_us: rusage.system_us,
-            max_rss_bytes: Some(rusage.max_rss_bytes).filter(|peak| *peak > process::own_peak()),
-        });
-        let home = self.bodies[&key].home.clone();
-        let oom = match exit {
-            Exit::Signal { number: libc::SIGKILL, .. } => self.memory.explain(&self.tools.cgroups, &home),
-            _ => None,
-        };
-        // The kernel holds news of one file back for up to 10 ms: a limit that it died of is told before its death.
-        self.look_at_forks(&home);
-        self.feed(Input::Exited { agent: key, run, exit, rusage, oom, descendants });
     }
 
     fn watches_fired(&mut self) {
@@ -420,6 +391,15 @@ impl Supervisor {
     pub fn watch_limits(&mut self, places: &[(Place, Limits)]) {
         self.watch_memory(places);
         self.watch_forks(places);
+    }
+
+    /// Listens to limits that were set before this daemon began; what was hit by then is not told again.
+    pub fn watch_limits_as_they_are(&mut self, places: &[(Place, Limits)]) {
+        self.watch_memory(places);
+        for (place, limits) in places {
+            self.memory.take_as_told(&self.tools.cgroups, place);
+            self.listen_to_forks(place, limits);
+        }
     }
 
     fn watch_memory(&mut self, places: &[(Place, Limits)]) {
@@ -513,6 +493,7 @@ impl Supervisor {
         while self.chores.first().is_some_and(|(at, _)| *at <= now) {
             match self.chores.pop_first() {
                 Some((_, Chore::Home(key))) => self.listen_at_home(key),
+                Some((_, Chore::Exit(key, look))) => self.exit_is_due(key, look),
                 Some((_, Chore::Leaf(key, run))) => self.retry_leaf(key, run),
                 Some((_, Chore::Spool(key, stream))) => self.spool_is_due(key, stream),
                 Some((_, Chore::Memory(place))) => self.look_at_memory(&place),
@@ -550,6 +531,11 @@ impl Supervisor {
     pub fn publish(&mut self, mut event: Event) {
         self.decorate(&mut event);
         self.journal.append(&mut event);
+        if let (true, Some(id)) = (event.kind.is_terminal(), &event.agent)
+            && let Some(key) = self.machine.key_of(id)
+        {
+            self.records.note_end(key, event.seq);
+        }
         super::perform::log(&event);
         self.tell_followers(&event);
         self.note_for_service(&event);
@@ -594,8 +580,12 @@ impl Supervisor {
         drop(self.tools.watches.remove(watch));
     }
 
-    /// Sends a job to the hands.
-    pub fn hand(&self, job: Job) {
-        self.hands.take(job);
+    /// Sends a job to the hands, when the decision that it follows from is written down.
+    pub fn hand(&mut self, job: Job) {
+        if job.is_unrecorded() {
+            self.hands.take(job);
+        } else {
+            self.held.push(job);
+        }
     }
 }

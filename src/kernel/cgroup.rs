@@ -161,6 +161,18 @@ impl Cgroups {
         self.dir(place)?.write("cgroup.freeze", text)
     }
 
+    /// Reads what a place was last asked to do: its own `cgroup.freeze`, whatever a cgroup above it was asked.
+    ///
+    /// # Errors
+    /// What the read answered; [`KernelError::is_gone`] if the cgroup was removed.
+    ///
+    /// # Kernel
+    /// 5.2; cgroup-v2.rst, "Core Interface Files", `cgroup.freeze`.
+    pub fn asked_frozen(&self, place: &Place) -> Result<Frozen> {
+        let text = self.dir(place)?.read("cgroup.freeze")?;
+        Ok(if text.trim() == "1" { Frozen::Frozen } else { Frozen::Thawed })
+    }
+
     /// Removes a subtree bottom-up, in every hierarchy. A place that does not exist is removed already.
     ///
     /// Whether it is populated is asked first, so that a busy subtree loses none of its empty cgroups either.

@@ -3,8 +3,10 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
+use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 
+use super::error::{KernelError, Result};
 use crate::model::time::{Monotonic, Wall};
 
 /// Reads the monotonic clock that goes on while the machine sleeps (`CLOCK_BOOTTIME`).
@@ -20,6 +22,20 @@ pub fn monotonic() -> Monotonic {
 #[must_use]
 pub fn wall() -> Wall {
     Wall(nanoseconds(clock_gettime(ClockId::Realtime)))
+}
+
+/// Returns the identity of this boot: the monotonic clock's readings mean something as long as it is the same.
+///
+/// # Errors
+/// What the read answered: /proc is not mounted.
+///
+/// # Kernel
+/// random(4), `/proc/sys/kernel/random/boot_id`.
+pub fn boot_id() -> Result<String> {
+    let file = "/proc/sys/kernel/random/boot_id";
+    let wrong = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
+    let text = std::fs::read_to_string(file).map_err(|error| KernelError::new("read", file, wrong(error)))?;
+    Ok(text.trim().to_owned())
 }
 
 fn nanoseconds(time: rustix::time::Timespec) -> u64 {

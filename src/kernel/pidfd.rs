@@ -74,6 +74,35 @@ pub fn open(pid: i32) -> Result<OwnedFd> {
         .map_err(|errno| KernelError::new("pidfd_open", format!("pid {pid}"), errno))
 }
 
+/// Returns a number by which a process is known again, until the next boot, when its pid is opened anew: no other process
+/// that ever had this pid has the same. `pid` is the number that the pidfd was opened by.
+///
+/// # Errors
+/// ESRCH ([`KernelError::is_gone`]) if it has ended and been reaped, where the kernel is older than 6.9.
+///
+/// # Kernel
+/// Linux 6.9: the inode of the pidfd, which is never given to another process (pidfs). Before, the time of its start in clock
+/// ticks, proc_pid_stat(5), field 22.
+pub fn identity(pidfd: BorrowedFd<'_>, pid: i32) -> Result<u64> {
+    /// `PID_FS_MAGIC` of linux/magic.h.
+    const PIDFS: i64 = 0x5049_4446;
+    let wrong = |errno| KernelError::new("identify", object(pidfd), errno);
+    if rustix::fs::fstatfs(pidfd).map_err(wrong)?.f_type == PIDFS {
+        return rustix::fs::fstat(pidfd).map(|stat| stat.st_ino).map_err(wrong);
+    }
+    started_at(pid).ok_or_else(|| wrong(Errno::SRCH))
+}
+
+fn started_at(pid: i32) -> Option<u64> {
+    stat_fields(pid)?.get(22 - 3)?.parse().ok()
+}
+
+/// Reads `/proc/PID/stat` from field 3, the state, on: the name before it may itself contain parentheses and blanks.
+fn stat_fields(pid: i32) -> Option<Vec<String>> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    Some(stat.get(stat.rfind(')')? + 1..)?.split_ascii_whitespace().map(str::to_owned).collect())
+}
+
 /// Sends a signal to the process of a pidfd; never to another one that got its number.
 ///
 /// # Errors
@@ -200,6 +229,18 @@ pub fn exit_info(pidfd: BorrowedFd<'_>) -> Result<Option<Exit>> {
     Ok((info.mask & PIDFD_INFO_EXIT != 0).then(|| from_wait_status(info.exit_code)))
 }
 
+/// Returns how a process has ended that nobody has reaped yet, be it our child or not. `None`: it lives, or has been reaped.
+///
+/// # Kernel
+/// Linux 3.5, proc_pid_stat(5), field 52; to be allowed to read it takes what ptrace(2) takes for reading.
+#[must_use]
+pub fn zombie_exit(pidfd: BorrowedFd<'_>) -> Option<Exit> {
+    let fields = stat_fields(pid_of(pidfd)?)?;
+    let status = fields.get(52 - 3)?.parse().ok()?;
+    // Not reaped now, so not reaped then: the number was its own.
+    (fields.first()? == "Z" && pid_of(pidfd).is_some()).then(|| from_wait_status(status))
+}
+
 /// Reads the status word of wait(2).
 fn from_wait_status(status: i32) -> Exit {
     if libc::WIFEXITED(status) {
@@ -240,12 +281,15 @@ pub fn cgroup_of(pid: i32) -> Option<String> {
 }
 
 fn object(pidfd: BorrowedFd<'_>) -> String {
-    // `Pid:` is the number in our namespace, -1 once it has been reaped.
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_fd().as_raw_fd())).unwrap_or_default();
-    match info.lines().find_map(|line| line.strip_prefix("Pid:")) {
-        Some(pid) => format!("pid {}", pid.trim()),
-        None => "a pidfd".to_owned(),
-    }
+    pid_of(pidfd).map_or_else(|| "a pidfd".to_owned(), |pid| format!("pid {pid}"))
+}
+
+/// Returns the number that a process has now; none once it has been reaped.
+fn pid_of(pidfd: BorrowedFd<'_>) -> Option<i32> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_fd().as_raw_fd())).ok()?;
+    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()?;
+    // It is -1 once it has been reaped, and 0 for a process outside our pid namespace.
+    (pid > 0).then_some(pid)
 }
 
 #[cfg(test)]
@@ -258,6 +302,15 @@ mod tests {
         assert_eq!(from_wait_status(55 << 8), Exit::Code(55));
         assert_eq!(from_wait_status(9), Exit::Signal { number: 9, core: false });
         assert_eq!(from_wait_status(11 | 0x80), Exit::Signal { number: 11, core: true });
+    }
+
+    #[test]
+    fn a_process_is_known_again_and_taken_for_no_other() {
+        let own = std::process::id().cast_signed();
+        let know = |pid: i32| identity(open(pid).unwrap().as_fd(), pid).unwrap();
+        assert_eq!(know(own), know(own));
+        assert_ne!(know(own), know(1));
+        assert!(started_at(own).unwrap() > started_at(1).unwrap(), "where there is no pidfs");
     }
 
     #[test]

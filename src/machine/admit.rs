@@ -23,6 +23,7 @@ impl Machine {
         let (parent, level) = self.place(&spec)?;
         let limits = self.limits_for(&spec, parent, level)?;
         self.check_counted(level, &limits)?;
+        self.check_budget(&spec, parent)?;
         let room = self.room(parent, level, &limits);
         let is_queued = match (&room, spec.admission) {
             (Ok(()), _) => false,
@@ -39,6 +40,7 @@ impl Machine {
         }
         let priority = agent.spec.priority;
         self.agents.insert(key, agent);
+        self.count_spawned(key, |count| count + 1);
         if is_queued {
             self.queue.insert((Reverse(priority), key));
             self.unrecorded.insert(key);
@@ -78,6 +80,13 @@ impl Machine {
             None => None,
             Some(id) => Some(self.parent(&spec.id, id)?),
         };
+        if spec.significant && parent.is_none() {
+            let error = Error::new(
+                Code::BadValue,
+                format!("spawn {}: significant: it has no parent that could end with it", spec.id),
+            );
+            return Err(error.remedy("give it a parent, or drop significant"));
+        }
         let level = parent.map_or(Level(0), |parent| self.agents[&parent].level.below());
         if let Some(stated) = spec.level.filter(|stated| *stated != level) {
             return refuse(Code::WrongLevel, format!("level {stated} is stated, by its parent it is {level}"));
@@ -105,6 +114,40 @@ impl Machine {
             return Err(Error::new(Code::NoSuchParent, message).remedy("choose a parent that lives"));
         }
         Ok(key)
+    }
+
+    /// Refuses a spawn below an agent whose budget is used up, and a budget that is wider than one above it.
+    fn check_budget(&self, spec: &AgentSpec, parent: Option<AgentKey>) -> Result<(), Error> {
+        let chain = parent.into_iter().flat_map(|parent| std::iter::once(parent).chain(self.ancestors(parent)));
+        for above in chain.map(|key| &self.agents[&key]) {
+            let Some(most) = above.spec.spawn_budget else { continue };
+            if above.spawned >= most {
+                let why = format!("{} agents were spawned below {}, for good", above.spawned, above.spec.id);
+                let error = Error::new(
+                    Code::BoundReached,
+                    format!("spawn {}: spawn_budget = {most} is reached: {why}", spec.id),
+                );
+                return Err(error.remedy("restart an agent that has ended, or choose another parent"));
+            }
+            if let Some(own) = spec.spawn_budget.filter(|own| *own > most) {
+                let message =
+                    format!("spawn {}: spawn_budget = {own} is wider than the {most} of {}", spec.id, above.spec.id);
+                return Err(Error::new(Code::LimitTooWide, message).remedy(format!("use {most} or less")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts an agent in the lifetime budgets of all above it. One that is taken back was never spawned.
+    pub(super) fn count_spawned(&mut self, key: AgentKey, change: fn(u32) -> u32) {
+        let chain: Vec<_> = self.ancestors(key).collect();
+        for above in chain {
+            let agent = self.agent_mut(above);
+            agent.spawned = change(agent.spawned);
+            if agent.spec.spawn_budget.is_some() {
+                self.unrecorded.insert(above);
+            }
+        }
     }
 
     /// Says whether there is room for one more agent, or which bound leaves none.

@@ -15,7 +15,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use super::agent::{Agent, Down, Home, Ladder, Outcome, Phase, Signal, Verdict};
+use super::agent::{Agent, Down, Home, Ladder, Outcome, Phase, Signal, Start, Verdict};
 use super::clock::{Clock, Countdown};
 use super::input::{AgentKey, Effect, Frost, Now};
 use super::restart::History;
@@ -140,7 +140,7 @@ impl Machine {
                 agent.expires.or(self.config.auto_cleanup.then_some(now.mono + self.config.cleanup_retention));
             self.retained.insert((at, key));
         }
-        let (has_ended, is_admitted) = (agent.has_ended(), agent.is_admitted());
+        let (has_ended, is_admitted, has_run) = (agent.has_ended(), agent.is_admitted(), agent.has_run());
         assert!(self.ids.insert(agent.spec.id.clone(), key).is_none(), "{}: an agent's name is its own", agent.spec.id);
         if let Phase::Queued = agent.phase {
             self.queue.insert((std::cmp::Reverse(agent.spec.priority), key));
@@ -153,6 +153,9 @@ impl Machine {
         }
         if is_admitted {
             self.count_in(key);
+        }
+        if has_run {
+            self.count_run(key, |count| count + 1);
         }
     }
 
@@ -214,7 +217,7 @@ impl Machine {
         }
         let mut lost = ExitRecord::new(Cause::Lost);
         lost.error = Some("the host was started again".to_owned());
-        if record.course.run != Run(0) && record.course.told == record.course.run {
+        if record.course.run != Run(0) && record.course.told == Some(record.course.run) {
             // Its last run's end is told; that there is no next one is not.
             self.publish(step, Kind::GaveUp, key, |event| event.message = format!("not started again: {lost}"));
         } else {
@@ -236,19 +239,23 @@ impl Agent {
         (self.freezer.own, self.freezer.told) = frosts(course.pause);
         (self.paused_since, self.paused_total) = (course.paused_since, course.paused_total);
         self.restarts = course.restarts;
+        // Who asked for a start and was not answered is gone: it is a policy's now.
+        self.start = if course.run == Run(0) { Start::Asked } else { Start::Automatic };
+        (self.child_restarts, self.spawned) = (VecDeque::from(course.child_restarts.clone()), course.spawned);
         self.history = History { streak: course.streak, recent: VecDeque::from(course.recent.clone()) };
         (self.began, self.ended, self.expires) = (course.began.map(now), course.ended.map(now), course.expires);
         self.last = last.cloned().map(Box::new);
         self.recorded = Some(Box::new(course.clone()));
         if let (Phase::Ended { .. }, Some(ending)) = (&self.phase, &course.ending) {
             let (by, kill_at) = (ending.by.clone(), ending.kill_at);
-            self.down = Some(Down { stop: NO_STOP, by, kill_at, signal: Signal::Sent });
+            self.down = Some(Down { stop: NO_STOP, by, kill_at, signal: Signal::Sent, signal_by: kill_at });
         }
     }
 
     /// Drops all times of another boot.
     fn enter_this_boot(&mut self, now: Now) {
         self.history.recent.clear();
+        self.child_restarts.clear();
         (self.began, self.paused_since, self.expires) = (None, None, None);
         if let Phase::Ended { at, .. } = &mut self.phase {
             *at = now.mono;
@@ -275,6 +282,7 @@ fn phase(standing: &Standing, last: Option<&ExitRecord>) -> Phase {
 
 fn ladder(rung: Rung) -> Ladder {
     match rung {
+        Rung::Asked(signal_by, kill_at) => Ladder::Asked { signal_by, kill_at },
         Rung::Polite(at) => Ladder::Polite(at),
         Rung::Killed(at) => Ladder::Killed(at),
         Rung::Late(at) => Ladder::Late(at),

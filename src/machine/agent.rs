@@ -1,6 +1,6 @@
 //! One agent as the machine sees it: what is wanted of it, where it is, and what the kernel said last.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +8,8 @@ use super::clock::{Clocks, Countdown};
 use super::input::{AgentKey, Frost, Now, ReplyTo};
 use super::restart::History;
 use super::stop::StopKey;
+use super::storm::Turn;
+use super::strategy::RenewalKey;
 use crate::model::id::{Level, Run};
 use crate::model::limits::Limits;
 use crate::model::record::Course;
@@ -19,6 +21,8 @@ use crate::model::time::{Monotonic, Wall};
 /// The way from the polite signal to the kill, for one run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ladder {
+    /// The stop signal waits for what runs below it, until `signal_by` at most.
+    Asked { signal_by: Monotonic, kill_at: Monotonic },
     /// The stop signal is sent; at this time comes the kill.
     Polite(Monotonic),
     /// The kill is ordered, and ordered again at this time if need be.
@@ -31,7 +35,7 @@ impl Ladder {
     /// Returns when the next rung is due.
     pub fn due(self) -> Monotonic {
         match self {
-            Self::Polite(at) | Self::Killed(at) | Self::Late(at) => at,
+            Self::Asked { signal_by: at, .. } | Self::Polite(at) | Self::Killed(at) | Self::Late(at) => at,
         }
     }
 }
@@ -120,6 +124,8 @@ pub(super) struct Down {
     pub kill_at: Monotonic,
     /// The stop signal to the present run.
     pub signal: Signal,
+    /// When the signal is sent even if something runs below it still.
+    pub signal_by: Monotonic,
 }
 
 /// How far the stop signal to a run has come.
@@ -128,6 +134,16 @@ pub(super) enum Signal {
     Unsent,
     Ordered,
     Sent,
+}
+
+/// Who wants the next start: it decides whether the storm limiter has a say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Start {
+    /// Somebody asked for it.
+    #[default]
+    Asked,
+    /// A policy.
+    Automatic,
 }
 
 /// Why a run that goes on has failed.
@@ -157,6 +173,12 @@ pub(super) struct Agent {
     pub down: Option<Down>,
     /// Who asked for the present run to be ended for the next one.
     pub cycle: Option<Arc<str>>,
+    /// The renewal that it starts anew with.
+    pub renewal: Option<RenewalKey>,
+    /// Who wants the next start.
+    pub start: Start,
+    /// Its place among the restarts that wait for their turn.
+    pub turn: Option<Turn>,
     /// The stops that wait for it.
     pub stops: Vec<StopKey>,
     pub home: Home,
@@ -164,11 +186,21 @@ pub(super) struct Agent {
     pub nursery: Home,
     /// Spawns on a hand in the subtree, the agent's own included.
     pub spawning: u32,
+    /// Runs that go on in the subtree, the agent's own apart.
+    pub runs_below: u32,
+    /// How many agents were ever spawned below it.
+    pub spawned: u32,
+    /// When the restarts of its children in the last period were decided.
+    pub child_restarts: VecDeque<Monotonic>,
     pub freezer: Freezer,
     /// What the present run is held to.
     pub clocks: Clocks,
     /// The failure that the present run was found in, and is ended for: its end has this cause.
     pub verdict: Option<Verdict>,
+    /// Since when the present run is to be dead and was killed for it: its grace is over.
+    pub overdue: Option<Monotonic>,
+    /// Who paused this very agent.
+    pub paused_by: Option<Arc<str>>,
     /// Since when it is paused, by itself or from above, while a run is going on.
     pub paused_since: Option<Monotonic>,
     /// For how long it was paused in this run.
@@ -182,8 +214,8 @@ pub(super) struct Agent {
     pub expires: Option<Monotonic>,
     /// How the last run ended.
     pub last: Option<Box<ExitRecord>>,
-    /// The run whose terminal event was told.
-    pub told: Run,
+    /// The run whose terminal event was told; 0 for the end of what has no run.
+    pub told: Option<Run>,
     /// Who waits for the outcome of the spawn or restart that is under way.
     pub reply: Option<ReplyTo>,
     /// What was written down of it last.
@@ -206,13 +238,21 @@ impl Agent {
             phase: Phase::Queued,
             down: None,
             cycle: None,
+            renewal: None,
+            start: Start::default(),
+            turn: None,
             stops: Vec::new(),
             home: Home::None,
             nursery: Home::None,
             spawning: 0,
+            runs_below: 0,
+            spawned: 0,
+            child_restarts: VecDeque::new(),
             freezer: Freezer::default(),
             clocks: Clocks::default(),
             verdict: None,
+            overdue: None,
+            paused_by: None,
             paused_since: None,
             paused_total: Duration::ZERO,
             run: Run::default(),
@@ -222,7 +262,7 @@ impl Agent {
             ended: None,
             expires: None,
             last: None,
-            told: Run::default(),
+            told: None,
             reply: None,
             recorded: None,
             due: None,
@@ -243,19 +283,34 @@ impl Agent {
         !matches!(self.phase, Phase::Queued | Phase::Ended { .. })
     }
 
+    /// Returns how far the end of its present run has come, if that was asked for the sake of the next one.
+    pub fn ladder(&self) -> Option<Ladder> {
+        match self.phase {
+            Phase::Running { ladder, .. } | Phase::Draining { ladder, .. } => ladder,
+            _ => None,
+        }
+    }
+
     /// Says whether its run goes on and nobody has asked for its end yet: only such a run can be found in a failure.
     pub fn is_unattended(&self) -> bool {
-        let has_ladder = match &self.phase {
-            Phase::Running { ladder, .. } | Phase::Draining { ladder, .. } => ladder.is_some(),
-            Phase::Reading { .. } => false,
-            _ => true,
-        };
-        !has_ladder && self.down.is_none() && self.cycle.is_none()
+        let goes_on = self.has_run() || matches!(self.phase, Phase::Reading { .. });
+        goes_on && self.ladder().is_none() && self.down.is_none() && self.cycle.is_none()
+    }
+
+    /// Says whether the terminal event of its present run was told.
+    pub fn is_end_told(&self) -> bool {
+        self.told == Some(self.run)
     }
 
     /// Says whether processes of its present run may live.
     pub fn has_run(&self) -> bool {
         matches!(self.phase, Phase::Running { .. } | Phase::Draining { .. })
+    }
+
+    /// Says whether nothing of the agents below it runs, or is about to.
+    pub fn is_last_to_run(&self) -> bool {
+        let own = u32::from(matches!(self.phase, Phase::Spawning { .. }));
+        self.runs_below == 0 && self.spawning == own
     }
 
     pub fn pid(&self) -> Option<i32> {

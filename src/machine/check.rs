@@ -1,7 +1,7 @@
 //! What must hold after every step, whatever came in. A failure is a bug in the machine, never an answer to an input.
 
 use super::Machine;
-use super::agent::{Home, Phase};
+use super::agent::{Agent, Home, Phase};
 use super::input::AgentKey;
 
 impl Machine {
@@ -37,10 +37,29 @@ impl Machine {
                 assert_eq!(self.agents[key].due, Some(*at), "an agent has the one timer that it knows of");
             }
         }
+        for renewal in self.renewals.values() {
+            assert!(!renewal.pending.is_empty(), "a renewal that waits for nobody is over");
+            assert!(renewal.pending.is_subset(&renewal.members), "a renewal waits for its members only");
+        }
         assert!(
             self.dirty.is_empty() && self.dirty_stops.is_empty() && !self.queue_moved,
             "a step leaves nothing unsettled"
         );
+    }
+
+    fn check_renewal(&self, agent: &Agent) {
+        let id = &agent.spec.id;
+        let Some(number) = agent.renewal else { return };
+        let renewal = &self.renewals[&number];
+        assert!(renewal.members.contains(&agent.key), "{id}: a renewal knows its members");
+        let is_ready = matches!(agent.phase, Phase::Held);
+        assert_eq!(
+            is_ready,
+            !renewal.pending.contains(&agent.key),
+            "{id}: a renewal waits for those that are not ready"
+        );
+        let is_ending = !agent.has_run() || agent.ladder().is_some();
+        assert!(is_ending, "{id}: no run goes on in a renewal");
     }
 
     fn check_agent(&self, key: AgentKey) {
@@ -62,11 +81,14 @@ impl Machine {
         let spawning: u32 = children.iter().map(|child| child.spawning).sum();
         let own = u32::from(matches!(agent.phase, Phase::Spawning { .. }));
         assert_eq!(agent.spawning, spawning + own, "{id}: spawns on their way are counted");
+        let runs: u32 = children.iter().map(|child| child.runs_below + u32::from(child.has_run())).sum();
+        assert_eq!(agent.runs_below, runs, "{id}: runs below it are counted");
+        self.check_renewal(agent);
         if agent.has_ended() {
             assert_eq!(agent.live_children, 0, "{id}: an agent ends after all that is below it");
             let is_excused = agent.down.is_some() || agent.last.is_some();
             assert!(!agent.spec.is_group() || is_excused, "{id}: a group ends only when asked to, or not made");
-            assert!(agent.run.0 == 0 || agent.told == agent.run, "{id}: its last run has its terminal event");
+            assert!(agent.run.0 == 0 || agent.is_end_told(), "{id}: its last run has its terminal event");
         }
         if agent.has_run() || matches!(agent.phase, Phase::Group) {
             assert_eq!(agent.home, Home::Made, "{id}: what runs has a cgroup");
@@ -76,8 +98,10 @@ impl Machine {
                 record.is_success() && agent.verdict.is_none(),
                 "{id}: only what ended well waits for its last words"
             );
-            assert!(agent.told != agent.run, "{id}: what is told waits for nothing");
+            assert!(!agent.is_end_told(), "{id}: what is told waits for nothing");
         }
+        let is_ending = agent.ladder().is_some() || agent.down.is_some();
+        assert!(agent.verdict.is_none() || !agent.has_run() || is_ending, "{id}: what has failed is ended");
         if let Some(parent) = agent.parent.filter(|_| agent.home == Home::Made) {
             let parent = &self.agents[&parent];
             assert!(
@@ -85,7 +109,7 @@ impl Machine {
                 "{id}: a cgroup stands in its parent's"
             );
         }
-        assert!(agent.told <= agent.run, "{id}: nothing is told of a run that was not");
+        assert!(agent.told.is_none_or(|told| told <= agent.run), "{id}: nothing is told of a run that was not");
         if agent.down.is_some() {
             assert!(
                 !matches!(agent.phase, Phase::Backoff { .. }) || agent.live_children > 0,

@@ -67,6 +67,10 @@ impl Clocks {
         self.0.clear();
     }
 
+    pub fn iter(&self) -> impl Iterator<Item = (Clock, Countdown)> {
+        self.0.iter().map(|(clock, countdown)| (*clock, *countdown))
+    }
+
     pub fn suspend(&mut self, now: Monotonic) {
         self.0.values_mut().for_each(|countdown| *countdown = countdown.suspended(now));
     }

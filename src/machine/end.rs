@@ -6,7 +6,6 @@ use super::{Machine, Step, Timer};
 use crate::model::config::RETAINED_MOST;
 use crate::model::error::{Code, Error};
 use crate::model::event::Kind;
-use crate::model::id::Run;
 use crate::model::spec::OnMainExit;
 use crate::model::status::{Cause, ExitRecord};
 
@@ -22,12 +21,15 @@ impl Machine {
         }
         let agent = &self.agents[&key];
         // Without its cgroup nothing below it can ever start.
-        let ends_them = agent.spec.on_main_exit == OnMainExit::Terminate || agent.home == Home::None;
+        let ends_them = agent.spec.on_main_exit == OnMainExit::Terminate
+            || agent.home == Home::None
+            || record.cause == Cause::Child;
         if agent.down.is_none() && ends_them {
             let children: Vec<_> = agent.children.iter().copied().collect();
             let (grace, by) = (agent.spec.grace, format!("the end of {}", agent.spec.id));
             self.begin_stop(step, &children, Some(grace), &by.into(), None);
         }
+        self.leave_renewal(key);
         self.enter(key, Phase::Lingering { outcome });
     }
 
@@ -41,21 +43,31 @@ impl Machine {
         }
         let mut record = ExitRecord::new(Cause::Terminated);
         record.by = by;
-        if agent.run != Run(0) && matches!(agent.phase, Phase::Backoff { .. } | Phase::Held) {
+        if agent.is_end_told() && matches!(agent.phase, Phase::Backoff { .. } | Phase::Held) {
             // Its last run's end is told; that there is no next one is not.
             self.publish(step, Kind::GaveUp, key, |event| event.message = format!("not started again: {record}"));
+        }
+        let agent = self.agent_mut(key);
+        if outcome == Outcome::Terminated && agent.spec.is_group() && agent.last.is_some() {
+            // It has failed for its children before: that is not what ends it now.
+            agent.last = Some(Box::new(record.clone()));
         }
         let record = agent.last.as_deref().cloned().unwrap_or(record);
         self.tell_end(step, key, outcome, &record);
         self.leave(step, key, outcome);
         self.note_ended(step.now.mono, key);
         self.settle_waits(step, key);
+        if outcome == Outcome::Completed {
+            self.end_parent_of(step, key);
+        }
     }
 
     /// Enters the last phase and gives the room back.
     pub(super) fn leave(&mut self, step: &mut Step, key: AgentKey, outcome: Outcome) {
         let retention = self.config.auto_cleanup.then_some(self.config.cleanup_retention);
         let now = step.now;
+        self.leave_renewal(key);
+        self.give_up_turn(key);
         let is_admitted = self.agents[&key].is_admitted();
         if is_admitted {
             self.count_out(key);
@@ -128,6 +140,7 @@ impl Machine {
             }
             self.expunge(step, child);
         }
+        self.count_spawned(key, |count| count - 1);
         if !self.agents[&key].has_ended() {
             self.leave(step, key, Outcome::Failed);
         }

@@ -13,6 +13,15 @@
 //!                        └── restarted ───┘                        (Group: made, then only its children matter)
 //! ```
 //!
+//! What follows from a failure:
+//!
+//! | who decides | by | and then |
+//! | --- | --- | --- |
+//! | the agent | `restart`: policy, intensity | it comes back after its delay, or has ended for good ([`restart`]) |
+//! | its parent | `children`: strategy | it comes back alone, or others start anew with it ([`strategy`]) |
+//! | its parent | `children`: intensity | one too many: the parent has failed itself, and so on upwards ([`escalate`]) |
+//! | the herd | `restart_rate`, `restart_burst` | a restart beyond them waits for its turn ([`storm`]) |
+//!
 //! * `settle` moves one agent as far as it can go now. It is idempotent: after a step, settling anything again orders nothing
 //!   ([`Machine::settle_everything`] is how tests prove that).
 //! * An order exists only if a later decision depends on its outcome or on time, and every wait has a deadline in `timers`.
@@ -26,10 +35,13 @@ mod agent;
 mod check;
 mod clock;
 mod end;
+mod escalate;
+mod explain;
 mod input;
 mod limit;
 mod output;
 mod pause;
+mod polite;
 mod record;
 mod report;
 mod restart;
@@ -37,6 +49,8 @@ mod revive;
 mod run;
 mod settle;
 mod stop;
+mod storm;
+mod strategy;
 #[cfg(test)]
 mod tests;
 mod verdict;
@@ -51,6 +65,8 @@ use limit::Change;
 use pause::Frosting;
 pub use report::Counts;
 use stop::{Stop, StopKey};
+use storm::Storm;
+use strategy::{Renewal, RenewalKey};
 
 use crate::model::config::HerdConfig;
 use crate::model::error::{Code, Error};
@@ -77,6 +93,8 @@ pub struct Machine {
     /// The ended agents that are still known, oldest first.
     retained: BTreeSet<(Monotonic, AgentKey)>,
     stops: BTreeMap<StopKey, Stop>,
+    renewals: BTreeMap<RenewalKey, Renewal>,
+    storm: Storm,
     frostings: BTreeMap<u64, Frosting>,
     waits: BTreeMap<u64, Wait>,
     changes: BTreeMap<u64, Change>,
@@ -110,6 +128,7 @@ enum Timer {
     Agent(AgentKey),
     Stop(StopKey),
     Frosting(u64),
+    Storm,
 }
 
 /// A client that waits for agents to end.
@@ -153,6 +172,8 @@ impl Machine {
             queue: BTreeSet::new(),
             retained: BTreeSet::new(),
             stops: BTreeMap::new(),
+            renewals: BTreeMap::new(),
+            storm: Storm::default(),
             frostings: BTreeMap::new(),
             waits: BTreeMap::new(),
             changes: BTreeMap::new(),
@@ -249,6 +270,7 @@ impl Machine {
                         frosting.is_late = true;
                     }
                 }
+                Timer::Storm => self.storm.due = None,
             }
         }
     }
@@ -261,7 +283,7 @@ impl Machine {
                 self.settle_stop(step, stop);
             } else if std::mem::take(&mut self.queue_moved) {
                 self.settle_queue(step);
-            } else {
+            } else if !self.settle_storm(step) {
                 break;
             }
         }
@@ -288,8 +310,8 @@ impl Machine {
         }
         let refused = match request {
             Request::Spawn(spec) => self.ask_spawn(step, to, *spec),
-            Request::Pause(target) => self.ask_frost(step, to, &target, Frost::Frozen),
-            Request::Resume(target) => self.ask_frost(step, to, &target, Frost::Thawed),
+            Request::Pause(target) => self.ask_frost(step, to, caller, &target, Frost::Frozen),
+            Request::Resume(target) => self.ask_frost(step, to, caller, &target, Frost::Thawed),
             Request::Terminate(target, grace) => self.ask_terminate(step, to, caller, &target, grace),
             Request::Limit(scope, limits) => self.ask_limit(step, to, scope, limits),
             Request::Restart(id) => self.ask_restart(step, to, caller, &id),

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::agent::{Outcome, Phase, Verdict};
+use super::agent::{Phase, Verdict};
 use super::input::{AgentKey, Effect};
 use super::{Machine, Step};
 use crate::model::event::Kind;
@@ -42,30 +42,17 @@ impl Machine {
     fn fail_for_words(&mut self, step: &mut Step, key: AgentKey, verdict: Verdict) {
         let agent = &self.agents[&key];
         let is_asked = agent.down.is_some() || agent.cycle.is_some();
-        let is_told = agent.told == agent.run;
-        let record = match &agent.phase {
-            _ if is_asked || is_told => return,
-            Phase::Running { ladder: Some(_), .. } => ExitRecord::new(verdict.cause),
-            Phase::Draining { ladder: Some(_), record } => record.as_ref().clone(),
-            _ => {
-                let signal = agent.spec.stop_signal;
-                return self.condemn(step, key, verdict, signal);
-            }
-        };
-        self.judge_in_passing(step, key, verdict, record);
-    }
-
-    /// Fails a run that is being ended already, for something that is no failure: its kill is on the way.
-    fn judge_in_passing(&mut self, step: &mut Step, key: AgentKey, verdict: Verdict, mut record: ExitRecord) {
-        record.judge(verdict.cause, &verdict.why);
-        self.stamp(step, key, &mut record);
-        self.tell_end(step, key, Outcome::Failed, &record);
-        let agent = self.agent_mut(key);
-        agent.verdict = Some(verdict);
-        if let Phase::Draining { record: old, .. } = &mut agent.phase {
-            **old = record;
+        if is_asked || agent.is_end_told() {
+            return;
         }
-        self.dirty.insert(key);
+        if agent.ladder().is_some() {
+            // It is being ended for something that is no failure: what its main process left behind, or a start that took too long.
+            self.judge(step, key, verdict);
+            self.dirty.insert(key);
+        } else {
+            let signal = agent.spec.stop_signal;
+            self.condemn(step, key, verdict, signal);
+        }
     }
 
     /// Says whether a run ended well, without anybody having asked for it, and so that its words could mean otherwise.

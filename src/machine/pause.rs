@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::agent::{Agent, Home, Phase};
-use super::input::{AgentKey, Effect, Frost, Now, ReplyTo};
+use super::input::{AgentKey, Caller, Effect, Frost, Now, ReplyTo};
 use super::stop::Stage;
 use super::{Machine, Step, Timer};
 use crate::model::error::{Code, Error};
@@ -28,6 +28,7 @@ impl Machine {
         &mut self,
         step: &mut Step,
         to: ReplyTo,
+        caller: &Caller,
         target: &Target,
         wanted: Frost,
     ) -> Result<(), Error> {
@@ -41,7 +42,9 @@ impl Machine {
             return Err(Error::new(Code::WrongState, message).remedy(format!("only agents that live can be {verb}d")));
         }
         for key in &can {
-            self.agent_mut(*key).freezer.own = wanted;
+            let agent = self.agent_mut(*key);
+            agent.freezer.own = wanted;
+            agent.paused_by = (wanted == Frost::Frozen).then(|| caller.name.clone());
             self.frost_moved.insert(*key);
             for below in self.subtree(*key) {
                 self.note_pause(step.now, below);
@@ -102,8 +105,9 @@ impl Machine {
         let Some(stop) = self.stops.get(&down.stop) else { return agent.freezer.written };
         match stop.stage {
             Stage::Freezing(_) if stop.is_top(key) => Frost::Frozen,
-            // A paused process cannot see its stop signal: first the signal, then the thaw, then the grace.
-            Stage::Polite(_) if agent.has_run() && down.signal != super::agent::Signal::Sent => agent.freezer.written,
+            // A paused process cannot see its stop signal: first the signal, then the thaw, then the grace. What has yet to
+            // wait for others to end has to let them.
+            Stage::Polite(_) if down.signal == super::agent::Signal::Ordered => agent.freezer.written,
             Stage::Polite(_) => Frost::Thawed,
             _ => agent.freezer.written,
         }

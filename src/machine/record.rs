@@ -69,11 +69,17 @@ fn record(agent: &Agent, course: Course) -> AgentRecord {
 
 fn course(agent: &Agent) -> Course {
     let is_spawning = matches!(agent.phase, Phase::Spawning { .. });
-    let run = if is_spawning && !agent.spec.is_group() { Run(agent.run.0 - 1) } else { agent.run };
+    // Until its start is told the last run is the one before, whose end was told before this one was ordered.
+    let (run, told) = if is_spawning && !agent.spec.is_group() {
+        let before = Run(agent.run.0 - 1);
+        (before, (before > Run(0)).then_some(before))
+    } else {
+        (agent.run, agent.told)
+    };
     Course {
         standing: standing(&agent.phase),
         run,
-        told: agent.told,
+        told,
         ending: agent.down.as_ref().map(|down| Ending { by: down.by.clone(), kill_at: down.kill_at }),
         cycle: agent.cycle.clone(),
         judgement: agent.verdict.clone().map(|verdict| Judgement { cause: verdict.cause, why: verdict.why }),
@@ -83,6 +89,8 @@ fn course(agent: &Agent) -> Course {
         restarts: agent.restarts,
         streak: agent.history.streak,
         recent: agent.history.recent.iter().copied().collect(),
+        child_restarts: agent.child_restarts.iter().copied().collect(),
+        spawned: agent.spec.spawn_budget.map_or(0, |_| agent.spawned),
         began: agent.began.map(moment),
         ended: agent.ended.map(moment),
         expires: agent.expires,
@@ -109,6 +117,7 @@ fn standing(phase: &Phase) -> Standing {
 
 fn rung(ladder: Ladder) -> Rung {
     match ladder {
+        Ladder::Asked { signal_by, kill_at } => Rung::Asked(signal_by, kill_at),
         Ladder::Polite(at) => Rung::Polite(at),
         Ladder::Killed(at) => Rung::Killed(at),
         Ladder::Late(at) => Rung::Late(at),

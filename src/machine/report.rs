@@ -176,8 +176,12 @@ impl Machine {
         };
         match &agent.phase {
             Phase::Queued => Some("room in the tree".to_owned()),
+            Phase::Held if agent.renewal.is_some() => Some("others to end: they start anew together".to_owned()),
             Phase::Held if self.is_held_by_frost(key) => Some("its subtree to be resumed".to_owned()),
-            Phase::Held => Some("its parent's cgroup".to_owned()),
+            Phase::Held => match agent.turn {
+                Some(turn) => Some(format!("its turn to be restarted, expected in {}", left(turn.expected))),
+                None => Some("its parent's cgroup".to_owned()),
+            },
             Phase::Spawning { .. } => Some("its program to execute".to_owned()),
             Phase::Draining { .. } => Some("the processes that its main process left behind".to_owned()),
             Phase::Reading { .. } => Some("its last output to be looked at".to_owned()),

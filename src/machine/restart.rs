@@ -15,6 +15,13 @@ pub(super) struct History {
     pub recent: VecDeque<Monotonic>,
 }
 
+impl History {
+    /// Counts the restarts that the policy's present period holds.
+    pub fn used(&self, restart: &Restart, now: Monotonic) -> usize {
+        self.recent.iter().filter(|at| now.since(**at) < restart.period).count()
+    }
+}
+
 /// Whether a run that ended on its own is followed by another.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Decision {

@@ -1,10 +1,10 @@
 //! A restart on request: the present run is ended for the next one, or an agent that has ended is started once more.
 
-use super::agent::{Agent, Home, Ladder, Phase};
+use super::agent::{Agent, Home, Ladder, Phase, Start};
 use super::input::{AgentKey, Caller, Effect, ReplyTo};
 use super::{Machine, Step};
 use crate::model::error::{Code, Error};
-use crate::model::id::AgentId;
+use crate::model::id::{AgentId, Run};
 
 impl Machine {
     pub(super) fn ask_restart(
@@ -45,7 +45,7 @@ impl Machine {
             }
             Phase::Backoff { .. } => {
                 self.agent_mut(key).reply = Some(to);
-                self.enter(key, Phase::Held);
+                self.hold(key, Start::Asked);
             }
             Phase::Ended { .. } => self.revive(step, key, to)?,
             phase => {
@@ -66,11 +66,12 @@ impl Machine {
         }
         let agent = self.agent_mut(key);
         agent.down = None;
+        agent.told = agent.told.filter(|told| *told != Run(0));
         agent.expires = None;
         agent.restarts += 1;
         agent.reply = Some(to);
         let parent = agent.parent;
-        self.enter(key, Phase::Held);
+        self.hold(key, Start::Asked);
         self.count_in(key);
         if let Some(parent) = parent {
             self.agent_mut(parent).live_children += 1;

@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use super::agent::{Home, Ladder, Outcome, Phase, Signal};
+use super::agent::{Home, Ladder, Outcome, Phase, Signal, Start};
 use super::clock::Countdown;
 use super::input::{AgentKey, Effect};
-use super::restart::{Decision, decide};
 use super::stop::KILL_RETRY;
 use super::{Machine, Step};
 use crate::model::error::{Code, Error};
@@ -60,6 +59,8 @@ impl Machine {
             Some(pid) => Phase::Running { pid, ladder },
             None => Phase::Group,
         };
+        let verdict = agent.verdict.take().filter(|_| agent.down.is_none() && agent.cycle.is_none());
+        let kill_at = agent.renewal.and_then(|renewal| self.renewals.get(&renewal)).map(|renewal| renewal.kill_at);
         if let Some(down) = &mut agent.down {
             down.signal = Signal::Unsent;
         }
@@ -71,7 +72,14 @@ impl Machine {
                 self.publish(step, Kind::Spawned, key, |_| {});
             }
             self.publish(step, Kind::Started, key, |_| {});
+            self.count_run(key, |count| count + 1);
             self.start_clocks(step, key);
+        }
+        if let Some(verdict) = verdict {
+            self.judge(step, key, verdict);
+        }
+        if let (Some(kill_at), None) = (kill_at, ladder) {
+            self.set_ladder(key, Ladder::Asked { signal_by: step.now.mono, kill_at });
         }
         if let Some(reply) = self.agent_mut(key).reply.take() {
             let status = self.status(key, step.now.mono);
@@ -166,6 +174,9 @@ impl Machine {
 
     /// Nothing of the run lives: decides what follows.
     pub(super) fn run_is_over(&mut self, step: &mut Step, key: AgentKey, mut record: ExitRecord) {
+        if self.agents[&key].has_run() {
+            self.count_run(key, |count| count - 1);
+        }
         if self.awaits_last_words(key, &record) {
             return self.read_output(step, key, record);
         }
@@ -173,7 +184,7 @@ impl Machine {
         let agent = self.agent_mut(key);
         let has_begun = agent.began.is_some();
         let ran = agent.began.map_or(Duration::ZERO, |began| now.since(began.mono));
-        let is_told = agent.told == agent.run;
+        let is_told = agent.is_end_told();
         let (run, cycle, is_down) = (agent.run, agent.cycle.take(), agent.down.clone());
         if !is_told {
             self.stamp(step, key, &mut record);
@@ -186,6 +197,7 @@ impl Machine {
             record.by = Some(by.to_string());
         }
         let outcome = Outcome::of(&record);
+        record.overdue = self.agents[&key].overdue.is_some();
         self.agent_mut(key).last = Some(Box::new(record.clone()));
         self.agent_mut(key).ended = Some(step.now);
         self.agent_mut(key).clocks.clear();
@@ -198,31 +210,22 @@ impl Machine {
         if cycle.is_some() {
             self.tell_end(step, key, outcome, &record);
             self.agent_mut(key).restarts += 1;
-            return self.enter(key, Phase::Held);
+            // Whoever asked for one start has asked for no other.
+            let is_renewed = self.agents[&key].renewal.is_some();
+            return self.hold(key, if is_renewed { Start::Automatic } else { Start::Asked });
         }
-        let chance = self.chance.f64();
-        let agent = self.agent_mut(key);
-        let spec = agent.spec.clone();
-        match decide(&spec.restart, &mut agent.history, outcome == Outcome::Completed, ran, now, chance) {
-            Decision::Again { delay, attempt } => {
-                agent.restarts += 1;
-                self.tell_end(step, key, outcome, &record);
-                self.back_off(step, key, delay, attempt);
-            }
-            Decision::GiveUp => {
-                self.tell_end(step, key, outcome, &record);
-                let (count, period) = (spec.restart.intensity, humantime::format_duration(spec.restart.period));
-                self.publish(step, Kind::GaveUp, key, |event| {
-                    event.message =
-                        format!("given up: {count} restarts within {period} are the most that its policy allows");
-                });
-                self.end_or_linger(step, key, outcome, &record);
-            }
-            Decision::No => self.end_or_linger(step, key, outcome, &record),
-        }
+        self.decide_next(step, key, outcome, &record, ran);
     }
 
-    fn back_off(&mut self, step: &mut Step, key: AgentKey, delay: Duration, attempt: u32) {
+    pub(super) fn tell_given_up(&self, step: &mut Step, key: AgentKey) {
+        let restart = &self.agents[&key].spec.restart;
+        let (count, period) = (restart.intensity, humantime::format_duration(restart.period));
+        self.publish(step, Kind::GaveUp, key, |event| {
+            event.message = format!("given up: {count} restarts within {period} are the most that its policy allows");
+        });
+    }
+
+    pub(super) fn back_off(&mut self, step: &mut Step, key: AgentKey, delay: Duration, attempt: u32) {
         let paused_since = self.agents[&key].paused_since;
         let policy = self.agents[&key].spec.restart.policy;
         self.publish(step, Kind::Restarting, key, |event| {
@@ -244,10 +247,10 @@ impl Machine {
     /// Tells a run's one terminal event.
     pub(super) fn tell_end(&mut self, step: &mut Step, key: AgentKey, outcome: Outcome, record: &ExitRecord) {
         let agent = self.agent_mut(key);
-        if agent.told == agent.run && agent.run != Run(0) {
+        if agent.is_end_told() {
             return;
         }
-        agent.told = agent.run;
+        agent.told = Some(agent.run);
         *self.ends.entry(record.cause).or_default() += 1;
         self.publish_end(step, key, outcome, record.clone());
     }

@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use super::agent::{Agent, Home, Ladder, Outcome, Phase};
+use super::agent::{Agent, Home, Ladder, Outcome, Phase, Start};
 use super::input::{AgentKey, Effect, SpawnOrder};
-use super::stop::KILL_RETRY;
 use super::{Machine, Step, Timer};
 use crate::model::request::Answer;
 use crate::model::time::Monotonic;
@@ -16,6 +15,7 @@ impl Machine {
         let now = step.now.mono;
         let is_down = agent.down.is_some();
         let is_childless = agent.live_children == 0;
+        self.settle_signal(step, key);
         self.settle_freezer(step, key);
         match self.agents[&key].phase.clone() {
             Phase::Queued | Phase::Held | Phase::Backoff { .. } if is_down => {
@@ -33,10 +33,9 @@ impl Machine {
             Phase::Spawning { .. } => {}
             Phase::Group if is_down && is_childless => self.end(step, key, Outcome::Terminated),
             Phase::Group => {}
-            Phase::Running { ladder, .. } | Phase::Draining { ladder, .. } => {
+            Phase::Running { .. } | Phase::Draining { .. } => {
                 self.settle_clocks(step, key);
-                self.settle_signal(step, key);
-                self.settle_ladder(step, key, ladder);
+                self.settle_ladder(step, key);
             }
             Phase::Reading { record, deadline } => self.settle_reading(step, key, *record, deadline),
             Phase::Lingering { .. } if is_childless => {
@@ -45,21 +44,29 @@ impl Machine {
             }
             Phase::Lingering { .. } => {}
             Phase::Backoff { countdown } if countdown.due().is_some_and(|due| now >= due) => {
-                self.enter(key, Phase::Held)
+                self.hold(key, Start::Automatic);
             }
             Phase::Backoff { .. } => {}
             Phase::Ended { .. } => self.settle_ended(step, key),
         }
-        self.set_timer(key);
+        self.set_timer(now, key);
         self.unrecorded.insert(key);
     }
 
     fn settle_held(&mut self, step: &mut Step, key: AgentKey) {
-        if self.may_start(key) {
+        let is_renewing = self.await_renewal(key);
+        let agent = &self.agents[&key];
+        if !is_renewing && agent.spec.is_group() && agent.home == Home::Made {
+            // Its children start anew; it has nothing to start itself.
+            let agent = self.agent_mut(key);
+            (agent.began, agent.ended, agent.last, agent.told) = (Some(step.now), None, None, None);
+            return self.enter(key, Phase::Group);
+        }
+        if !is_renewing && self.may_start(key) && self.has_its_turn(step, key) {
             return self.start(step, key);
         }
-        // A spawn that waits for a resume is answered now: it may take for ever.
-        if self.is_held_by_frost(key)
+        // A spawn that waits for a resume is answered now: it may take for ever. So may what others wait for.
+        if (is_renewing || self.is_held_by_frost(key))
             && let Some(reply) = self.agent_mut(key).reply.take()
         {
             let status = self.status(key, step.now.mono);
@@ -67,7 +74,7 @@ impl Machine {
         }
     }
 
-    fn start(&mut self, step: &mut Step, key: AgentKey) {
+    pub(super) fn start(&mut self, step: &mut Step, key: AgentKey) {
         let timeout = step.now.mono + self.config.spawn_timeout;
         let parent = self.agents[&key].parent;
         let make_level = parent.filter(|parent| self.agents[parent].nursery == Home::None).map(|parent| {
@@ -85,7 +92,9 @@ impl Machine {
         // A group has no process: there is nothing that could hang, and no run whose kill would free it.
         agent.phase = Phase::Spawning { deadline: (!agent.spec.is_group()).then_some(timeout) };
         agent.paused_total = Duration::ZERO;
+        agent.told = None;
         agent.verdict = None;
+        agent.overdue = None;
         agent.began = None;
         let order = SpawnOrder { agent: key, run: agent.run, spec: agent.spec.clone(), make, make_level };
         self.count_spawning(key, |count| count + 1);
@@ -127,27 +136,10 @@ impl Machine {
         }
     }
 
-    /// Climbs the ladder of a run that is to end while its agent is not: signal, grace, kill.
-    fn settle_ladder(&mut self, step: &mut Step, key: AgentKey, ladder: Option<Ladder>) {
-        let now = step.now.mono;
-        let Some(rung) = ladder.filter(|rung| now >= rung.due()) else { return };
-        let run = self.agents[&key].run;
-        step.order(Effect::KillRun { agent: key, run });
-        if !matches!(rung, Ladder::Polite(_)) {
-            step.order(Effect::FindLaggards { agents: vec![key], reply: None });
-        }
-        let again = now + KILL_RETRY;
-        let next = Some(if matches!(rung, Ladder::Late(_)) { Ladder::Late(again) } else { Ladder::Killed(again) });
-        match &mut self.agent_mut(key).phase {
-            Phase::Running { ladder, .. } | Phase::Draining { ladder, .. } => *ladder = next,
-            _ => {}
-        }
-    }
-
     /// Sets the agent's one timer to the next thing that it waits for.
-    fn set_timer(&mut self, key: AgentKey) {
+    fn set_timer(&mut self, now: Monotonic, key: AgentKey) {
         let Some(agent) = self.agents.get(&key) else { return };
-        let due = if self.is_removal_held(agent) { None } else { due(agent) };
+        let due = if self.is_removal_held(agent) { None } else { self.due(now, agent) };
         if due == agent.due {
             return;
         }
@@ -159,22 +151,24 @@ impl Machine {
         }
         self.agent_mut(key).due = due;
     }
-}
 
-/// Returns when an agent is to be settled again though nothing else happens.
-fn due(agent: &Agent) -> Option<Monotonic> {
-    match &agent.phase {
-        Phase::Spawning { deadline } => *deadline,
-        Phase::Running { ladder, .. } | Phase::Draining { ladder, .. } => {
-            ladder.map(Ladder::due).or_else(|| agent.clocks.due().filter(|_| agent.is_unattended()))
+    /// Returns when an agent is to be settled again though nothing else happens.
+    fn due(&self, now: Monotonic, agent: &Agent) -> Option<Monotonic> {
+        match &agent.phase {
+            Phase::Spawning { deadline } => *deadline,
+            Phase::Running { ladder, .. } | Phase::Draining { ladder, .. } => {
+                let clocks = || agent.clocks.due().filter(|_| agent.is_unattended());
+                let rung = ladder.map(Ladder::due).or_else(clocks);
+                rung.into_iter().chain(self.signal_due(now, agent)).min()
+            }
+            Phase::Reading { deadline, .. } => Some(*deadline),
+            Phase::Backoff { countdown } if agent.down.is_none() => countdown.due(),
+            Phase::Ended { .. } => match agent.home {
+                Home::Emptying(retry) => Some(retry),
+                Home::None => agent.expires.filter(|_| agent.children.is_empty() && agent.stops.is_empty()),
+                Home::Making | Home::Made | Home::Removing => None,
+            },
+            _ => None,
         }
-        Phase::Reading { deadline, .. } => Some(*deadline),
-        Phase::Backoff { countdown } if agent.down.is_none() => countdown.due(),
-        Phase::Ended { .. } => match agent.home {
-            Home::Emptying(retry) => Some(retry),
-            Home::None => agent.expires.filter(|_| agent.children.is_empty() && agent.stops.is_empty()),
-            Home::Making | Home::Made | Home::Removing => None,
-        },
-        _ => None,
     }
 }

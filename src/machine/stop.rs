@@ -86,6 +86,11 @@ impl Stop {
         self.tops.retain(|top| *top != key);
     }
 
+    /// Notes that the stop signal of an agent is on a hand.
+    pub fn expect_signal(&mut self, key: AgentKey) {
+        self.signals.insert(key);
+    }
+
     /// Returns when the kill is due; at once if it is under way.
     fn urgency(&self) -> Monotonic {
         match self.stage {
@@ -179,8 +184,9 @@ impl Machine {
             members: members.clone(),
             remains: remains.clone(),
         };
+        let shares = self.share_out(now, grace, &members);
         for key in members {
-            self.put_down(key, stop_key, &stop, by);
+            self.put_down(key, stop_key, &stop, by, shares.signal_by(key));
         }
         for key in remains {
             self.agent_mut(key).stops.push(stop_key);
@@ -199,17 +205,17 @@ impl Machine {
     }
 
     /// Makes an agent's end wanted; of several stops the most urgent drives it.
-    fn put_down(&mut self, key: AgentKey, stop_key: StopKey, stop: &Stop, by: &Arc<str>) {
+    fn put_down(&mut self, key: AgentKey, stop_key: StopKey, stop: &Stop, by: &Arc<str>, signal_by: Monotonic) {
         let driver = self.agents[&key].down.as_ref().and_then(|down| self.stops.get(&down.stop)).map(Stop::urgency);
         let agent = self.agent_mut(key);
         agent.stops.push(stop_key);
         match &mut agent.down {
             None => {
                 let (by, kill_at) = (by.clone(), stop.urgency());
-                agent.down = Some(Down { stop: stop_key, by, kill_at, signal: Signal::Unsent });
+                agent.down = Some(Down { stop: stop_key, by, kill_at, signal: Signal::Unsent, signal_by });
             }
             Some(down) if driver.is_none_or(|driver| stop.urgency() < driver) => {
-                (down.stop, down.kill_at) = (stop_key, stop.urgency());
+                (down.stop, down.kill_at, down.signal_by) = (stop_key, stop.urgency(), signal_by);
             }
             Some(_) => {}
         }
@@ -254,7 +260,12 @@ impl Machine {
                         }
                     }
                 }
-                Stage::Polite(_) | Stage::Closing => {}
+                Stage::Closing => {
+                    for member in self.stops[&key].pending.clone() {
+                        self.tell_overdue(step, member);
+                    }
+                }
+                Stage::Polite(_) => {}
             }
         }
         let is_done = self.stops.get(&key).is_some_and(|stop| {
@@ -362,27 +373,6 @@ impl Machine {
             if stop.kills.remove(&top) {
                 self.dirty_stops.insert(*stop_key);
             }
-        }
-    }
-
-    /// Orders the stop signal for the present run of an agent that is to end, once.
-    pub(super) fn settle_signal(&mut self, step: &mut Step, key: AgentKey) {
-        let agent = &self.agents[&key];
-        let Some(down) = &agent.down else { return };
-        let is_polite = self.stops.get(&down.stop).is_some_and(|stop| matches!(stop.stage, Stage::Polite(_)));
-        if !is_polite || down.signal != Signal::Unsent || !agent.has_run() {
-            return;
-        }
-        let effect = Effect::Signal { agent: key, run: agent.run, signal: agent.spec.stop_signal };
-        let stops = agent.stops.clone();
-        step.order(effect);
-        for stop in stops {
-            if let Some(stop) = self.stops.get_mut(&stop) {
-                stop.signals.insert(key);
-            }
-        }
-        if let Some(down) = &mut self.agent_mut(key).down {
-            down.signal = Signal::Ordered;
         }
     }
 

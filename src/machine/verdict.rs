@@ -17,31 +17,33 @@ impl Machine {
         if !agent.is_unattended() {
             return;
         }
+        if let Phase::Reading { record, .. } = &agent.phase {
+            let mut record = record.as_ref().clone();
+            record.judge(verdict.cause, &verdict.why);
+            return self.run_is_over(step, key, record);
+        }
         let (run, grace) = (agent.run, agent.spec.grace);
+        self.judge(step, key, verdict);
+        step.order(Effect::Signal { agent: key, run, signal });
+        self.set_ladder(key, Ladder::Polite(step.now.mono + grace));
+    }
+
+    /// Tells that the run has failed for this cause, though it goes on.
+    pub(super) fn judge(&mut self, step: &mut Step, key: AgentKey, verdict: Verdict) {
+        let agent = &self.agents[&key];
         let mut record = match &agent.phase {
-            Phase::Draining { record, .. } | Phase::Reading { record, .. } => record.as_ref().clone(),
+            Phase::Draining { record, .. } => record.as_ref().clone(),
             _ => ExitRecord::new(verdict.cause),
         };
         record.judge(verdict.cause, &verdict.why);
-        if let Phase::Reading { .. } = agent.phase {
-            return self.run_is_over(step, key, record);
-        }
         self.stamp(step, key, &mut record);
         self.tell_end(step, key, Outcome::Failed, &record);
         let agent = self.agent_mut(key);
         agent.clocks.clear();
         agent.verdict = Some(verdict);
-        let rung = Some(Ladder::Polite(step.now.mono + grace));
-        match &mut agent.phase {
-            Phase::Running { ladder, .. } => *ladder = rung,
-            Phase::Draining { ladder, record: old } => {
-                *ladder = rung;
-                **old = record;
-            }
-            _ => {}
+        if let Phase::Draining { record: old, .. } = &mut agent.phase {
+            **old = record;
         }
-        step.order(Effect::Signal { agent: key, run, signal });
-        self.dirty.insert(key);
     }
 
     /// Starts the clocks of a run that has just begun.

@@ -1,6 +1,7 @@
 //! What the herd is held to: bounds on the tree, limits by level, times.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -8,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::error::{Code, Error};
 use super::id::Level;
 use super::limits::{LevelLimits, Limits};
+use super::recovery::Rate;
 use super::time::text as duration_text;
 
 /// The deepest tree that can be asked for.
@@ -18,6 +20,9 @@ pub const AGENTS_MOST: u32 = 100_000;
 
 /// How many ended agents are retained at most; beyond it the oldest go early.
 pub const RETAINED_MOST: usize = 20_000;
+
+/// How many restarts there may be over the whole herd, unless it is configured.
+const RESTART_RATE: Rate = Rate::per_second(NonZeroU32::new(20).expect("it is not zero"));
 
 /// Bounds on the tree's shape. A spawn beyond one is refused with the bound's name, or queued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,19 +50,18 @@ impl Bounds {
     /// # Errors
     /// [`Code::BadValue`], naming the bound.
     pub fn check(&self) -> Result<(), Error> {
-        let range = |name: &str, value: u32, most: u32| {
-            if (1..=most).contains(&value) {
-                Ok(())
-            } else {
-                Err(Error::new(Code::BadValue, format!("{name} = {value} is out of range"))
-                    .remedy(format!("use 1 to {most}")))
-            }
-        };
         range("max_levels", self.max_levels.into(), LEVELS_MOST.into())?;
         range("max_agents_per_level", self.max_agents_per_level, AGENTS_MOST)?;
         range("max_children", self.max_children, AGENTS_MOST)?;
         range("max_agents", self.max_agents, AGENTS_MOST)
     }
+}
+
+fn range(name: &str, value: u32, most: u32) -> Result<(), Error> {
+    if (1..=most).contains(&value) {
+        return Ok(());
+    }
+    Err(Error::new(Code::BadValue, format!("{name} = {value} is out of range")).remedy(format!("use 1 to {most}")))
 }
 
 /// What is said on the command line, and stands over what a file says.
@@ -128,6 +132,11 @@ pub struct HerdConfig {
     /// How long a pause may take until all is seen frozen: 2 s by default.
     #[serde(with = "duration_text")]
     pub freeze_timeout: Duration,
+    /// How many restarts there may be over the whole herd, beyond `restart_burst`: 20 a second by default. Those beyond wait
+    /// for their turn; a restart that somebody asked for never does.
+    pub restart_rate: Rate,
+    /// How many restarts there may be at once: 1 to 100,000, 100 by default.
+    pub restart_burst: u32,
 }
 
 impl Default for HerdConfig {
@@ -142,6 +151,8 @@ impl Default for HerdConfig {
             failure_detection_timeout: Duration::from_millis(500),
             spawn_timeout: Duration::from_secs(5),
             freeze_timeout: Duration::from_secs(2),
+            restart_rate: RESTART_RATE,
+            restart_burst: 100,
         }
     }
 }
@@ -153,6 +164,7 @@ impl HerdConfig {
     /// [`Code::BadValue`] or [`Code::LimitTooWide`] for the first fault, naming the field.
     pub fn check(&self) -> Result<(), Error> {
         self.bounds.check()?;
+        range("restart_burst", self.restart_burst, AGENTS_MOST)?;
         for (level, limits) in &self.levels {
             if level.0 >= self.bounds.max_levels {
                 let message = format!(

@@ -56,12 +56,18 @@ kinds! {
     Terminated = "process:terminated",
     /// An agent is being ended, on request.
     Stopping = "process:stopping",
+    /// An agent did not stop within its grace: it is killed.
+    Overdue = "process:overdue",
     /// An agent's subtree is seen frozen.
     Paused = "process:paused",
     /// An agent's subtree goes on.
     Resumed = "process:resumed",
     /// A next run is due.
     Restarting = "process:restarting",
+    /// A restart waits for its turn: the herd restarts more than its `restart_rate` allows.
+    Delayed = "process:delayed",
+    /// An agent fails for its children: what they did, and how often, is in the message.
+    Escalated = "process:escalated",
     /// An agent is not started again, though its policy would: the reason is in the message.
     GaveUp = "process:gave-up",
     /// The OOM killer killed a process.
@@ -76,6 +82,10 @@ kinds! {
     Lagging = "process:lagging",
     /// An ended agent, its record and its output are gone; its id is free again.
     Removed = "process:removed",
+    /// Restarts begin to wait for their turn.
+    Storm = "herd:storm",
+    /// No restart waits for its turn any more.
+    Calm = "herd:calm",
     /// An agent asked for something that it may not.
     Forbidden = "request:forbidden",
     /// A death was told later than the bound.

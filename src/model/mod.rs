@@ -5,11 +5,13 @@
 pub mod config;
 pub mod error;
 pub mod event;
+pub mod explain;
 pub mod id;
 pub mod limits;
 pub mod pattern;
 pub mod plan;
 pub mod record;
+pub mod recovery;
 pub mod request;
 pub mod rule;
 pub mod spec;

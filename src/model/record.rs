@@ -65,6 +65,8 @@ pub enum Outcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Rung {
+    /// The stop signal waits for what runs below, until the first time at most; then, at the second, comes the kill.
+    Asked(Monotonic, Monotonic),
     /// The stop signal was ordered; then comes the kill.
     Polite(Monotonic),
     /// The kill was ordered; then comes another.
@@ -150,8 +152,9 @@ pub struct Course {
     pub standing: Standing,
     /// Its present or last run; a run that was ordered and has not begun does not count.
     pub run: Run,
-    /// The last run whose terminal event was told.
-    pub told: Run,
+    /// The last run whose terminal event was told; 0 for the end of what has no run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub told: Option<Run>,
     /// The wish that it ends, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ending: Option<Ending>,
@@ -179,6 +182,12 @@ pub struct Course {
     /// When the restarts of the last period were decided.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub recent: Vec<Monotonic>,
+    /// When the restarts of its children in the last period were decided.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub child_restarts: Vec<Monotonic>,
+    /// How many agents were ever spawned below it, if there is a budget for that.
+    #[serde(default)]
+    pub spawned: u32,
     /// When its present or last run began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub began: Option<Moment>,

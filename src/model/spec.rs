@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::error::{Code, Error};
 use super::id::{AgentId, Level, Priority, SessionId};
 use super::limits::Limits;
+pub use super::recovery::{Children, Restart, RestartPolicy, Strategy};
 use super::rule::{self, Rule};
 use super::time::text as duration_text;
 use super::units::{Bytes, Max};
@@ -90,6 +91,15 @@ pub struct AgentSpec {
     /// When and how it is started again.
     #[serde(default)]
     pub restart: Restart,
+    /// What it makes of its children's failures.
+    #[serde(default, skip_serializing_if = "Children::is_default")]
+    pub children: Children,
+    /// Whether its parent ends when it ends for good on its own: badly if it failed, in order if it completed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub significant: bool,
+    /// How many agents may ever be spawned below it, restarts not counted. Without bound by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spawn_budget: Option<u32>,
     /// What happens to what the main process leaves behind when it ends.
     #[serde(default)]
     pub on_main_exit: OnMainExit,
@@ -151,6 +161,9 @@ impl AgentSpec {
             nice: None,
             ionice: None,
             restart: Restart::default(),
+            children: Children::default(),
+            significant: false,
+            spawn_budget: None,
             on_main_exit: OnMainExit::default(),
             stop_signal: StopSignal::default(),
             grace: default_grace(),
@@ -240,6 +253,7 @@ impl AgentSpec {
             return bad("metadata", format!("it is nested more than {METADATA_DEPTH_MAX} deep"));
         }
         self.restart.check().or_else(|why| bad("restart", why))?;
+        self.children.check().or_else(|why| bad("children", why))?;
         let size = serde_json::to_vec(self).map_or(usize::MAX, |json| json.len());
         if size > SPEC_MAX {
             let message =
@@ -280,91 +294,6 @@ pub enum Admission {
     Refuse,
     /// It waits, the most urgent first, until there is room.
     Queue,
-}
-
-/// When an agent is started again (OTP's transient, permanent, temporary).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum RestartPolicy {
-    /// Not at all.
-    #[default]
-    Never,
-    /// When it has failed.
-    OnFailure,
-    /// Whenever it has ended on its own.
-    Always,
-}
-
-impl RestartPolicy {
-    /// Returns the policy's name.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Never => "never",
-            Self::OnFailure => "on-failure",
-            Self::Always => "always",
-        }
-    }
-}
-
-/// The restart policy with its numbers. The n-th restart in a row waits `delay * factor^(n-1)`, `max_delay` at most, with
-/// up to `jitter` of that taken off or put on.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Restart {
-    /// When.
-    pub policy: RestartPolicy,
-    /// The first delay: 1 s by default.
-    #[serde(with = "duration_text")]
-    pub delay: Duration,
-    /// The longest delay: 60 s by default.
-    #[serde(with = "duration_text")]
-    pub max_delay: Duration,
-    /// By how much each delay is longer than the one before, 1 to 100: 2 by default.
-    pub factor: f64,
-    /// The part of a delay that chance decides, 0 to 1: 0.1 by default.
-    pub jitter: f64,
-    /// How long a run must last for the delay to begin anew: 60 s by default.
-    #[serde(with = "duration_text")]
-    pub healthy_after: Duration,
-    /// How many restarts there may be within `period`, after which the agent is given up: 10 by default.
-    pub intensity: u32,
-    /// The time in which restarts are counted: 600 s by default.
-    #[serde(with = "duration_text")]
-    pub period: Duration,
-}
-
-impl Default for Restart {
-    fn default() -> Self {
-        Self {
-            policy: RestartPolicy::Never,
-            delay: Duration::from_secs(1),
-            max_delay: Duration::from_secs(60),
-            factor: 2.0,
-            jitter: 0.1,
-            healthy_after: Duration::from_secs(60),
-            intensity: 10,
-            period: Duration::from_secs(600),
-        }
-    }
-}
-
-impl Restart {
-    fn check(&self) -> Result<(), String> {
-        if !(1.0..=100.0).contains(&self.factor) {
-            return Err("factor is 1 to 100".to_owned());
-        }
-        if !(0.0..=1.0).contains(&self.jitter) {
-            return Err("jitter is 0 to 1".to_owned());
-        }
-        if self.delay > self.max_delay {
-            return Err("delay is above max_delay".to_owned());
-        }
-        if [self.max_delay, self.healthy_after, self.period].iter().any(|duration| *duration > DURATION_MAX) {
-            return Err("a duration is a year at most".to_owned());
-        }
-        Ok(())
-    }
 }
 
 /// The signal of a polite stop, SIGTERM by default; written `SIGTERM`, `TERM` or 15.

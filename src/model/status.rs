@@ -123,6 +123,8 @@ pub enum Cause {
     Timeout,
     /// A rule found a line in its output that means failure.
     Output,
+    /// Its children failed: too often for its `children.intensity`, or a significant one for good.
+    Child,
 }
 
 impl Cause {
@@ -138,6 +140,7 @@ impl Cause {
             Self::Lost => "lost",
             Self::Timeout => "timeout",
             Self::Output => "output",
+            Self::Child => "child",
         }
     }
 
@@ -146,7 +149,7 @@ impl Cause {
     pub fn is_verdict(self) -> bool {
         match self {
             Self::Exit | Self::Signal | Self::Oom | Self::Exec | Self::Terminated | Self::Lost => false,
-            Self::Timeout | Self::Output => true,
+            Self::Timeout | Self::Output | Self::Child => true,
         }
     }
 }
@@ -223,6 +226,9 @@ pub struct ExitRecord {
     /// Who asked for the end, if somebody did: `uid 0, pid 712`, `agent build`, `the daemon's shutdown`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
+    /// Whether it did not stop within its grace and was killed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub overdue: bool,
     /// How many processes the main process left behind.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub descendants: u64,
@@ -255,6 +261,7 @@ impl ExitRecord {
             stage: None,
             error: None,
             by: None,
+            overdue: false,
             descendants: 0,
             run_ms: 0,
             paused_ms: 0,
@@ -293,6 +300,9 @@ impl fmt::Display for ExitRecord {
                 f.write_str("terminated")?;
                 if let Some(by) = &self.by {
                     write!(f, " by {by}")?;
+                }
+                if self.overdue {
+                    f.write_str(", killed since it did not stop in time")?;
                 }
             }
             (cause, ..) if cause.is_verdict() => {

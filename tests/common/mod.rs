@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Mutex, PoisonError};
@@ -36,6 +36,9 @@ static ALIVE: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 /// A herd in a state directory and a root cgroup of its own. It leaves nothing, even if its test panics or its supervisor did.
 pub struct Own {
     herd: Option<Herd>,
+    /// The daemon, if it is a process of its own.
+    daemon: Option<Child>,
+    words: Vec<String>,
     pub dir: tempfile::TempDir,
     pub cgroup: String,
     _watchdog: Sender<()>,
@@ -62,7 +65,18 @@ pub fn herd_with(change: impl FnOnce(&mut Settings)) -> Own {
     change(&mut settings);
     let herd = Herd::start(settings).unwrap_or_else(|error| panic!("{error}"));
     alive().insert(cgroup.clone());
-    Own { herd: Some(herd), dir, cgroup, _watchdog: watchdog() }
+    Own { herd: Some(herd), daemon: None, words: Vec::new(), dir, cgroup, _watchdog: watchdog() }
+}
+
+/// Starts a daemon in a process of its own, with these words on its command line.
+pub fn daemon(words: &[&str]) -> Own {
+    let dir = tempfile::tempdir().unwrap();
+    let cgroup = unique("daemon");
+    alive().insert(cgroup.clone());
+    let words = words.iter().map(|word| (*word).to_owned()).collect();
+    let mut own = Own { herd: None, daemon: None, words, dir, cgroup, _watchdog: watchdog() };
+    own.restart();
+    own
 }
 
 fn alive() -> std::sync::MutexGuard<'static, BTreeSet<String>> {
@@ -96,6 +110,10 @@ fn clear(cgroup: &str) {
 impl Drop for Own {
     fn drop(&mut self) {
         drop(self.herd.take());
+        if let Some(mut daemon) = self.daemon.take() {
+            drop(daemon.kill());
+            drop(daemon.wait());
+        }
         clear(&self.cgroup);
         alive().remove(&self.cgroup);
     }
@@ -128,8 +146,49 @@ pub fn herd() -> Own {
 impl Own {
     /// Ends the herd and checks that nothing of it is left, in no hierarchy.
     pub fn finish(mut self) {
+        self.end();
+    }
+
+    /// Does as [`Own::finish`], and keeps the state directory.
+    pub fn end(&mut self) {
         self.herd.take().unwrap().shutdown(Some(Duration::ZERO)).unwrap_or_else(|error| panic!("{error}"));
+        if let Some(mut daemon) = self.daemon.take() {
+            assert!(daemon.wait().unwrap().success(), "it ends in order");
+        }
         assert_eq!(leftovers(&self.cgroup), Vec::<PathBuf>::new(), "nothing is left in any hierarchy");
+    }
+
+    /// Kills the daemon.
+    pub fn crash(&mut self) {
+        drop(self.herd.take());
+        let mut daemon = self.daemon.take().unwrap();
+        daemon.kill().unwrap();
+        daemon.wait().unwrap();
+    }
+
+    /// Starts a daemon where the last one was.
+    pub fn restart(&mut self) {
+        self.daemon = Some(self.start().spawn().unwrap());
+        let socket = self.socket();
+        until("the daemon answers", || {
+            if let Some(status) = self.daemon.as_mut().unwrap().try_wait().unwrap() {
+                panic!("the daemon ended: {status}");
+            }
+            // A child of the dead one, on its way to its program, may still hold the old socket.
+            self.herd = Herd::connect(&socket).ok().filter(|herd| herd.agents().is_ok());
+            self.herd.is_some()
+        });
+    }
+
+    /// Makes the command that starts a daemon here.
+    pub fn start(&self) -> Command {
+        let mut command = Command::new(assert_cmd::cargo::cargo_bin!("treeherd"));
+        command.args(["daemon", "--cgroup", &self.cgroup, "--state-dir"]).arg(self.dir.path().join("state"));
+        command.args(&self.words).stdout(std::process::Stdio::null());
+        if std::env::var_os("TREEHERD_TEST_LOG").is_none() {
+            command.stderr(std::process::Stdio::null());
+        }
+        command
     }
 
     pub fn spawn(&self, id: &str, script: &str) -> AgentId {

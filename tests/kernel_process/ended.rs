@@ -56,13 +56,15 @@ fn the_exit_of_a_process_that_is_not_our_child_is_told_once_it_is_reaped() {
 }
 
 #[test]
-fn the_exit_of_a_zombie_is_told_only_when_it_has_been_reaped() {
+fn the_exit_of_a_zombie_is_told_by_procfs_until_it_has_been_reaped_and_by_its_pidfd_from_then_on() {
     let (room, out) = (Room::new(), sink());
     let child = spawn(&room.launch(&["/bin/false"], &out)).unwrap();
     until("it is a zombie", || pidfd::has_ended(child.pidfd.as_fd()).unwrap());
     let before = pidfd::exit_info(child.pidfd.as_fd()).unwrap();
-    eprintln!("exit of a zombie: {before:?}");
+    eprintln!("exit of a zombie by its pidfd: {before:?}");
+    assert_eq!(pidfd::zombie_exit(child.pidfd.as_fd()), Some(Exit::Code(1)), "procfs tells it");
     end(&child);
+    assert_eq!(pidfd::zombie_exit(child.pidfd.as_fd()), None, "it is nobody's any more");
     let after = pidfd::exit_info(child.pidfd.as_fd()).unwrap();
     assert!(after.is_none() || after == Some(Exit::Code(1)));
 }

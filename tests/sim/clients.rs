@@ -6,7 +6,7 @@ use treeherd::machine::AgentKey;
 use treeherd::model::id::{AgentId, Level};
 use treeherd::model::limits::Limits;
 use treeherd::model::request::{LimitScope, Request, Target};
-use treeherd::model::spec::{Admission, AgentSpec, OnMainExit, Restart, RestartPolicy};
+use treeherd::model::spec::{Admission, AgentSpec, Children, OnMainExit, Restart, RestartPolicy, Strategy};
 
 use super::chance::Chance;
 
@@ -27,6 +27,8 @@ pub struct Habits {
     pub limit: u32,
     pub other: u32,
     pub limits_on_spawn: bool,
+    /// How many agents have something to say about their children, in percent.
+    pub supervision: u32,
 }
 
 impl Habits {
@@ -40,6 +42,7 @@ impl Habits {
             limit: chance.of(&[0, 1, 4]),
             other: chance.of(&[0, 1, 3]),
             limits_on_spawn: chance.comes(50),
+            supervision: chance.of(&[0, 30, 80]),
         }
     }
 
@@ -95,7 +98,7 @@ impl Habits {
     fn spec(&self, chance: &mut Chance, known: &[AgentId]) -> AgentSpec {
         let name = self.any_name(chance);
         let mut spec = if chance.comes(20) { AgentSpec::group(name) } else { AgentSpec::new(name, ["work"]) };
-        if chance.comes(70) {
+        if chance.comes(if self.supervision > 50 { 90 } else { 70 }) {
             spec.parent = Some(self.name(chance, known));
         }
         if chance.comes(5) {
@@ -120,6 +123,15 @@ impl Habits {
         }
         if !spec.is_group() && chance.comes(25) {
             spec.rules = ["fail:fatal", "strange"].iter().map(|rule| rule.parse().unwrap()).collect();
+        }
+        if chance.comes(self.supervision) {
+            spec.children = Children {
+                strategy: chance.of(&[Strategy::OneForOne, Strategy::OneForAll, Strategy::RestForOne]),
+                intensity: chance.of(&[None, Some(0), Some(1), Some(2)]),
+                period: chance.of(&[Duration::from_secs(1), Duration::from_secs(600)]),
+            };
+            spec.significant = chance.comes(20);
+            spec.spawn_budget = chance.of(&[None, None, None, Some(0), Some(2), Some(9)]);
         }
         if self.limits_on_spawn && chance.comes(70) {
             spec.limits = some_limits(chance);

@@ -1,13 +1,14 @@
 //! What runs here: one guest for each test binary and kernel, and an honest count of what passed inside.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Completion, Failed, Trial};
 
+use crate::INSIDE;
 use crate::guest::{FirstProcess, Guest, Kit, Told};
 
 /// The kernels of the guests, by the first two numbers of their release.
@@ -23,14 +24,31 @@ struct Binary {
     without: &'static [&'static str],
 }
 
-const BINARIES: [Binary; 6] = [
+const BINARIES: [Binary; 10] = [
     Binary { name: "kernel_process", limit: 120, without: &[] },
     Binary { name: "kernel_cgroups", limit: 120, without: &[] },
     Binary { name: "limits", limit: 120, without: &[] },
     Binary { name: "origin", limit: 180, without: &[] },
+    Binary { name: "failures", limit: 120, without: &[] },
+    Binary { name: "service", limit: 120, without: &[] },
+    Binary { name: "init", limit: 120, without: &[] },
     Binary { name: "api", limit: 180, without: &["ten_thousand_connections", "a_slow_reader_of_events"] },
     Binary { name: "acceptance", limit: 240, without: &["item_2", "item_5", "item_6"] },
+    // This one: it finds itself inside.
+    Binary { name: "vm", limit: 180, without: &[] },
 ];
+
+/// What is done in a guest before its tests: there is swap, and it is noted which cgroups there are.
+const BEFORE: &str = "fallocate -l 256M /swap && chmod 600 /swap && mkswap /swap >/dev/null && swapon /swap
+trace() { ls -d /sys/fs/cgroup/*/ 2>/dev/null; }
+before=$(trace)
+";
+
+/// What is done after them: the kernel has no trace of them.
+const AFTER: &str = "status=$?
+[ \"$(trace)\" = \"$before\" ] || { trace; echo 'these cgroups are left'; exit 1; }
+exit $status
+";
 
 /// What each guest told about its tests.
 static TOLD: Mutex<Vec<String>> = Mutex::new(Vec::new());
@@ -43,6 +61,8 @@ pub fn trials() -> Vec<Trial> {
             trials.push(in_guest(name, move |kit, name| test_binary(kit, name, kernel, binary)));
         }
     }
+    trials.push(in_guest("systemd::service".to_owned(), service));
+    trials.push(in_guest("systemd::power_failure".to_owned(), power_failure));
     trials
 }
 
@@ -61,7 +81,7 @@ static KIT: OnceLock<Result<Kit, String>> = OnceLock::new();
 /// A test that needs guests. Where there can be none it is counted as ignored, or fails if they are required.
 fn in_guest(name: String, test: impl FnOnce(&Kit, &str) -> Result<(), Failed> + Send + 'static) -> Trial {
     let own = name.clone();
-    Trial::ignorable_test(name, move || match KIT.get_or_init(Kit::prepare) {
+    Trial::ignorable_test(name, move || match KIT.get_or_init(|| Kit::prepare().inspect(|_| drop(programs()))) {
         Ok(kit) => test(kit, &own).map(|()| Completion::Completed),
         Err(why) if is_required() => Err(Failed::from(why)),
         Err(_) => Ok(Completion::ignored_with("there are no guests here")),
@@ -74,23 +94,72 @@ fn is_required() -> bool {
 
 /// Runs all tests of a binary in a guest.
 fn test_binary(kit: &Kit, name: &str, kernel: &str, binary: &Binary) -> Result<(), Failed> {
-    let program = &programs()[binary.name];
     let without: String = binary.without.iter().map(|test| format!(" --skip {test}")).collect();
-    let job = format!("export REQUIRE=kernel RUST_BACKTRACE=1\nexec {}{without}", program.display());
-    let limit = Duration::from_secs(binary.limit);
+    let program = &programs()[binary.name];
     let files = [program.clone(), programs()["treeherd"].clone()];
-    let guest = Guest { kernel, first: FirstProcess::Script, files: &files, job: &job, disk: None, limit };
+    let job = format!("{}{BEFORE}{}{without}\n{AFTER}", environment("unified"), program.display());
+    let limit = Duration::from_secs(binary.limit);
     let begun = Instant::now();
-    let told = kit.run(&guest);
-    let result = told.text.lines().rfind(|line| line.starts_with("test result:")).unwrap_or("no test result");
-    let summary = format!(
-        "{name}: {} ({:.0} s with its boot)",
-        &result.trim_start_matches("test result: "),
-        begun.elapsed().as_secs_f32()
+    let told = kit.run(&Guest { kernel, first: FirstProcess::Script, files: &files, job: &job, disk: None, limit });
+    tests_passed(name, begun, &told)
+}
+
+/// Runs a part of this binary's tests in a guest with systemd and the service.
+fn with_systemd(kit: &Kit, part: &str, disk: Option<&Path>) -> Told {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files: Vec<PathBuf> =
+        std::fs::read_dir(here.join("systemd")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let (program, treeherd) = (&programs()["vm"], &programs()["treeherd"]);
+    files.extend([program.clone(), treeherd.clone()]);
+    // As the README has it.
+    let install = format!(
+        "cd {}
+        mkdir -p /etc/sysusers.d
+        install -m 755 {} /usr/bin/
+        install -m 644 systemd/treeherd*.s* /etc/systemd/system/
+        install -m 644 systemd/sysusers.conf /etc/sysusers.d/treeherd.conf && systemd-sysusers
+        systemctl daemon-reload
+        ",
+        here.display(),
+        treeherd.display()
     );
+    let job = format!("{}{install}\nexec {} --test-threads=1", environment(part), program.display());
+    let limit = Duration::from_secs(180);
+    kit.run(&Guest { kernel: KERNELS[0], first: FirstProcess::Systemd, files: &files, job: &job, disk, limit })
+}
+
+/// The service's tests, in one guest.
+fn service(kit: &Kit, name: &str) -> Result<(), Failed> {
+    let begun = Instant::now();
+    tests_passed(name, begun, &with_systemd(kit, "service", None))
+}
+
+/// One guest whose power fails, and another one on its disk.
+fn power_failure(kit: &Kit, name: &str) -> Result<(), Failed> {
+    let begun = Instant::now();
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let disk = dir.path().join("disk");
+    kit.new_disk(&disk);
+    let crashed = with_systemd(kit, "crash", Some(&disk));
+    if crashed.status.is_some() || !crashed.console.contains("sysrq: Resetting") {
+        return Err(failure(&crashed));
+    }
+    tests_passed(name, begun, &with_systemd(kit, "after_crash", Some(&disk)))
+}
+
+/// What every test in a guest is told: nothing may be skipped there, and which part of this binary it is.
+fn environment(part: &str) -> String {
+    format!("export REQUIRE=kernel RUST_BACKTRACE=1 NO_COLOR=1 {INSIDE}={part}\n")
+}
+
+/// Says whether all tests of a guest passed, and that there were any.
+fn tests_passed(name: &str, begun: Instant, told: &Told) -> Result<(), Failed> {
+    let result = told.text.lines().rfind(|line| line.starts_with("test result:")).unwrap_or("no test result");
+    let result = result.trim_start_matches("test result: ");
+    let summary = format!("{name}: {result} ({:.0} s with its boot)", begun.elapsed().as_secs_f32());
     TOLD.lock().unwrap_or_else(PoisonError::into_inner).push(summary);
     let is_well = told.status == Some(0) && result.contains(" 0 failed") && !result.contains(" 0 passed");
-    if is_well { Ok(()) } else { Err(failure(&told)) }
+    if is_well { Ok(()) } else { Err(failure(told)) }
 }
 
 /// Tells all that a guest said.

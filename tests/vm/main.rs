@@ -5,14 +5,30 @@
 //! here ── prepare ──> boots a guest for each test binary ──> boots this binary in a guest, with the variable below set
 //! there ────────────────────────────────────────────────────> the tests that only a guest can make
 //! ```
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::cast_precision_loss)]
 
 use std::process::ExitCode;
 
 use libtest_mimic::Arguments;
 
+#[path = "../common/mod.rs"]
+mod common;
+
 mod guest;
 mod host;
+mod systemd;
+mod unified;
+
+/// Makes trials of functions, under their own names.
+macro_rules! trials {
+    ($($test:ident),* $(,)?) => {
+        vec![$(libtest_mimic::Trial::test(stringify!($test), || {
+            $test();
+            Ok(())
+        })),*]
+    };
+}
+use trials;
 
 /// The variable that tells this binary inside of a guest which tests it is to run there.
 const INSIDE: &str = "TREEHERD_TEST_INSIDE";
@@ -20,7 +36,14 @@ const INSIDE: &str = "TREEHERD_TEST_INSIDE";
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     if let Ok(part) = std::env::var(INSIDE) {
-        panic!("{part}");
+        let trials = match part.as_str() {
+            "unified" => unified::all(),
+            "service" => systemd::service(),
+            "crash" => systemd::crash(),
+            "after_crash" => systemd::after_crash(),
+            other => panic!("there are no tests called {other}"),
+        };
+        return libtest_mimic::run(&arguments, trials).exit_code();
     }
     // A guest has as many CPUs as it needs of this machine: one at a time.
     arguments.test_threads = Some(1);

@@ -110,11 +110,16 @@ impl Cgroups {
     /// What the read answered; [`KernelError::is_gone`] if the place is gone.
     ///
     /// # Kernel
-    /// cgroup-v2.rst, "PID Interface Files", `pids.events`, `max`; before 6.11 it counts in the cgroup of the process that
-    /// wanted to fork, as on v1.
+    /// cgroup-v2.rst, "PID Interface Files", `pids.events.local`, `max`. That file is there from 6.11 on, when `pids.events`
+    /// began to count the limits below, too; before, `pids.events` counts in the cgroup of the process that wanted to fork, as
+    /// on v1.
     pub fn pids_hits(&self, place: &Place) -> Result<Option<u64>> {
         let Some(dir) = self.pids_dir(place)? else { return Ok(None) };
-        Ok(absent_is_none(dir.read("pids.events"))?.and_then(|text| flat(&text, "max")))
+        let text = match absent_is_none(dir.read("pids.events.local"))? {
+            Some(text) => Some(text),
+            None => absent_is_none(dir.read("pids.events"))?,
+        };
+        Ok(text.and_then(|text| flat(&text, "max")))
     }
 
     /// Opens the directory whose `pids.events` tells of forks that were refused at a place; `None` if it has no pids controller.

@@ -102,7 +102,10 @@ impl Observer {
             let is_paused = status.paused != Paused::No || machine.is_held(*key);
             match status.state {
                 State::Stopping => panic!("{key} stops for ever"),
-                State::Backoff | State::Starting => assert!(is_paused, "{key} is {} for ever", status.state),
+                State::Backoff | State::Starting => {
+                    let waits_for_paused = self.waits_for_paused(machine, *key);
+                    assert!(is_paused || waits_for_paused, "{key} is {} for ever", status.state);
+                }
                 State::Queued => self.assert_no_room(machine, *key),
                 _ => {}
             }
@@ -111,6 +114,7 @@ impl Observer {
                 assert!(!kernel.dirs.contains_key(key), "{key} has ended, and its cgroup is there");
             }
         }
+        self.check_renewed(kernel);
         for (key, dir) in &kernel.dirs {
             assert_eq!(machine.limits_of(*key), Some(&dir.limits), "{key}: its limits are the kernel's");
             if let Some(limits) = &dir.nursery {

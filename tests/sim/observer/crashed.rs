@@ -27,6 +27,8 @@ impl Observer {
             assert!(may_go || !self.announced.contains(&key), "{key}: told to be there, and lost");
             self.forget_unrecorded(key);
         }
+        // Who was to start anew together does so one by one, and the herd's rate begins anew.
+        self.recovery.crashed();
         self.frosts = self.known.keys().filter_map(|key| Some((*key, kernel.freeze_of(*key)?))).collect();
         for Adopted { record, found, .. } in herd {
             let (key, run, course) = (AgentKey(record.birth.key), record.course.run, &record.course);
@@ -34,7 +36,8 @@ impl Observer {
                 // It was written down in the step in which it was asked for, and that was the last one.
                 let parent = record.birth.parent.map(AgentKey);
                 let level = parent.map_or(Level(0), |parent| self.known[&parent].level.below());
-                self.known.insert(key, Known { parent, level, priority: record.birth.spec.priority.into() });
+                let spec = record.birth.spec.as_ref().clone();
+                self.known.insert(key, Known { parent, level, priority: spec.priority.into(), spec });
             }
             self.names.insert(record.id().clone(), key);
             match &course.ending {
@@ -68,7 +71,7 @@ impl Observer {
                 course.standing,
                 Standing::Running { .. } | Standing::Draining { .. } | Standing::Lingering(_)
             );
-            let is_told = goes_on && course.told == run;
+            let is_told = goes_on && course.told == Some(run);
             if record.has_ended() {
                 // That there is no next run may not have been told; that the last one has ended is, or will be.
                 self.announced.remove(&key);

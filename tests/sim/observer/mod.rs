@@ -5,6 +5,7 @@
 
 mod always;
 mod crashed;
+mod recovery;
 mod told;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,10 +17,12 @@ use treeherd::model::error::{Code, Error};
 use treeherd::model::event::{Event, Kind};
 use treeherd::model::id::{AgentId, Level, Run};
 use treeherd::model::request::{LimitScope, Request, Target};
+use treeherd::model::spec::AgentSpec;
 use treeherd::model::status::{Paused, State};
 use treeherd::model::time::Monotonic;
 
 use super::kernel::{Kernel, Tally};
+use recovery::Recovery;
 
 /// An agent as it was asked for.
 #[derive(Clone, Debug)]
@@ -27,6 +30,7 @@ struct Known {
     parent: Option<AgentKey>,
     level: Level,
     priority: u8,
+    spec: AgentSpec,
 }
 
 /// A request, and what was true when it came.
@@ -92,6 +96,7 @@ pub struct Observer {
     /// Runs of which nobody can see how they end: their supervisor died before.
     unseen: BTreeSet<(AgentKey, Run)>,
     totals_changed: bool,
+    recovery: Recovery,
     pub has_finished: bool,
     /// What was seen, by name: tells what a swarm reaches.
     pub seen: BTreeMap<String, u64>,
@@ -126,6 +131,7 @@ impl Observer {
             forgotten: BTreeSet::new(),
             unseen: BTreeSet::new(),
             totals_changed: false,
+            recovery: Recovery::default(),
             has_finished: false,
             seen: BTreeMap::new(),
         }
@@ -282,8 +288,10 @@ impl Observer {
         }
         let parent = machine.parent_of(key);
         let level = parent.map_or(Level(0), |parent| self.known[&parent].level.below());
-        self.known.insert(key, Known { parent, level, priority: spec.priority.into() });
+        let spec = spec.as_ref().clone();
         self.names.insert(spec.id.clone(), key);
+        self.known.insert(key, Known { parent, level, priority: spec.priority.into(), spec });
+        self.check_budgets(key);
     }
 
     /// Learns of a restart that was asked for and begun.
@@ -303,6 +311,7 @@ impl Observer {
             return;
         }
         let is_cycle = effects.iter().any(|it| matches!(it, Effect::Signal { agent, .. } if *agent == key));
+        self.recovery.asked.insert(key);
         if is_cycle {
             self.cycles.insert((key, machine.run_of(key).unwrap()));
             return;
@@ -328,6 +337,7 @@ impl Observer {
                 let key = order.agent;
                 assert!(self.spawning.insert(key), "{key}: two spawns at once");
                 assert!(!self.down.contains(&key), "{key}: what was stopped does not run again");
+                self.check_start(kernel, now, key, order.run);
                 for above in self.chain(key) {
                     assert_ne!(
                         self.frosts.get(&above),
@@ -384,6 +394,7 @@ impl Observer {
             Effect::Publish(event) => self.told(machine, kernel, now, event),
             Effect::Forget(key) => {
                 self.forgotten.insert(*key);
+                self.recovery.forget(*key);
                 for group in &mut self.groups {
                     group.tops.remove(key);
                 }

@@ -105,6 +105,9 @@ impl Observer {
                 if event.message.contains("the end of") {
                     self.cascading.insert(key);
                 }
+                for key in &below {
+                    self.recovery.leave(*key);
+                }
                 self.down.extend(below);
             }
             Kind::Paused => {
@@ -121,7 +124,10 @@ impl Observer {
                 assert!(!self.down.contains(&key), "{key}: to be restarted, and somebody wants its end");
                 self.backoffs.insert(key, Duration::from_millis(event.delay_ms.unwrap()));
                 self.announced.insert(key);
+                self.restarting(machine, now, key);
             }
+            Kind::Escalated => self.escalated(machine, now, key, &event.message),
+            Kind::Removed => self.recovery.removed(key),
             Kind::GaveUp => {
                 self.announced.remove(&key);
             }
@@ -155,6 +161,7 @@ impl Observer {
         let exit = event.exit.as_ref().expect("an end has its record");
         if run == Run(0) || !self.started.contains(&(key, run)) {
             match event.kind {
+                Kind::Failed if self.known[&key].spec.is_group() && exit.cause == Cause::Child => self.note("child"),
                 Kind::Failed => assert_eq!(exit.cause, Cause::Exec, "{key}: it never started"),
                 Kind::Terminated => assert!(run == Run(0), "{key}: run {run} never started"),
                 _ => panic!("{key}: completed, and it never started"),
@@ -192,7 +199,8 @@ impl Observer {
             (true, ..) => &[Kind::Terminated],
             (false, ..) => unreachable!("all are told apart"),
         };
-        if death.is_ours && !was_asked {
+        // A run that is killed for its late start is not asked to make place for the next one, too.
+        if death.is_ours && (!was_asked || exit.cause == Cause::Exec) {
             // Its spawn took too long, and its kill came when it had just succeeded.
             assert!(self.late.contains(&(key, run)), "{key}: we killed run {run}, and nobody asked");
             assert_eq!((event.kind, exit.cause), (Kind::Failed, Cause::Exec), "{key}: run {run} was too late");

@@ -1,0 +1,334 @@
+//! What an earlier daemon has left is gone on with: its records say what there was, the kernel says what there is.
+//!
+//! Before the loop turns: what nobody has a record of is ended (a spawn that was under way), main processes are found again
+//! and proved by more than their pid, recorded limits are set again, and the machine is told. From then on an adopted agent
+//! is like any other, but for one thing: it is not our child, so how it ended is asked of its pidfd.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+use std::time::Duration;
+
+use mio::Interest;
+use mio::unix::SourceFd;
+use rustix::event::{PollFd, PollFlags, Timespec};
+
+use super::body::Body;
+use super::records::{Legacy, Mark, Records};
+use super::rules::Watcher;
+use super::supervisor::{Source, Supervisor, now};
+use crate::kernel::cgroup::{Cgroups, Frozen, Place};
+use crate::kernel::error::{KernelError, Result as KernelResult};
+use crate::kernel::host::Host;
+use crate::kernel::{clock, pidfd};
+use crate::machine::{Adopted, AgentKey, Found, FoundHome, Frost, Left, Telling};
+use crate::model::config::HerdConfig;
+use crate::model::error::{Code, Error};
+use crate::model::id::{Level, Run};
+use crate::model::limits::Limits;
+use crate::model::record::{AgentRecord, Standing};
+use crate::model::spec::AgentSpec;
+use crate::model::stream::Stream;
+use crate::output::Spool;
+
+/// How long what nobody has a record of may take to die at start.
+const STRAYS_BUDGET: Duration = Duration::from_secs(10);
+
+/// What an earlier daemon has left.
+#[derive(Debug)]
+pub(super) struct Estate {
+    /// Its agents, parents before children.
+    heirs: Vec<Heir>,
+    /// How many processes were ended that nobody has a record of.
+    ended: u64,
+}
+
+/// One agent of it.
+#[derive(Debug)]
+struct Heir {
+    record: AgentRecord,
+    mark: Mark,
+    home: Place,
+    level: Level,
+    /// What its cgroup says; none if there is none.
+    found: Option<FoundHome>,
+    /// Its main process, if that is still the one of the record.
+    main: Option<OwnedFd>,
+    /// Whether it is of this boot and this root cgroup: else nothing of it can be left.
+    is_near: bool,
+}
+
+impl Heir {
+    fn key(&self) -> AgentKey {
+        AgentKey(self.record.birth.key)
+    }
+
+    fn level_below(&self) -> Place {
+        self.home.join(&format!("level-{}", self.level.below()))
+    }
+
+    /// Returns the cgroup of the run that goes on.
+    fn run_place(&self) -> Option<Place> {
+        let goes_on = matches!(self.record.course.standing, Standing::Running { .. } | Standing::Draining { .. });
+        goes_on.then(|| self.home.join(&format!("run-{}", self.record.course.run)))
+    }
+}
+
+/// Reads what an earlier daemon has left in the books of a state directory.
+///
+/// # Errors
+/// As [`Legacy::read`]; [`Code::InUse`]: its agents live in another root cgroup.
+pub(super) fn read(dir: &Path, records: &Records, host: &Host) -> Result<Option<Legacy>, Error> {
+    let Some(legacy) = Legacy::read(dir)? else { return Ok(None) };
+    let root = records.root();
+    if legacy.root != root && legacy.boot == records.boot() && lives(host, &legacy.root) {
+        let message =
+            format!("agents of an earlier daemon live in root cgroup {}, this one is given {root}", legacy.root);
+        return Err(Error::new(Code::InUse, message)
+            .remedy(format!("start it with --cgroup {} to go on with them, or use another --state-dir", legacy.root)));
+    }
+    Ok(Some(legacy))
+}
+
+/// Says whether the kernel can still have what is in the books: it is the same boot, and the same root cgroup.
+fn is_near(legacy: &Legacy, records: &Records) -> bool {
+    legacy.boot == records.boot() && legacy.root == records.root()
+}
+
+/// Says whether anything lives in the herd of a root cgroup.
+fn lives(host: &Host, root: &str) -> bool {
+    let events = host.cgroup2.join(root).join("herd/cgroup.events");
+    std::fs::read_to_string(events).is_ok_and(|text| text.lines().any(|line| line == "populated 1"))
+}
+
+impl Estate {
+    /// Looks at what there is of the agents in the books, and ends what is in no book.
+    ///
+    /// # Errors
+    /// What the kernel answered.
+    pub fn survey(cgroups: &Cgroups, records: &Records, legacy: Option<Legacy>) -> Result<Self, Error> {
+        let leftovers = cgroups.leftovers()?;
+        let there: BTreeSet<&Place> = leftovers.iter().collect();
+        let mut heirs: Vec<Heir> = Vec::new();
+        if let Some(legacy) = legacy {
+            let is_near = is_near(&legacy, records);
+            let mut places: BTreeMap<u64, (Place, Level)> = BTreeMap::new();
+            for (record, mark) in legacy.agents {
+                let (above, level) = match record.birth.parent.and_then(|parent| places.get(&parent)) {
+                    Some((home, level)) => (home.join(&format!("level-{}", level.below())), level.below()),
+                    None => (Place::herd(), Level(0)),
+                };
+                let home = above.join(record.id().as_str());
+                places.insert(record.birth.key, (home.clone(), level));
+                heirs.push(Heir { record, mark, home, level, found: None, main: None, is_near });
+            }
+        }
+        for heir in heirs.iter_mut().filter(|heir| heir.is_near && !is_queued(heir) && there.contains(&heir.home)) {
+            let freeze = match cgroups.asked_frozen(&heir.home)? {
+                Frozen::Frozen => Frost::Frozen,
+                Frozen::Thawed => Frost::Thawed,
+            };
+            heir.found = Some(FoundHome { freeze, has_level: there.contains(&heir.level_below()) });
+            heir.main = find_main(heir);
+        }
+        let ended = end_strays(cgroups, &leftovers, &heirs)?;
+        Ok(Self { heirs, ended })
+    }
+
+    /// Says in words what was found.
+    pub fn tell(&self) -> String {
+        let (near, far): (Vec<_>, Vec<_>) =
+            self.heirs.iter().filter(|heir| !heir.record.has_ended()).partition(|heir| heir.is_near);
+        let mut text = String::new();
+        for (what, count) in [
+            ("adopted agents", near.len() as u64),
+            ("agents of which nothing is left", far.len() as u64),
+            ("processes in no record of an earlier daemon were ended", self.ended),
+        ] {
+            if count > 0 {
+                text.push_str(&format!("; {what}: {count}"));
+            }
+        }
+        text
+    }
+}
+
+/// An agent that waits for admission has no cgroup: what stands at its place is of a spawn that was under way.
+fn is_queued(heir: &Heir) -> bool {
+    heir.record.course.standing == Standing::Queued
+}
+
+/// Opens the main process of a record, if the process with its pid is still the same.
+fn find_main(heir: &Heir) -> Option<OwnedFd> {
+    let Standing::Running { pid, .. } = heir.record.course.standing else { return None };
+    let process = pidfd::open(pid).ok()?;
+    let identity = pidfd::identity(process.as_fd(), pid).ok()?;
+    (Some(identity) == heir.mark.process).then_some(process)
+}
+
+/// Kills and removes every cgroup that is in no record. What does not die is left, and told.
+fn end_strays(cgroups: &Cgroups, leftovers: &[Place], heirs: &[Heir]) -> Result<u64, Error> {
+    let mut known = BTreeSet::new();
+    for heir in heirs.iter().filter(|heir| heir.found.is_some()) {
+        known.extend([heir.home.clone(), heir.level_below()]);
+        known.extend(heir.run_place());
+    }
+    let mut strays: Vec<&Place> = Vec::new();
+    for place in leftovers.iter().filter(|place| !known.contains(place)) {
+        if !strays.iter().any(|stray| place.is_within(stray)) {
+            strays.push(place);
+        }
+    }
+    let mut ended = 0;
+    for stray in &strays {
+        ended += cgroups.kill(stray)?;
+    }
+    let deadline = clock::monotonic() + STRAYS_BUDGET;
+    for stray in strays {
+        while cgroups.events(stray).is_ok_and(|events| events.populated) {
+            let left = deadline.since(clock::monotonic());
+            if left.is_zero() {
+                tracing::error!("{stray}: processes that are in no record of an earlier daemon do not die");
+                break;
+            }
+            wait_for_news(cgroups, stray, left)?;
+        }
+        cgroups.remove(stray)?;
+    }
+    Ok(ended)
+}
+
+/// Waits until a cgroup's events change. Nothing turns yet that this could hold up.
+fn wait_for_news(cgroups: &Cgroups, place: &Place, most: Duration) -> KernelResult<()> {
+    let events = cgroups.events_fd(place)?;
+    if !cgroups.events(place)?.populated {
+        return Ok(());
+    }
+    let timeout = Timespec { tv_sec: i64::try_from(most.as_secs()).unwrap_or(1), tv_nsec: most.subsec_nanos().into() };
+    rustix::event::poll(&mut [PollFd::new(&events, PollFlags::PRI)], Some(&timeout))
+        .map(drop)
+        .map_err(|errno| KernelError::new("poll", "cgroup.events", errno))
+}
+
+impl Supervisor {
+    /// Goes on with what an earlier daemon has left.
+    pub(super) fn adopt(&mut self, estate: Estate) {
+        let mut adopted = Vec::new();
+        let mut mains = Vec::new();
+        let mut places = Vec::new();
+        let end = self.journal.last();
+        for mut heir in estate.heirs {
+            let key = heir.key();
+            self.records.inherit(key, heir.mark);
+            self.enter_body(&mut heir);
+            if let Some(found) = heir.found {
+                places.extend(self.limits_again(&heir, found));
+            }
+            let found = heir.is_near.then(|| Found { home: heir.found, left: self.left_of(&heir) });
+            let is_told = heir.mark.told_at.is_none_or(|at| at <= end);
+            let end = if is_told { Telling::Told } else { Telling::Untold };
+            if let Some(main) = heir.main {
+                mains.push((key, heir.record.course.run, main));
+            }
+            adopted.push(Adopted { record: heir.record, end, found });
+        }
+        let keys: Vec<AgentKey> = adopted.iter().map(|it| AgentKey(it.record.birth.key)).collect();
+        let mut effects = Vec::new();
+        self.machine.adopt(now(), adopted, &mut effects);
+        self.watch_limits_as_they_are(&places);
+        self.perform_all(effects);
+        for (key, run, main) in mains {
+            self.listen_to(key, run, main);
+        }
+        for key in keys {
+            self.listen_at_home(key);
+            for stream in Stream::ALL {
+                self.look_at_spool(key, stream);
+            }
+        }
+    }
+
+    /// Makes what the shell keeps of an agent.
+    fn enter_body(&mut self, heir: &mut Heir) {
+        if is_queued(heir) {
+            return;
+        }
+        let (key, spec) = (heir.key(), heir.record.birth.spec.clone());
+        let mut body = Body::new(spec.id.clone(), heir.home.clone());
+        if !spec.is_group() && heir.record.course.run > Run(0) {
+            match Spool::recover(&self.tools.store, &spec.id, spec.output_max) {
+                Ok(spool) => {
+                    body.watcher = self.go_on_watching(&spec, &spool, heir.record.course.run);
+                    body.spool = Some(spool);
+                }
+                Err(error) => tracing::warn!("go on with the output of {}: {error}", spec.id),
+            }
+        }
+        if let Some(last) = &mut heir.record.last {
+            body.last_lines = std::mem::take(&mut last.last_lines);
+        }
+        self.bodies.insert(key, body);
+    }
+
+    /// Has the rules of an agent look at what it writes from now on: how far they had come is not known.
+    fn go_on_watching(&self, spec: &AgentSpec, spool: &Spool, run: Run) -> Option<Box<Watcher>> {
+        let compiled = self.tools.rulebook.compiled(spec);
+        let set = compiled.map_err(|error| tracing::warn!("go on with the rules of {}: {error}", spec.id)).ok()??;
+        let begins = Stream::ALL.map(|stream| spool.bounds(stream).1);
+        Some(Box::new(Watcher::new(&spec.rules, &set, begins, run)))
+    }
+
+    /// Sets the limits that are written down, where the kernel has others: a change may have been under way.
+    fn limits_again(&self, heir: &Heir, found: FoundHome) -> Vec<(Place, Limits)> {
+        let mut places = vec![(heir.home.clone(), heir.record.course.limits.clone())];
+        if found.has_level {
+            places.push((heir.level_below(), self.machine.config().level(heir.level.below()).siblings));
+        }
+        places.retain(|(_, limits)| !limits.is_empty());
+        for (place, limits) in &places {
+            let is_set = self.tools.cgroups.limits_now(place, limits.iter().map(|(knob, _)| knob)) == *limits;
+            if !is_set && let Err(error) = self.tools.cgroups.set_limits(place, limits) {
+                tracing::error!("set the limits of {place} again: {error}");
+            }
+        }
+        places
+    }
+
+    /// Finds out what is left of an agent's run, and listens to what its main process left behind.
+    fn left_of(&mut self, heir: &Heir) -> Left {
+        if heir.main.is_some() {
+            return Left::Main;
+        }
+        let goes_on = heir.found.is_some() && heir.run_place().is_some();
+        match if goes_on { self.descendants(heir.key(), heir.record.course.run) } else { 0 } {
+            0 => Left::Nothing,
+            others => Left::Others(others),
+        }
+    }
+
+    /// Listens for the end of a run's main process.
+    pub(super) fn listen_to(&mut self, key: AgentKey, run: Run, process: OwnedFd) {
+        let fd = process.as_raw_fd();
+        if let Some(body) = self.bodies.get_mut(&key) {
+            body.process = Some((run, process));
+        }
+        // A process that has ended already makes its pidfd readable at once.
+        let source = Source::Process(key);
+        if let Err(error) = self.poll.registry().register(&mut SourceFd(&fd), source.token(), Interest::READABLE) {
+            tracing::error!("watch the main process of {key}: {error}; its end is looked for now");
+            self.process_ended(key);
+        }
+    }
+}
+
+/// Returns a configuration with the limits that were in force, which can have been changed while agents ran. Where the file or
+/// the command line has others by now, SIGHUP applies them.
+pub(super) fn with_limits_in_force(config: &HerdConfig, records: &Records, legacy: Option<&Legacy>) -> HerdConfig {
+    let is_near = |legacy: &&Legacy| !legacy.agents.is_empty() && is_near(legacy, records);
+    let herd = legacy.filter(is_near).and_then(|legacy| legacy.herd.as_ref());
+    let Some(herd) = herd else { return config.clone() };
+    if (&herd.limits, &herd.levels) != (&config.limits, &config.levels) {
+        tracing::warn!("the adopted herd keeps the limits that it had; SIGHUP applies those of the configuration");
+    }
+    HerdConfig { limits: herd.limits.clone(), levels: herd.levels.clone(), ..config.clone() }
+}

@@ -1,0 +1,90 @@
+//! How a main process ended: of our child, the kernel tells; of an adopted one, it is found out in what time there is.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::Duration;
+
+use mio::unix::SourceFd;
+use rustix::io::Errno;
+
+use super::supervisor::{Chore, Supervisor};
+use crate::kernel::{clock, pidfd, process};
+use crate::machine::{AgentKey, Input};
+use crate::model::id::Run;
+use crate::model::status::{Exit, Rusage};
+
+/// When it is looked again how an adopted process ended, if neither it nor its remains told: it was reaped while it was looked
+/// at. All together stay within the bound on telling a failure.
+const LOOKS: [Duration; 3] = [Duration::from_millis(1), Duration::from_millis(20), Duration::from_millis(100)];
+
+impl Supervisor {
+    /// A pidfd became readable.
+    pub(super) fn process_ended(&mut self, key: AgentKey) {
+        let Some(body) = self.bodies.get_mut(&key) else { return };
+        let Some((run, process)) = body.process.take() else { return };
+        match pidfd::try_wait(process.as_fd()) {
+            Ok(None) => body.process = Some((run, process)),
+            Ok(Some(ended)) => {
+                let rusage = Rusage {
+                    user_us: ended.rusage.user_us,
+                    system_us: ended.rusage.system_us,
+                    max_rss_bytes: Some(ended.rusage.max_rss_bytes).filter(|peak| *peak > process::own_peak()),
+                };
+                self.run_ended(key, run, &process, Some(ended.status), rusage);
+            }
+            Err(error) if error.errno == Errno::CHILD => self.stranger_ended(key, run, process, 0),
+            Err(error) => {
+                tracing::error!("read how {} ended: {error}", body.id);
+                self.run_ended(key, run, &process, None, Rusage::default());
+            }
+        }
+    }
+
+    /// The main process of a run has ended, in a way that may not be known.
+    fn run_ended(&mut self, key: AgentKey, run: Run, process: &OwnedFd, status: Option<pidfd::Exit>, rusage: Rusage) {
+        let Some(body) = self.bodies.get(&key) else { return };
+        if let Err(error) = self.poll.registry().deregister(&mut SourceFd(&process.as_raw_fd())) {
+            tracing::warn!("stop watching the main process of {}: {error}", body.id);
+        }
+        self.detection.note_death();
+        let descendants = self.descendants(key, run);
+        let exit = status.map_or(Exit::Unknown, |status| match status {
+            pidfd::Exit::Code(status) => Exit::Status(status),
+            pidfd::Exit::Signal { number, core } => Exit::Signal { number, core },
+        });
+        let home = self.bodies[&key].home.clone();
+        let oom = match exit {
+            Exit::Signal { number: libc::SIGKILL, .. } => self.memory.explain(&self.tools.cgroups, &home),
+            _ => None,
+        };
+        // The kernel holds news of one file back for up to 10 ms: a limit that it died of is told before its death.
+        self.look_at_forks(&home);
+        self.feed(Input::Exited { agent: key, run, exit, rusage, oom, descendants });
+    }
+
+    /// The main process of an adopted agent has ended: whoever it was given to, PID 1 as a rule, reaps it. Until then procfs tells
+    /// how it ended, from then on its pidfd does, if the kernel is new enough. After the last look it is not known.
+    fn stranger_ended(&mut self, key: AgentKey, run: Run, process: OwnedFd, look: usize) {
+        let reaped = || {
+            pidfd::exit_info(process.as_fd()).unwrap_or_else(|error| {
+                tracing::warn!("read how {key} ended: {error}");
+                None
+            })
+        };
+        match (pidfd::zombie_exit(process.as_fd()).or_else(reaped), LOOKS.get(look)) {
+            (None, Some(after)) => {
+                if let Some(body) = self.bodies.get_mut(&key) {
+                    body.process = Some((run, process));
+                }
+                self.chores.insert((clock::monotonic() + *after, Chore::Exit(key, look + 1)));
+            }
+            (exit, _) => self.run_ended(key, run, &process, exit, Rusage::default()),
+        }
+    }
+
+    /// Looks once more how the main process of an adopted agent ended.
+    pub(super) fn exit_is_due(&mut self, key: AgentKey, look: usize) {
+        if let Some((run, process)) = self.bodies.get_mut(&key).and_then(|body| body.process.take()) {
+            self.stranger_ended(key, run, process, look);
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! The daemon as a service of a real systemd, installed as the README says; and what a power failure leaves of it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Instant;
+
+use libtest_mimic::Trial;
+use serde_json::Value;
+
+use crate::common::{PATIENCE, let_pass, processes_in};
+use crate::trials;
+
+/// Where the service's herd is.
+const HERD: &str = "/sys/fs/cgroup/system.slice/treeherd.service/herd";
+
+/// What stands in the configuration file.
+const CONFIG: &str = "/etc/treeherd/config.toml";
+
+/// A state directory that a power failure does not empty.
+const LASTING: &str = "/var/lib/treeherd";
+
+/// The tests of the service.
+pub fn service() -> Vec<Trial> {
+    trials![
+        a_herd_lives_in_the_services_own_cgroup,
+        a_reload_applies_the_configuration_and_a_wrong_one_changes_nothing,
+        an_agent_out_of_memory_is_no_failure_of_the_service,
+        a_daemon_that_is_killed_is_started_again_and_nothing_is_beyond_its_reach,
+        the_first_client_starts_the_daemon,
+        a_stop_ends_the_herd_and_leaves_no_cgroup,
+    ]
+}
+
+/// What is tested up to the moment in which the power fails.
+pub fn crash() -> Vec<Trial> {
+    trials![the_power_fails_in_the_middle_of_work]
+}
+
+/// What is tested when the machine is up again.
+pub fn after_crash() -> Vec<Trial> {
+    trials![the_next_daemon_starts_on_what_the_power_failure_left]
+}
+
+/// Runs a program.
+fn run(words: &[&str]) -> Output {
+    Command::new(words[0]).args(&words[1..]).output().unwrap()
+}
+
+/// Runs a program that has to succeed, and returns what it says.
+fn done(words: &[&str]) -> String {
+    let output = run(words);
+    let (said, failed) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{words:?}: {said}{failed}{}", journal());
+    said.trim().to_owned()
+}
+
+/// What systemd knows about the service.
+fn property(name: &str) -> String {
+    done(&["systemctl", "show", "--property", name, "--value", "treeherd"])
+}
+
+/// The end of the service's journal, for failures.
+fn journal() -> String {
+    String::from_utf8_lossy(&run(&["journalctl", "--unit", "treeherd", "--lines", "50", "--no-pager"]).stdout)
+        .into_owned()
+}
+
+/// Waits for a fact that nothing tells of.
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}\n{}", journal());
+        let_pass("0.1");
+    }
+}
+
+fn agents() -> Vec<Value> {
+    serde_json::from_str::<Vec<Value>>(&done(&["treeherd", "ps", "--json"])).unwrap()
+}
+
+/// A service that has just been started, without a configuration, as if for the first time.
+fn fresh() {
+    std::fs::remove_file(CONFIG).unwrap_or_default();
+    done(&["systemctl", "stop", "treeherd.socket", "treeherd"]);
+    done(&["systemctl", "reset-failed"]);
+    done(&["systemctl", "start", "treeherd.socket", "treeherd"]);
+    assert_eq!(property("ActiveState"), "active");
+}
+
+fn read(path: PathBuf) -> String {
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display())).trim().to_owned()
+}
+
+fn a_herd_lives_in_the_services_own_cgroup() {
+    fresh();
+    done(&["treeherd", "spawn", "own", "--memory-max", "64MiB", "--pids-max", "20", "--", "sleep", "1000"]);
+    done(&["treeherd", "spawn", "below", "--parent", "own", "--cpu-max", "50%", "--", "sleep", "1000"]);
+    let own = Path::new(HERD).join("own");
+    assert_eq!((read(own.join("memory.max")), read(own.join("pids.max"))), ("67108864".to_owned(), "20".to_owned()));
+    assert_eq!(read(own.join("level-1/below/cpu.max")), "50000 100000");
+    assert_eq!(processes_in(HERD).len(), 2);
+    until("the journal has the agent as a field", || {
+        done(&["journalctl", "--no-pager", "--output", "cat", "AGENT=below"]).contains("process:started")
+    });
+    assert!(property("StatusText").contains('2'), "how many agents there are: {}", property("StatusText"));
+    done(&["treeherd", "terminate", "own", "--now"]);
+    assert_eq!(processes_in(HERD), Vec::<i32>::new());
+}
+
+fn a_reload_applies_the_configuration_and_a_wrong_one_changes_nothing() {
+    fresh();
+    std::fs::create_dir_all("/etc/treeherd").unwrap();
+    done(&["treeherd", "spawn", "a", "--", "sleep", "1000"]);
+    let limit = || std::fs::read_to_string(Path::new(HERD).join("a/pids.max")).unwrap_or_default().trim().to_owned();
+    std::fs::write(CONFIG, "[levels.0]\neach = { pids_max = 33 }\n").unwrap();
+    done(&["systemctl", "reload", "treeherd"]);
+    until("the limit of its level is put on the agent", || limit() == "33");
+    std::fs::write(CONFIG, "[levels.0]\neach = { pids_max = 44, nonsense = 1 }\n").unwrap();
+    done(&["systemctl", "reload", "treeherd"]);
+    until("the mistake is told", || journal().contains("nonsense"));
+    assert_eq!((limit().as_str(), agents().len()), ("33", 1));
+}
+
+fn an_agent_out_of_memory_is_no_failure_of_the_service() {
+    fresh();
+    let daemon = property("MainPID");
+    done(&["treeherd", "spawn", "bystander", "--", "sleep", "1000"]);
+    done(&["treeherd", "spawn", "hog", "--memory-max", "16MiB", "--", "tail", "/dev/zero"]);
+    assert_eq!(run(&["treeherd", "wait", "hog"]).status.code(), Some(1));
+    let shown: Value = serde_json::from_str(&done(&["treeherd", "show", "hog", "--json"])).unwrap();
+    assert_eq!((&shown["exit"]["cause"], &shown["exit"]["oom"]["culprit"]), (&"oom".into(), &"hog".into()), "{shown}");
+    assert_eq!((property("ActiveState"), property("MainPID")), ("active".to_owned(), daemon));
+    assert_eq!(processes_in(HERD).len(), 1, "the bystander lives");
+}
+
+fn a_daemon_that_is_killed_is_started_again_and_nothing_is_beyond_its_reach() {
+    fresh();
+    done(&["treeherd", "spawn", "before", "--pids-max", "20", "--", "sh", "-c", "setsid sleep 1000 & exec sleep 1000"]);
+    let (daemon, restarts) = (property("MainPID"), property("NRestarts"));
+    done(&["kill", "-KILL", &daemon]);
+    until("systemd starts it again", || property("NRestarts") != restarts && property("ActiveState") == "active");
+    assert_ne!(property("MainPID"), daemon);
+    done(&["treeherd", "spawn", "after", "--memory-max", "64MiB", "--", "sleep", "1000"]);
+    let living: Vec<_> = agents().into_iter().filter(|agent| agent["state"] == "running").collect();
+    let known: usize = living.iter().map(|agent| processes_in(agent["cgroup"].as_str().unwrap()).len()).sum();
+    assert_eq!(processes_in(HERD).len(), known, "every process is a known agent's: {living:?}");
+    done(&["treeherd", "terminate", "--all", "--now"]);
+    assert_eq!(processes_in(HERD), Vec::<i32>::new());
+}
+
+fn the_first_client_starts_the_daemon() {
+    fresh();
+    run(&["systemctl", "stop", "treeherd.service"]);
+    assert_eq!(property("ActiveState"), "inactive");
+    assert_eq!(agents(), Vec::<Value>::new());
+    assert_eq!(property("ActiveState"), "active");
+}
+
+fn a_stop_ends_the_herd_and_leaves_no_cgroup() {
+    fresh();
+    done(&[
+        "treeherd",
+        "spawn",
+        "deaf",
+        "--grace",
+        "100ms",
+        "--",
+        "sh",
+        "-c",
+        "trap '' TERM; echo up; sleep 1000; sleep 1000",
+    ]);
+    let pids = processes_in(HERD);
+    assert!(!pids.is_empty());
+    done(&["systemctl", "stop", "treeherd.socket", "treeherd"]);
+    assert_eq!(property("Result"), "success");
+    assert!(!Path::new(HERD).parent().unwrap().exists(), "its cgroup is gone");
+    assert!(pids.iter().all(|pid| !Path::new(&format!("/proc/{pid}")).exists()));
+}
+
+/// The daemon with a state directory that outlives the machine.
+fn start_lasting() {
+    let dir = Path::new("/etc/systemd/system/treeherd.service.d");
+    std::fs::create_dir_all(dir).unwrap();
+    let unit = format!("[Service]\nExecStart=\nExecStart=/usr/bin/treeherd --state-dir {LASTING} daemon\n");
+    std::fs::write(dir.join("lasting.conf"), unit).unwrap();
+    done(&["systemctl", "daemon-reload"]);
+    done(&["systemctl", "start", "treeherd.service"]);
+}
+
+fn lasting(words: &[&str]) -> String {
+    done(&[&["treeherd", "--state-dir", LASTING], words].concat())
+}
+
+/// The numbers of all events that are kept.
+fn events() -> Vec<u64> {
+    let text = lasting(&["events", "--since", "0", "--json"]);
+    let number = |line: &str| serde_json::from_str::<Value>(line).unwrap()["seq"].as_u64();
+    text.lines().filter_map(number).collect()
+}
+
+fn the_power_fails_in_the_middle_of_work() {
+    start_lasting();
+    lasting(&["spawn", "top", "--memory-max", "64MiB", "--pids-max", "20", "--", "sleep", "1000"]);
+    lasting(&["spawn", "busy", "--parent", "top", "--", "sh", "-c", "while :; do echo working; done"]);
+    let endless = r#"{"jsonrpc":"2.0","id":1,"method":"spawn","params":{"id":"endless","command":["sh","-c","echo ended >&2; exit 1"],
+        "restart":{"policy":"always","delay":"0s","intensity":1000000}}}"#;
+    let socket = std::os::unix::net::UnixStream::connect(format!("{LASTING}/treeherd.sock")).unwrap();
+    std::io::Write::write_all(&mut &socket, (endless.replace('\n', " ") + "\n").as_bytes()).unwrap();
+    until("there is something to lose", || events().len() > 60);
+    // Some of it is on the disk for good, what comes now is not.
+    done(&["sync"]);
+    let before = events().len();
+    until("there is more", || events().len() > before + 20);
+    std::fs::write("/proc/sysrq-trigger", "b").unwrap();
+    let_pass("60");
+    panic!("the power is still on");
+}
+
+fn the_next_daemon_starts_on_what_the_power_failure_left() {
+    let journal = std::fs::metadata(Path::new(LASTING).join("journal")).unwrap().len();
+    assert!(journal > 0, "something was left");
+    start_lasting();
+    let numbers = events();
+    assert!(numbers.len() > 60, "the events that were on the disk are kept: {}", numbers.len());
+    assert!(numbers.windows(2).all(|two| two[0] < two[1]), "in order, and none twice: {numbers:?}");
+    assert_eq!(processes_in(HERD), Vec::<i32>::new(), "nobody lives on");
+    lasting(&["spawn", "fresh", "--memory-max", "64MiB", "--", "sh", "-c", "echo here"]);
+    lasting(&["wait", "fresh"]);
+    assert!(lasting(&["logs", "fresh"]).ends_with("here"));
+    lasting(&["cleanup", "--all"]);
+    lasting(&["spawn", "busy", "--", "sleep", "1000"]);
+    done(&["systemctl", "stop", "treeherd"]);
+    assert_eq!(property("Result"), "success");
+}
