@@ -13,6 +13,7 @@ use crate::api::method::{
 };
 use crate::daemon::{self, Running, Settings};
 use crate::model::error::{Code, Error};
+use crate::model::explain::Explanation;
 use crate::model::id::{AgentId, Level, SessionId};
 use crate::model::limits::Limits;
 use crate::model::request::{LimitScope, Target};
@@ -157,6 +158,14 @@ impl Herd {
     /// [`Code::NoSuchAgent`].
     pub fn show(&self, id: &AgentId) -> Result<Shown, Error> {
         self.call(&Call::Show(OfAgent { id: id.clone() }))
+    }
+
+    /// Tells why an agent is as it is, what it waits for, and what comes next.
+    ///
+    /// # Errors
+    /// [`Code::NoSuchAgent`].
+    pub fn explain(&self, id: &AgentId) -> Result<Explanation, Error> {
+        self.call(&Call::Explain(OfAgent { id: id.clone() }))
     }
 
     fn select(&self, target: Option<Target>, parent: Option<AgentId>) -> Result<Vec<AgentStatus>, Error> {

@@ -160,7 +160,7 @@ fn deep_nesting_is_refused_and_what_goes_in_comes_out() {
         )
     };
     let answer = raw.ask(&spawn(100_000));
-    assert_eq!(code(&answer), "bad_request");
+    assert_eq!(code(&answer), "bad_value");
     for depth in [1, METADATA_DEPTH_MAX, METADATA_DEPTH_MAX + 1, 100, 120, 121, 122, 123, 124, 125, 126, 127, 128, 129]
     {
         let answer = raw.ask(&spawn(depth));

@@ -14,3 +14,5 @@ mod ended;
 mod failed;
 #[path = "kernel_process/leaf.rs"]
 mod leaf;
+#[path = "kernel_process/table.rs"]
+mod table;

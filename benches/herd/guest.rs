@@ -1,12 +1,15 @@
 //! The processes that are measured: a daemon of our own, and the roles that this very program plays as somebody's child.
 #![allow(unsafe_code)]
 
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use treeherd::api::client::Client;
+use treeherd::api::message::Outgoing;
 use treeherd::api::method::{Call, Ending, EventNote, EventQuery, Events, Grace, OfAgents, OfTarget};
 use treeherd::daemon::{Residence, Settings};
 use treeherd::kernel::host::Host;
@@ -50,8 +53,8 @@ fn daemon(cgroup: &str, dir: &Path) {
 
 /// Gives back every byte that comes over a socket, until it is closed.
 fn echo(socket: &Path) {
-    use std::io::{Read, Write};
-    let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
+    use std::io::Read;
+    let mut stream = UnixStream::connect(socket).unwrap();
     let mut byte = [0];
     while stream.read(&mut byte).unwrap() == 1 {
         stream.write_all(&byte).unwrap();
@@ -164,6 +167,10 @@ impl Daemon {
         Client::connect(&self.dir.path().join("state/treeherd.sock")).unwrap()
     }
 
+    pub fn wire(&self) -> Wire {
+        Wire(BufReader::new(UnixStream::connect(self.dir.path().join("state/treeherd.sock")).unwrap()))
+    }
+
     pub fn pid(&self) -> u32 {
         self.process.id()
     }
@@ -217,6 +224,27 @@ impl Drop for Daemon {
             eprintln!("left behind, and swept: {}", cgroup.display());
             crate::bare::sweep(cgroup);
         }
+    }
+}
+
+/// A connection for requests that are written before the clock starts, as by a client in any language.
+pub struct Wire(BufReader<UnixStream>);
+
+impl Wire {
+    /// Writes a request as it goes over the socket.
+    pub fn line(call: &Call) -> Vec<u8> {
+        let message = Outgoing { jsonrpc: "2.0", id: 1, method: call.method(), params: call.params().unwrap() };
+        let mut line = serde_json::to_vec(&message).unwrap();
+        line.push(b'\n');
+        line
+    }
+
+    /// Sends a request and waits for its answer.
+    pub fn ask(&mut self, line: &[u8]) {
+        self.0.get_mut().write_all(line).unwrap();
+        let mut answer = String::new();
+        self.0.read_line(&mut answer).unwrap();
+        assert!(answer.contains("\"result\""), "{answer}");
     }
 }
 

@@ -11,7 +11,7 @@ use treeherd::model::spec::AgentSpec;
 
 use crate::Plan;
 use crate::bare::{self, Bare, Program};
-use crate::guest::{self, Daemon, Follower, Page, monotonic_ns};
+use crate::guest::{self, Daemon, Follower, Page, Wire, monotonic_ns};
 use crate::measure::{Table, Target, alternate};
 use crate::tiny;
 
@@ -24,6 +24,17 @@ enum Until {
     Answer,
 }
 
+/// Where the new agent stands.
+#[derive(Clone, Copy)]
+enum Among {
+    /// It is the only one.
+    None,
+    /// It is below a group.
+    Family,
+    /// So many others are there, each with a process.
+    Others(usize),
+}
+
 /// From the request on the socket to the first instruction of the program, beside `mkdir` + `clone3` + `execve`; and to the
 /// answer that says that it was executed.
 pub fn spawn(plan: &Plan, table: &mut Table) {
@@ -31,18 +42,27 @@ pub fn spawn(plan: &Plan, table: &mut Table) {
     let stamp = dir.path().join("stamp");
     let page = Page::open(&stamp);
     let tiny = tiny::write(dir.path(), &stamp);
-    for (name, command, is_child, until, target) in [
-        ("spawn below a group: request to exec", tiny.as_str(), true, Until::Exec, Target::Ratio(2.0)),
-        ("spawn as a root agent: request to exec", tiny.as_str(), false, Until::Exec, Target::Ratio(2.0)),
-        ("spawn as a root agent: request to answer", tiny.as_str(), false, Until::Answer, Target::None),
+    let (tiny, target) = (tiny.as_str(), Target::Ratio(2.0));
+    for (name, command, among, until, target) in [
+        ("spawn below a group: request to exec", tiny, Among::Family, Until::Exec, target),
+        ("spawn as a root agent: request to exec", tiny, Among::None, Until::Exec, target),
+        ("the same among 1,000 agents", tiny, Among::Others(1_000), Until::Exec, Target::None),
+        ("spawn as a root agent: request to answer", tiny, Among::None, Until::Answer, Target::None),
         // With a linker that runs on, and takes a CPU from the answer: on few CPUs this is more than half of the time.
-        ("the same of a dynamic program", "/bin/true", false, Until::Answer, Target::None),
+        ("the same of a dynamic program", "/bin/true", Among::None, Until::Answer, Target::None),
     ] {
         let argv = [command.to_owned()];
         let program = Program::new(&argv, &[]);
         let bare = Bare::new("floor");
         let mut daemon = Daemon::start("spawn");
-        let parent = is_child.then(|| daemon.group(None));
+        let parent = matches!(among, Among::Family).then(|| daemon.group(None));
+        if let Among::Others(others) = among {
+            for _ in 0..others {
+                let id = daemon.fresh();
+                daemon.spawn(AgentSpec::new(id, [tiny, "sleep"]));
+            }
+        }
+        let mut wire = daemon.wire();
         let took = |began: u64, answered: u64| {
             let until = match until {
                 Until::Exec => page.get(),
@@ -63,8 +83,9 @@ pub fn spawn(plan: &Plan, table: &mut Table) {
             let mut spec = AgentSpec::new(daemon.fresh(), argv.clone());
             spec.parent.clone_from(&parent);
             let id = spec.id.clone();
+            let request = Wire::line(&Call::Spawn(Box::new(spec)));
             let began = monotonic_ns();
-            daemon.spawn(spec);
+            wire.ask(&request);
             let answered = monotonic_ns();
             daemon.wait(&id);
             daemon.forget();
@@ -86,6 +107,7 @@ pub fn spawn_kept(plan: &Plan, table: &mut Table) {
     let (spools, watches) = (bare::open_dir(dir.path()), Watches::new().unwrap());
     let bare = Bare::new("floor");
     let mut daemon = Daemon::start("spawn");
+    let mut wire = daemon.wire();
     let floor = || {
         let began = monotonic_ns();
         let child = bare.spawn_kept("a", &program, &spools, &watches);
@@ -99,8 +121,9 @@ pub fn spawn_kept(plan: &Plan, table: &mut Table) {
     let ours = || {
         let spec = AgentSpec::new(daemon.fresh(), argv.clone());
         let id = spec.id.clone();
+        let request = Wire::line(&Call::Spawn(Box::new(spec)));
         let began = monotonic_ns();
-        daemon.spawn(spec);
+        wire.ask(&request);
         daemon.wait(&id);
         daemon.forget();
         micros(page.get() - began)

@@ -1,5 +1,5 @@
-//! The smallest program: notes the time in a file as its very first act, and ends. It has no linker that would run for half a
-//! millisecond after `exec`, on a CPU that the measured ones want.
+//! The smallest program: notes the time in a file as its very first act, and ends; with an argument it only sleeps. It has no
+//! linker that would run for half a millisecond after `exec`, on a CPU that the measured ones want.
 #![allow(unsafe_code)]
 
 use std::io::Write;
@@ -7,12 +7,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-// clock_gettime(MONOTONIC) in nanoseconds; openat(the path that follows, O_WRONLY); write(8 bytes); exit(0). The code runs where
-// it is put, and not here: here it is only text.
+// More than one argument: pause for ever. Else clock_gettime(MONOTONIC) in nanoseconds; openat(the path that follows, O_WRONLY);
+// write(8 bytes); exit(0). The code runs where it is put, and not here: here it is only text.
 #[cfg(target_arch = "x86_64")]
 std::arch::global_asm!(
     ".pushsection .rodata",
     "bench_tiny_begin:",
+    "cmp qword ptr [rsp], 1",
+    "jne 3f",
     "sub rsp, 16",
     "mov eax, 228",
     "mov edi, 1",
@@ -33,6 +35,10 @@ std::arch::global_asm!(
     "mov eax, 60",
     "xor edi, edi",
     "syscall",
+    "3:",
+    "mov eax, 34",
+    "syscall",
+    "jmp 3b",
     "2:",
     "bench_tiny_end:",
     ".popsection",
@@ -42,6 +48,9 @@ std::arch::global_asm!(
     ".pushsection .rodata",
     ".balign 4",
     "bench_tiny_begin:",
+    "ldr x0, [sp]",
+    "cmp x0, #1",
+    "b.ne 3f",
     "sub sp, sp, #16",
     "mov x8, #113",
     "mov x0, #1",
@@ -64,6 +73,15 @@ std::arch::global_asm!(
     "mov x8, #93",
     "mov x0, #0",
     "svc 0",
+    // ppoll on nothing, without an end.
+    "3:",
+    "mov x8, #73",
+    "mov x0, #0",
+    "mov x1, #0",
+    "mov x2, #0",
+    "mov x3, #0",
+    "svc 0",
+    "b 3b",
     "2:",
     "bench_tiny_end:",
     ".popsection",

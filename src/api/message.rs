@@ -1,23 +1,28 @@
 //! The envelopes of JSON-RPC 2.0, and how our errors travel in them.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use crate::model::error::{Code, Error};
 
 /// A request as it comes in.
 #[derive(Debug, Deserialize)]
-pub struct Incoming {
+pub struct Incoming<'a> {
     /// Always `2.0`.
-    pub jsonrpc: String,
+    #[serde(borrow)]
+    pub jsonrpc: Cow<'a, str>,
     /// Anything, `null` too: it is given back as it is. Without one (a notification) no answer is sent.
     #[serde(default, deserialize_with = "present")]
     pub id: Option<Value>,
     /// The method's name.
-    pub method: String,
-    /// The method's parameters, by name.
-    #[serde(default)]
-    pub params: Value,
+    #[serde(borrow)]
+    pub method: Cow<'a, str>,
+    /// The method's parameters, by name: as they came, for only the method knows what they are.
+    #[serde(borrow, default)]
+    pub params: Option<&'a RawValue>,
 }
 
 /// Tells a `null` from nothing.

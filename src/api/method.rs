@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use crate::model::config::HerdConfig;
 use crate::model::error::{Code, Error};
@@ -36,7 +37,7 @@ macro_rules! methods {
             ///
             /// # Errors
             /// [`Code::UnknownMethod`] with the nearest known one; [`Code::BadValue`] for parameters that do not fit.
-            pub fn parse(method: &str, params: Value) -> Result<Self, Error> {
+            pub fn parse(method: &str, params: Option<&RawValue>) -> Result<Self, Error> {
                 match method {
                     $($text => parameters(method, params).map(Self::$name),)*
                     _ => Err(unknown(method)),
@@ -69,6 +70,8 @@ methods! {
     Ps(Selection) = "ps",
     /// Tells all of one agent: gives [`Shown`].
     Show(OfAgent) = "show",
+    /// Tells why an agent is as it is and what comes next: gives its [`Explanation`](crate::model::explain::Explanation).
+    Explain(OfAgent) = "explain",
     /// Finds the agent that a process belongs to: gives its [`AgentStatus`].
     Process(OfProcess) = "process",
     /// Counts: gives [`Stats`].
@@ -99,9 +102,9 @@ methods! {
     Doctor(Nothing) = "doctor",
 }
 
-fn parameters<P: DeserializeOwned>(method: &str, params: Value) -> Result<P, Error> {
-    let params = if params.is_null() { Value::Object(serde_json::Map::new()) } else { params };
-    serde_json::from_value(params).map_err(|error| Error::new(Code::BadValue, format!("{method}: {error}")))
+fn parameters<P: DeserializeOwned>(method: &str, params: Option<&RawValue>) -> Result<P, Error> {
+    serde_json::from_str(params.map_or("{}", RawValue::get))
+        .map_err(|error| Error::new(Code::BadValue, format!("{method}: {error}")))
 }
 
 fn unknown(method: &str) -> Error {
@@ -419,6 +422,9 @@ pub struct Stats {
     pub rule_lines: u64,
     /// Clients that are connected.
     pub clients: u64,
+    /// Messages to `NOTIFY_SOCKET` that were not heard, since no run's process had sent them or they were too long.
+    #[serde(default)]
+    pub notes_refused: u64,
     /// The number of the last event.
     pub last_event: u64,
     /// For how long the daemon has been up, in milliseconds.

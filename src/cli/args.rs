@@ -78,6 +78,8 @@ pub(super) enum Verb {
     Tree(MaybeAgent),
     /// Tell all of one agent
     Show(OneAgent),
+    /// Tell why an agent is as it is, what it waits for, and what comes next
+    Explain(OneAgent),
     /// Count: agents by level and state, ends by cause, detection latency, what the herd uses
     Stats,
     /// Tell what happened

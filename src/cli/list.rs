@@ -8,9 +8,10 @@ use super::link::connect;
 use super::screen::{BAD, BOLD, Cell, DIM, GOOD, Screen, WARN, date, duration, plain, state_style};
 use super::target::Narrowing;
 use crate::api::method::{Call, OfAgent, Offsets, Selection, Shown};
+use crate::model::explain::Explanation;
 use crate::model::id::AgentId;
 use crate::model::limits::{Limits, Setting};
-use crate::model::spec::RestartPolicy;
+use crate::model::spec::{Children, RestartPolicy};
 use crate::model::status::{AgentStatus, ExitRecord, Paused};
 use crate::model::units::Bytes;
 use crate::model::usage::{MemorySource, Usage};
@@ -64,6 +65,28 @@ pub(super) fn doing(agent: &AgentStatus) -> String {
     }
 }
 
+/// `explain`
+pub(super) fn explain(global: &Global, id: AgentId, screen: &mut Screen) -> Done {
+    let told: Explanation = connect(global)?.call(&Call::Explain(OfAgent { id }))?;
+    if screen.is_json {
+        screen.json(&told)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let state = screen.paint(state_style(told.state), told.state.name());
+    screen.line(&format!("{} is {state}", screen.paint(BOLD, told.id.as_str())))?;
+    let next = told.next.iter().map(|next| match next.in_ms {
+        Some(ms) => format!("in {}: {}", duration(ms), next.what),
+        None => next.what.clone(),
+    });
+    let because = told.because.iter().map(|line| ("because", line.clone()));
+    let waiting = told.waiting_for.iter().map(|line| ("waits for", line.clone()));
+    for (word, line) in because.chain(waiting).chain(next.map(|line| ("next", line))) {
+        let word = screen.paint(DIM, &format!("{word:<9}"));
+        screen.line(&format!("{word} {}", plain(&line)))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
 /// `show`
 pub(super) fn show(global: &Global, id: AgentId, screen: &mut Screen) -> Done {
     let shown: Shown = connect(global)?.call(&Call::Show(OfAgent { id }))?;
@@ -112,7 +135,14 @@ fn facts(shown: &Shown) -> Vec<(&'static str, String)> {
     let restart = &spec.restart;
     let again = || format!("{}, first after {}", restart.policy.name(), duration(millis(restart.delay)));
     add("restart", (restart.policy != RestartPolicy::Never).then(again));
+    add("children are", children(&spec.children));
+    add("significant", spec.significant.then(|| "its parent ends when it ends for good".to_owned()));
+    add("spawn budget", spec.spawn_budget.map(|most| most.to_string()));
     add("stop", Some(format!("{}, killed after {}", spec.stop_signal, duration(millis(spec.grace)))));
+    add("says", status.status_text.clone());
+    let ready = |ready| format!("{ready}, within {}", duration(millis(spec.ready_deadline().unwrap_or_default())));
+    add("ready", spec.ready.as_ref().map(ready));
+    add("watchdog", spec.watchdog.map(|watchdog| format!("every {}", duration(millis(watchdog)))));
     add("run timeout", spec.run_timeout.map(|timeout| duration(millis(timeout))));
     let found = shown.rules.iter().map(|count| format!("{}: {}", count.rule, count.lines));
     add("rules", (!shown.rules.is_empty()).then(|| found.collect::<Vec<_>>().join(", ")));
@@ -121,6 +151,13 @@ fn facts(shown: &Shown) -> Vec<(&'static str, String)> {
     add("output", output(shown.output_start, shown.output_end));
     facts.extend(shown.usage.iter().flat_map(usage));
     facts
+}
+
+fn children(children: &Children) -> Option<String> {
+    let most = children
+        .intensity
+        .map(|most| format!(", {most} restarts within {} at most", duration(millis(children.period))));
+    (!children.is_default()).then(|| format!("restarted {}{}", children.strategy, most.unwrap_or_default()))
 }
 
 fn millis(duration: std::time::Duration) -> u64 {

@@ -77,6 +77,7 @@ fn dispatch(cli: Cli, screen: &mut Screen) -> Done {
         Verb::Ps(args) => list::ps(global, args, screen),
         Verb::Tree(args) => draw::tree(global, args.id.as_ref(), screen),
         Verb::Show(args) => list::show(global, args.id, screen),
+        Verb::Explain(args) => list::explain(global, args.id, screen),
         Verb::Stats => stats::stats(global, screen),
         Verb::Events(args) => events::events(global, args, screen),
         Verb::Logs(args) => logs::logs(global, args, screen),

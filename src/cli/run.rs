@@ -117,7 +117,8 @@ impl Place {
         let places = [PathBuf::from("/run"), std::env::temp_dir()].map(|place| place.join(&name));
         let mut why = String::new();
         for dir in places {
-            match std::fs::DirBuilder::new().mode(0o700).create(&dir) {
+            // As a daemon's: agents of any user reach the sockets in it, and nobody can list it.
+            match std::fs::DirBuilder::new().mode(0o711).create(&dir) {
                 Ok(()) => return Ok(Self { dir, is_ours: true }),
                 Err(error) => why = format!("make {}: {error}", dir.display()),
             }

@@ -9,9 +9,11 @@ use serde::de::DeserializeOwned;
 use crate::model::error::{Code, Error};
 use crate::model::id::{AgentId, Level, Priority, SessionId};
 use crate::model::limits::{Knob, Limits, Setting};
+use crate::model::ready::Ready;
 use crate::model::rule::Rule;
 use crate::model::spec::{
-    Admission, AgentSpec, IoClass, IoNice, OnMainExit, Restart, RestartPolicy, Rlimit, RlimitPair, StopSignal,
+    Admission, AgentSpec, Children, IoClass, IoNice, OnMainExit, Restart, RestartPolicy, Rlimit, RlimitPair,
+    StopSignal, Strategy,
 };
 use crate::model::time::text::parse as duration;
 use crate::model::units::Bytes;
@@ -80,6 +82,13 @@ pub(super) struct GroupArgs {
     /// Wait for admission at a bound on the tree, instead of being refused
     #[arg(long)]
     queue: bool,
+    /// How many agents may ever be spawned below it, restarts not counted [default: without bound]
+    #[arg(long, value_name = "N")]
+    spawn_budget: Option<u32>,
+    #[command(flatten)]
+    restart: RestartArgs,
+    #[command(flatten)]
+    children: ChildrenArgs,
     #[command(flatten)]
     limits: LimitFlags,
 }
@@ -119,8 +128,6 @@ pub(super) struct SpawnArgs {
     /// Its I/O priority: realtime, best-effort or idle, and 0 (first) to 7
     #[arg(long, value_name = "CLASS[:LEVEL]", value_parser = ionice)]
     ionice: Option<IoNice>,
-    #[command(flatten)]
-    restart: RestartArgs,
     /// What its descendants' fate is when the main process has ended: terminate or wait [default: terminate]
     #[arg(long, value_name = "WHAT", value_parser = word::<OnMainExit>)]
     on_main_exit: Option<OnMainExit>,
@@ -136,12 +143,30 @@ pub(super) struct SpawnArgs {
     /// What is looked for in the lines of its output, told or a failure: `stderr:fail:^panic`; may be repeated
     #[arg(long = "rule", value_name = "[STREAM:][ACTION:]REGEX")]
     rules: Vec<Rule>,
+    #[command(flatten)]
+    health: HealthArgs,
     /// How much of each of its streams is kept [default: 16MiB]
     #[arg(long, value_name = "SIZE")]
     output_max: Option<Bytes>,
     /// The program and its arguments
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<String>,
+}
+
+/// How an agent tells that it is ready and that it lives.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Readiness and heartbeat")]
+struct HealthArgs {
+    /// How it tells that it is ready: notify (READY=1), stdout:REGEX, stderr:REGEX, both:REGEX or fd:N (a newline) [default: it is when
+    /// its program executes]
+    #[arg(long, value_name = "HOW")]
+    ready: Option<Ready>,
+    /// How long it may take to be ready before it has failed [default: 1m]
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    ready_timeout: Option<Duration>,
+    /// How often it has to send WATCHDOG=1, or else it has failed; 10ms at least [default: never]
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    watchdog: Option<Duration>,
 }
 
 /// When and how an agent is started again.
@@ -172,6 +197,24 @@ struct RestartArgs {
     /// The period in which restarts are counted [default: 10m]
     #[arg(long, value_name = "TIME", value_parser = duration)]
     restart_period: Option<Duration>,
+    /// Its parent ends when it ends for good: badly if it failed, in order if it completed
+    #[arg(long)]
+    significant: bool,
+}
+
+/// What an agent makes of its children's failures.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Children")]
+struct ChildrenArgs {
+    /// Who starts anew with a child that comes back: one-for-one, one-for-all or rest-for-one [default: one-for-one]
+    #[arg(long, value_name = "STRATEGY", value_parser = word::<Strategy>)]
+    strategy: Option<Strategy>,
+    /// How many restarts of its children in a period it puts up with; at one more it fails itself [default: without bound]
+    #[arg(long, value_name = "N")]
+    child_intensity: Option<u32>,
+    /// The period in which its children's restarts are counted [default: 10m]
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    child_period: Option<Duration>,
 }
 
 impl GroupArgs {
@@ -197,6 +240,10 @@ impl GroupArgs {
         spec.metadata = self.metadata.into_iter().map(|(key, value)| (key, json(value))).collect();
         spec.limits = self.limits.0;
         spec.admission = if self.queue { Admission::Queue } else { Admission::Refuse };
+        spec.spawn_budget = self.spawn_budget;
+        spec.significant = self.restart.significant;
+        spec.restart = self.restart.into_restart();
+        spec.children = self.children.into_children();
         spec
     }
 }
@@ -219,12 +266,14 @@ impl SpawnArgs {
         spec.oom_score_adj = self.oom_score_adj;
         spec.nice = self.nice;
         spec.ionice = self.ionice;
-        spec.restart = self.restart.into_restart();
         spec.on_main_exit = self.on_main_exit.unwrap_or_default();
         spec.stop_signal = self.stop_signal.unwrap_or_default();
         spec.grace = self.grace.unwrap_or(spec.grace);
         spec.run_timeout = self.run_timeout;
         spec.rules = self.rules;
+        spec.ready = self.health.ready;
+        spec.ready_timeout = self.health.ready_timeout;
+        spec.watchdog = self.health.watchdog;
         spec.output_max = self.output_max.unwrap_or(spec.output_max);
         spec.check()?;
         Ok(spec)
@@ -244,6 +293,17 @@ impl RestartArgs {
             healthy_after: self.restart_healthy_after.unwrap_or(default.healthy_after),
             intensity: self.restart_intensity.unwrap_or(default.intensity),
             period: self.restart_period.unwrap_or(default.period),
+        }
+    }
+}
+
+impl ChildrenArgs {
+    fn into_children(self) -> Children {
+        let default = Children::default();
+        Children {
+            strategy: self.strategy.unwrap_or(default.strategy),
+            intensity: self.child_intensity,
+            period: self.child_period.unwrap_or(default.period),
         }
     }
 }
@@ -322,9 +382,9 @@ mod tests {
                     --cwd /tmp --env A=B --inherit-env TERM --user nobody --group nogroup --stdin /etc/hosts \
                     --rlimit nofile=100:max --oom-score-adj -5 --nice -3 --ionice idle:7 --restart on-failure \
                     --restart-delay 2m --restart-factor 3 --restart-jitter 0 --restart-healthy-after 5s \
-                    --restart-intensity 3 --restart-period 1m --on-main-exit wait --stop-signal INT --grace 250ms \
-                    --rule stderr:fail:panic \
-                    --output-max 1MiB --queue --pids-max 9 -- sh -c --json";
+                    --restart-intensity 3 --restart-period 1m --significant --strategy rest-for-one \
+                    --child-intensity 3 --child-period 5s --spawn-budget 9 --on-main-exit wait --stop-signal INT --grace 250ms \
+                    --run-timeout 9s --ready stderr:^up --ready-timeout 5s --watchdog 2s --rule stderr:fail:panic --output-max 1MiB --queue --pids-max 9 -- sh -c --json";
         let spec = spawn(&line.split_whitespace().collect::<Vec<_>>());
         let plain = serde_json::to_value(AgentSpec::new("a".parse().unwrap(), ["x"])).unwrap();
         let json = serde_json::to_value(&spec).unwrap();
@@ -332,7 +392,7 @@ mod tests {
             assert!(field == "id" || plain.get(field) != Some(value), "{field} is not set");
         }
         let names = json.as_object().unwrap().len();
-        assert_eq!(names, 27, "a field that no flag reaches, or a new one: {json:#}");
+        assert_eq!(names, 34, "a field that no flag reaches, or a new one: {json:#}");
         assert_eq!(spec.command, ["sh", "-c", "--json"]);
         assert_eq!((spec.metadata["k"].as_str(), spec.metadata["n"].as_i64()), (Some("v"), Some(7)));
     }
@@ -347,7 +407,14 @@ mod tests {
             &["a", "--rlimit", "files=1"],
             &["a", "--restart", "sometimes"],
             &["a", "--restart-factor", "0"],
+            &["a", "--strategy", "all-for-one"],
+            &["a", "--child-intensity", "10001"],
+            &["a", "--child-period", "0s"],
             &["a", "--grace", "-1s"],
+            &["a", "--ready", "stdin:x"],
+            &["a", "--ready", "stdout:("],
+            &["a", "--ready", "fd:2"],
+            &["a", "--watchdog", "9ms"],
             &["a", "--memory-max", "10XB"],
             &["../x"],
             &[""],

@@ -37,6 +37,9 @@ fn facts(stats: &Stats) -> Vec<(&'static str, String)> {
         ("last event", stats.last_event.to_string()),
         ("uptime", duration(stats.uptime_ms)),
     ];
+    if stats.notes_refused > 0 {
+        facts.push(("not heard", format!("{} messages to the notify socket", stats.notes_refused)));
+    }
     facts.extend(stats.usage.iter().flat_map(usage));
     for (level, usage) in &stats.usage_by_level {
         let cpu = usage.cpu_usage_us.map(|us| format!("CPU time {}", duration(us / 1000)));

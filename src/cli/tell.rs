@@ -10,13 +10,15 @@ pub(super) fn mark(kind: Kind) -> (&'static str, Style) {
     match kind {
         Kind::Started => ("▶", PLAIN),
         Kind::Completed => ("✔", GOOD),
-        Kind::Failed | Kind::GaveUp => ("✘", BAD),
+        Kind::Failed | Kind::GaveUp | Kind::Escalated => ("✘", BAD),
         Kind::Terminated => ("■", WARN),
         Kind::Stopping | Kind::HerdStopping => ("□", WARN),
         Kind::Paused => ("⏸", WAIT),
         Kind::Resumed => ("⏵", WAIT),
-        Kind::Restarting | Kind::Queued => ("↻", WAIT),
-        Kind::Oom | Kind::Limit | Kind::Lagging | Kind::Late | Kind::Forbidden => ("⚠", WARN),
+        Kind::Restarting | Kind::Queued | Kind::Delayed | Kind::Calm => ("↻", WAIT),
+        Kind::Oom | Kind::Limit | Kind::Lagging | Kind::Overdue | Kind::Storm | Kind::Late | Kind::Forbidden => {
+            ("⚠", WARN)
+        }
         _ => ("·", DIM),
     }
 }

@@ -12,6 +12,7 @@ use crate::api::message::answer_line;
 use crate::kernel::{pidfd, socket};
 use crate::machine::{AgentKey, Caller, Input};
 use crate::model::error::{Code, Error};
+use crate::model::id::Run;
 
 /// The key of no agent: a process inside the herd that no agent of ours owns may do nothing.
 const NOBODY: AgentKey = AgentKey(0);
@@ -77,12 +78,27 @@ impl Supervisor {
 
     /// Finds the agent in whose cgroup a process is; [`NOBODY`] for a process in the herd that belongs to none.
     pub(super) fn agent_of(&self, cgroup: &str) -> Option<AgentKey> {
+        self.member_of(cgroup).map(|(key, _)| key)
+    }
+
+    /// Finds the agent in whose cgroup a process is, and the run, unless it has left that one's.
+    pub(super) fn member_of(&self, cgroup: &str) -> Option<(AgentKey, Option<Run>)> {
         let below = cgroup.strip_prefix(&self.tools.cgroups.herd_path())?.strip_prefix('/')?;
-        let names = below.split('/').collect::<Vec<_>>();
-        // a / level-1 / b / run-3: every second name is an agent's.
-        let id = names.iter().step_by(2).next_back()?;
+        // a / level-1 / b / run-3. What is below a run an agent has made itself, and can give any name to.
+        let mut names = below.split('/');
+        let (mut id, mut run) = (names.next()?, None);
+        while let Some(name) = names.next() {
+            match (name.strip_prefix("run-"), names.next()) {
+                (Some(number), _) => {
+                    run = number.parse().ok().map(Run);
+                    break;
+                }
+                (None, Some(next)) if name.starts_with("level-") => id = next,
+                (None, _) => break,
+            }
+        }
         let key = id.parse().ok().and_then(|id| self.machine.key_of(&id));
-        Some(key.unwrap_or(NOBODY))
+        Some((key.unwrap_or(NOBODY), run))
     }
 
     /// Serves what a client has sent.

@@ -6,7 +6,7 @@ use super::rules::Watcher;
 use crate::kernel::cgroup::Place;
 use crate::kernel::watch::WatchId;
 use crate::model::id::{AgentId, Run};
-use crate::output::Spool;
+use crate::output::{Scan, Spool};
 
 /// One agent.
 #[derive(Debug)]
@@ -20,6 +20,10 @@ pub(super) struct Body {
     pub process: Option<(Run, OwnedFd)>,
     /// The watch on the cgroup of a run whose main process has ended and left others behind.
     pub leaf_watch: Option<(Run, WatchId)>,
+    /// The descriptor on which a run is to write a newline when it is ready.
+    pub newline: Option<(Run, OwnedFd)>,
+    /// The search for the line that says that a run is ready.
+    pub scan: Option<(Run, Scan)>,
     pub spool: Option<Spool>,
     /// The run whose spawn made the spool files.
     pub spool_from: Option<Run>,
@@ -51,6 +55,8 @@ impl Body {
             home_watch: None,
             process: None,
             leaf_watch: None,
+            newline: None,
+            scan: None,
             spool: None,
             spool_from: None,
             streams: [Ear::Deaf; 2],

@@ -130,6 +130,10 @@ impl Supervisor {
                 self.hand(Job::Measure { call: Measured::Agent(reply, key), places });
                 return Ok(Answered::Later);
             }
+            Call::Explain(of) => {
+                let key = self.readable(client_id, &of.id)?;
+                return now_with(&self.machine.explain(key, now().mono));
+            }
             Call::Stats(_) => return self.stats(client_id, id),
             Call::Spawn(spec) => Request::Spawn(spec),
             Call::Pause(of) => Request::Pause(of.target),
@@ -364,6 +368,7 @@ impl Supervisor {
             usage_by_level: sample.levels,
             rule_lines: self.rule_lines,
             clients: self.clients.len() as u64,
+            notes_refused: self.mailbox.refused,
             last_event: self.journal.last(),
             uptime_ms: millis(now().mono.since(self.began)),
         }

@@ -1,13 +1,15 @@
 //! What the hands do: one job is one order of the machine, carried out against the kernel.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use rustix::process::Signal;
 
 use super::launch::{self, Surroundings};
+use super::notify::Leaves;
 use super::rules::Rulebook;
 use crate::kernel::cgroup::{Cgroups, Frozen, Place, Removal};
+use crate::kernel::error::KernelError;
 use crate::kernel::spawn::{self, Way};
 use crate::kernel::stat;
 use crate::kernel::watch::Watches;
@@ -15,6 +17,7 @@ use crate::machine::{AgentKey, Frost, Input, ReplyTo};
 use crate::model::error::Error;
 use crate::model::id::Run;
 use crate::model::limits::Limits;
+use crate::model::ready::Ready;
 use crate::model::spec::AgentSpec;
 use crate::model::stage::{SpawnFailure, Stage};
 use crate::output::{RuleSet, Store};
@@ -28,6 +31,7 @@ pub(super) struct Tools {
     pub way: Way,
     pub surroundings: Surroundings,
     pub rulebook: Rulebook,
+    pub leaves: Leaves,
 }
 
 /// A job.
@@ -101,6 +105,8 @@ pub(super) struct Born {
     pub run: Run,
     /// The main process; none of a group.
     pub process: Option<(i32, OwnedFd)>,
+    /// The descriptor on which it is to write a newline when it is ready.
+    pub newline: Option<OwnedFd>,
     /// The places that were made with limits.
     pub limited: Vec<(Place, Limits)>,
     /// Its compiled rules, if it has any.
@@ -255,36 +261,42 @@ impl SpawnJob {
     fn make_all(&self, tools: &Tools, made: &mut Made) -> Result<Born, SpawnFailure> {
         let cgroups = &tools.cgroups;
         if let Some((place, limits)) = &self.make_level {
-            drop(cgroups.make(place, limits).map_err(|error| at(Stage::Cgroup, error))?);
+            cgroups.make(place, limits).map_err(|error| at(Stage::Cgroup, error))?;
             made.level = Some(place.clone());
         }
         let mut born = Born {
             agent: self.agent,
             run: self.run,
             process: None,
+            newline: None,
             limited: Vec::new(),
             rules: tools.rulebook.compiled(&self.spec).map_err(|error| at(Stage::Prepare, error))?,
         };
         born.limited.extend(self.make_level.clone());
         born.limited.extend(self.make.clone().map(|limits| (self.home.clone(), limits)));
-        let home = if let Some(limits) = &self.make {
-            let home = cgroups.make(&self.home, limits).map_err(|error| at(Stage::Cgroup, error))?;
+        if let Some(limits) = &self.make {
+            cgroups.make(&self.home, limits).map_err(|error| at(Stage::Cgroup, error))?;
             made.home = Some(self.home.clone());
-            home
-        } else {
-            cgroups.open_dir(&self.home).map_err(|error| at(Stage::Cgroup, error.into()))?
-        };
+        }
         if self.spec.is_group() {
             return Ok(born);
         }
         let place = self.home.join(&format!("run-{}", self.run));
-        let leaf = cgroups.make_leaf_in(home.as_fd(), &place).map_err(|error| at(Stage::Cgroup, error.into()))?;
+        let leaf = cgroups.make_leaf(&place).map_err(|error| at(Stage::Cgroup, error.into()))?;
         made.leaf = Some(place.clone());
         let id = &self.spec.id;
         let inlet = if self.make_spool { tools.store.create(id) } else { tools.store.inlet(id) };
         let inlet = inlet.map_err(|error| at(Stage::Prepare, error))?;
         made.has_spool = self.make_spool;
-        let launch = launch::prepare(&self.spec, tools, &place, leaf, inlet)?;
+        if self.spec.notifies() {
+            let about = rustix::fs::fstat(&leaf).map_err(|errno| failed("stat", &place, errno))?;
+            tools.leaves.note(self.agent, self.run, about.st_ino);
+        }
+        let mut launch = launch::prepare(&self.spec, tools, &place, leaf, inlet)?;
+        if let Some(Ready::Fd(number)) = self.spec.ready {
+            let (read, write) = launch::newline_pipe()?;
+            (born.newline, launch.passed) = (Some(read), Some((write, number)));
+        }
         let launched = spawn::spawn(&launch)?;
         born.process = Some((launched.pid, launched.pidfd));
         Ok(born)
@@ -293,6 +305,7 @@ impl SpawnJob {
 
 impl Made {
     fn take_back(self, tools: &Tools, job: &SpawnJob) {
+        tools.leaves.forget(job.agent);
         for place in [self.leaf, self.home, self.level].into_iter().flatten() {
             match tools.cgroups.remove(&place) {
                 Ok(Removal::Removed) => {}
@@ -306,6 +319,10 @@ impl Made {
             tracing::warn!("take back the output of {}: {error}", job.spec.id);
         }
     }
+}
+
+fn failed(operation: &str, place: &Place, errno: rustix::io::Errno) -> SpawnFailure {
+    at(Stage::Prepare, KernelError::new(operation, place.to_string(), errno).into())
 }
 
 /// Turns an error of a step into a spawn's failure.

@@ -263,6 +263,7 @@ mod tests {
         let mut journal = Journal::open(dir.path()).unwrap();
         assert_eq!(journal.last(), 1);
         journal.append(&mut event("next"));
+        journal.flush();
         assert_eq!(journal.read(&since(0)).unwrap().events.len(), 2);
     }
 

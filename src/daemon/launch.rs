@@ -1,11 +1,12 @@
 //! From a specification to everything that a child needs: its environment, its user, its files.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
+use rustix::pipe::PipeFlags;
 
 use super::job::{Tools, at};
 use crate::kernel::cgroup::Place;
@@ -18,6 +19,9 @@ use crate::model::stage::{SpawnFailure, Stage};
 use crate::model::units::Max;
 use crate::output::Inlet;
 
+/// The variable that says which process is to send the heartbeat.
+const WATCHDOG_PID: &CStr = c"WATCHDOG_PID";
+
 /// The PATH of an agent that is given none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -25,12 +29,18 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 #[derive(Debug)]
 pub(super) struct Surroundings {
     own: Credentials,
+    /// Where agents tell how they are.
+    notify_socket: String,
 }
 
 impl Surroundings {
     /// Looks up who we are.
-    pub fn look() -> Result<Self, Error> {
-        Ok(Self { own: user::lookup(None, None)? })
+    pub fn look(notify_socket: &Path) -> Result<Self, Error> {
+        let notify_socket = notify_socket.to_str().map(str::to_owned).ok_or_else(|| {
+            Error::new(Code::BadValue, format!("{} is not UTF-8", notify_socket.display()))
+                .remedy("give another --state-dir")
+        })?;
+        Ok(Self { own: user::lookup(None, None)?, notify_socket })
     }
 }
 
@@ -46,7 +56,7 @@ pub(super) fn prepare(
         (None, None) => None,
         (user, group) => Some(user::lookup(user.as_deref(), group.as_deref()).map_err(|error| at(Stage::User, error))?),
     };
-    let env = environment(spec, credentials.as_ref().unwrap_or(&tools.surroundings.own));
+    let env = environment(spec, credentials.as_ref(), &tools.surroundings);
     let path = env.iter().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH);
     let program = &spec.command[0];
     let mut enter = Vec::new();
@@ -62,11 +72,13 @@ pub(super) fn prepare(
     Ok(Launch {
         argv: spec.command.iter().map(|word| text(word)).collect::<Result<_, _>>()?,
         env: env.iter().map(|entry| text(entry)).collect::<Result<_, _>>()?,
+        pid_variable: spec.watchdog.map(|_| WATCHDOG_PID.to_owned()),
         search: spawn::path_candidates(program, path),
         cwd: CString::new(cwd.as_os_str().as_bytes()).unwrap_or_default(),
         stdin: stdin(spec.stdin.as_deref())?,
         stdout: inlet.stdout,
         stderr: inlet.stderr,
+        passed: None,
         leaf,
         enter,
         credentials,
@@ -79,8 +91,10 @@ pub(super) fn prepare(
     })
 }
 
-/// A clean environment: PATH, HOME, USER and LANG, what is inherited by name, and what is given.
-fn environment(spec: &AgentSpec, who: &Credentials) -> Vec<String> {
+/// A clean environment: PATH, HOME, USER and LANG, what is inherited by name, what is given, and what sd_notify(3) and
+/// sd_watchdog_enabled(3) look for in an agent that has something to tell.
+fn environment(spec: &AgentSpec, who: Option<&Credentials>, surroundings: &Surroundings) -> Vec<String> {
+    let who = who.unwrap_or(&surroundings.own);
     let own = |name: &str| std::env::var(name).ok();
     let mut env = std::collections::BTreeMap::from([
         ("PATH".to_owned(), DEFAULT_PATH.to_owned()),
@@ -90,7 +104,23 @@ fn environment(spec: &AgentSpec, who: &Credentials) -> Vec<String> {
     ]);
     env.extend(spec.inherit_env.iter().filter_map(|name| Some((name.clone(), own(name)?))));
     env.extend(spec.env.iter().map(|(name, value)| (name.clone(), value.clone())));
+    if spec.notifies() {
+        env.insert("NOTIFY_SOCKET".to_owned(), surroundings.notify_socket.clone());
+    }
+    if let Some(watchdog) = spec.watchdog {
+        env.insert("WATCHDOG_USEC".to_owned(), watchdog.as_micros().to_string());
+        // Only the child knows this one.
+        env.remove("WATCHDOG_PID");
+    }
     env.iter().map(|(name, value)| format!("{name}={value}")).collect()
+}
+
+/// Makes the pipe on which a run tells by a newline that it is ready: our end, which never blocks, and its.
+pub(super) fn newline_pipe() -> Result<(OwnedFd, OwnedFd), SpawnFailure> {
+    let failed = |errno| at(Stage::Prepare, KernelError::new("make", "a pipe", errno).into());
+    let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(failed)?;
+    rustix::io::ioctl_fionbio(&read, true).map_err(failed)?;
+    Ok((read, write))
 }
 
 /// Opens standard input; a fifo without a writer holds nobody up.

@@ -31,6 +31,7 @@ mod latency;
 mod launch;
 mod leaf;
 mod memory;
+mod notify;
 mod output;
 mod perform;
 mod records;

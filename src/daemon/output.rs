@@ -7,10 +7,13 @@ use super::body::{Ear, Watched};
 use super::rules::Rest;
 use super::supervisor::{Chore, Supervisor, now};
 use crate::kernel::clock;
-use crate::machine::AgentKey;
+use crate::machine::{AgentKey, Input};
 use crate::model::event::{Event, Kind};
+use crate::model::id::Run;
+use crate::model::ready::Ready;
+use crate::model::spec::AgentSpec;
 use crate::model::stream::Stream;
-use crate::output::Spool;
+use crate::output::{Looked, Scan, Spool};
 
 /// How long a file that was written to is left alone: what is written meanwhile costs nobody anything.
 const DAMPING: Duration = Duration::from_millis(5);
@@ -59,7 +62,7 @@ impl Supervisor {
         }
         // Rules first: what they have looked at may be given back.
         let rest = self.look_for_rules(key, stream);
-        let has_more = self.service(key, stream);
+        let has_more = self.service(key, stream) | self.look_for_line(key, stream);
         match rest {
             Rest::Now => return self.spool_due_in(key, stream, Duration::ZERO),
             Rest::Nothing if !has_more => {}
@@ -67,9 +70,35 @@ impl Supervisor {
         }
         self.arm(key, stream);
         // What was written between the look and the watch has woken nobody.
-        if self.service(key, stream) || self.is_unread(key, stream) {
+        if self.service(key, stream) | self.look_for_line(key, stream) | self.is_unread(key, stream) {
             self.spool_written(key, stream);
         }
+    }
+
+    /// Begins to look for the line that says that a run is ready, in what it is going to say.
+    pub(super) fn await_line(&mut self, key: AgentKey, run: Run, spec: &AgentSpec) {
+        let Some(Ready::Pattern { pattern, stream }) = &spec.ready else { return };
+        if run > Run(1) {
+            self.catch_up(key);
+        }
+        let Some(body) = self.bodies.get_mut(&key) else { return };
+        body.scan = body.spool.as_ref().map(|spool| (run, Scan::new(pattern, *stream, spool)));
+    }
+
+    /// Looks for that line in what is new, and returns whether there is more to look at.
+    fn look_for_line(&mut self, key: AgentKey, stream: Stream) -> bool {
+        let Some(body) = self.bodies.get_mut(&key) else { return false };
+        let (Some((run, scan)), Some(spool)) = (&mut body.scan, &body.spool) else { return false };
+        let looked = scan.look(spool, &self.tools.store, &body.id, stream).unwrap_or_else(|error| {
+            tracing::debug!("look for a line of {}: {error}", body.id);
+            Looked::Nothing
+        });
+        if looked == Looked::Found {
+            let run = *run;
+            body.scan = None;
+            self.feed(Input::ReadySeen { agent: key, run });
+        }
+        looked == Looked::More
     }
 
     /// Returns whether there is more to do at once.

@@ -96,6 +96,7 @@ fn spawn(shell: &mut Supervisor, order: SpawnOrder) {
         body.spool_from = Some(order.run);
     }
     let home = body.home.clone();
+    shell.await_line(key, order.run, &order.spec);
     shell.hand(Job::Spawn(Box::new(SpawnJob {
         agent: key,
         run: order.run,
@@ -110,7 +111,10 @@ fn spawn(shell: &mut Supervisor, order: SpawnOrder) {
 fn remove_run(shell: &mut Supervisor, key: AgentKey, run: Run) {
     shell.stir_followers(key);
     shell.output_ends(key, run, Awaited::No);
+    shell.forget_newline(key);
+    shell.tools.leaves.forget(key);
     let Some(body) = shell.bodies.get_mut(&key) else { return };
+    body.scan = None;
     let place = body.run_place(run);
     if let Some((_, watch)) = body.leaf_watch.take_if(|(watched, _)| *watched == run) {
         shell.unwatch(watch);
@@ -128,6 +132,7 @@ fn write_down(shell: &mut Supervisor, mut record: AgentRecord) {
 /// Drops everything of an agent that the machine has forgotten.
 fn forget(shell: &mut Supervisor, key: AgentKey) {
     shell.records.append_gone(key);
+    shell.forget_newline(key);
     let Some(body) = shell.bodies.remove(&key) else { return };
     for watch in body.home_watch.into_iter().chain(body.leaf_watch.map(|(_, watch)| watch)) {
         shell.unwatch(watch);
@@ -155,7 +160,15 @@ pub(super) fn log(event: &Event) {
     let run = event.run.map(|run| run.0);
     let (kind, message) = (event.kind, event.message.as_str());
     match kind {
-        Kind::Failed | Kind::GaveUp | Kind::Oom | Kind::Forbidden | Kind::Late | Kind::Lagging => {
+        Kind::Failed
+        | Kind::GaveUp
+        | Kind::Escalated
+        | Kind::Overdue
+        | Kind::Storm
+        | Kind::Oom
+        | Kind::Forbidden
+        | Kind::Late
+        | Kind::Lagging => {
             tracing::warn!(agent, level, run, "{kind} {message}");
         }
         _ => tracing::info!(agent, level, run, "{kind} {message}"),

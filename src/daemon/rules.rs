@@ -19,9 +19,9 @@ use crate::model::spec::AgentSpec;
 use crate::model::stream::Stream;
 use crate::model::time::Monotonic;
 use crate::model::units::Bytes;
-use crate::output::{Colours, Match, RuleSet, Scan, escape};
+use crate::output::{Colours, Match, RuleSet, Sweep, escape};
 
-/// How much work one look at a stream does, as [`Looked::work`](crate::output::Looked::work) counts it: some 2 ms.
+/// How much work one look at a stream does, as [`Swept::work`](crate::output::Swept::work) counts it: some 2 ms.
 const LOOK_MOST: u64 = 1 << 20;
 
 /// How much work all looks of one turn do.
@@ -58,7 +58,7 @@ impl Rulebook {
 #[derive(Debug)]
 pub(super) struct Watcher {
     /// How far each stream was looked at, if a rule looks at it.
-    scans: [Option<Scan>; 2],
+    scans: [Option<Sweep>; 2],
     tallies: Vec<Tally>,
     /// The run that writes now.
     run: Run,
@@ -119,7 +119,7 @@ impl Watcher {
     pub fn new(rules: &[Rule], set: &Arc<RuleSet>, begins: [u64; 2], run: Run) -> Self {
         let scan = |stream| {
             let begin = begins[stream as usize];
-            set.listens_to(stream).then(|| Scan::new(set.clone(), stream, begin))
+            set.listens_to(stream).then(|| Sweep::new(set.clone(), stream, begin))
         };
         let tally = |rule: &Rule| Tally { label: rule.label().to_owned(), lines: 0, untold: Paced::default() };
         Self {
@@ -145,7 +145,7 @@ impl Watcher {
 
     /// Says whether all of the run that is over was looked at; so too if none is over.
     fn has_read_all(&self, over: &Over) -> bool {
-        let is_done = |(scan, end): (&Option<Scan>, &u64)| scan.as_ref().is_none_or(|scan| scan.next() >= *end);
+        let is_done = |(scan, end): (&Option<Sweep>, &u64)| scan.as_ref().is_none_or(|scan| scan.next() >= *end);
         self.scans.iter().zip(&over.ends).all(is_done)
     }
 

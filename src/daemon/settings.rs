@@ -61,6 +61,13 @@ impl Settings {
         }
     }
 
+    /// Returns the path of the socket that agents tell over how they are (sd_notify(3)): absolute, as `NOTIFY_SOCKET` has to be.
+    #[must_use]
+    pub fn notify_socket(&self) -> PathBuf {
+        // There is a working directory, or the state directory cannot be made either.
+        std::path::absolute(&self.state_dir).unwrap_or_else(|_| self.state_dir.clone()).join("notify")
+    }
+
     /// Returns the socket's path.
     #[must_use]
     pub fn socket(&self) -> PathBuf {

@@ -15,6 +15,7 @@ use super::job::Tools;
 use super::journal::Journal;
 use super::latency::Detection;
 use super::launch::Surroundings;
+use super::notify::{Leaves, Mailbox};
 use super::records::Records;
 use super::rules::Rulebook;
 use super::service::Service;
@@ -22,6 +23,7 @@ use super::settings::{Residence, Settings};
 use super::supervisor::{Source, Supervisor, now};
 use crate::kernel::cgroup::{Cgroups, Place, Removal, RootClaim};
 use crate::kernel::host::Host;
+use crate::kernel::notify::Inbox;
 use crate::kernel::spawn::{self, Way};
 use crate::kernel::watch::Watches;
 use crate::kernel::{clock, process, socket};
@@ -157,7 +159,9 @@ impl Herdsman {
                 settings.state_dir.display()
             );
         }
-        let (watches, surroundings) = (Watches::new()?, Surroundings::look()?);
+        let notify_socket = settings.notify_socket();
+        let (watches, surroundings) = (Watches::new()?, Surroundings::look(&notify_socket)?);
+        let inbox = Inbox::bind(&claim, &notify_socket)?;
         let inherited = if manner == Manner::Daemon { socket::inherited()? } else { None };
         let own_socket = inherited.is_none().then(|| settings.socket());
         let listener = match inherited {
@@ -166,11 +170,18 @@ impl Herdsman {
         };
         let journal = Journal::open(&settings.state_dir)?;
         let poll = Poll::new().map_err(|error| Error::new(Code::Kernel, format!("epoll_create1: {error}")))?;
-        let (cgroups, rulebook) = (cgroups.0.take().expect("it is still there"), Rulebook::default());
-        let tools = Tools { cgroups, store, watches, way, surroundings, rulebook };
+        let tools = Tools {
+            cgroups: cgroups.0.take().expect("it is still there"),
+            store,
+            watches,
+            way,
+            surroundings,
+            leaves: Leaves::default(),
+            rulebook: Rulebook::default(),
+        };
         let root = format!("{}/{}", host.cgroup2.display(), settings.cgroup.trim_matches('/'));
         let machine = Machine::new(herd, root.clone(), not_offered, clock::wall().0);
-        let parts = Parts { settings, manner, tools, listener, records, journal, poll, machine, root };
+        let parts = Parts { settings, manner, tools, listener, inbox, records, journal, poll, machine, root };
         let mut supervisor = parts.assemble()?;
         supervisor.announce(estate);
         Ok(Self { supervisor, own_socket, _root_claim: root_claim, _claim: claim })
@@ -181,8 +192,10 @@ impl Herdsman {
         if outcome.is_ok() {
             self.supervisor.records.remove();
         }
-        if let Some(Err(error)) = self.own_socket.map(std::fs::remove_file) {
-            tracing::warn!("remove the socket: {error}");
+        for socket in self.own_socket.into_iter().chain([self.supervisor.settings.notify_socket()]) {
+            if let Err(error) = std::fs::remove_file(&socket) {
+                tracing::warn!("remove {}: {error}", socket.display());
+            }
         }
         remove_root(&self.supervisor.tools.cgroups);
         outcome
@@ -236,6 +249,7 @@ struct Parts {
     tools: Tools,
     listener: std::os::unix::net::UnixListener,
     records: Records,
+    inbox: Inbox,
     journal: Journal,
     poll: Poll,
     machine: Machine,
@@ -245,13 +259,16 @@ struct Parts {
 impl Parts {
     fn assemble(self) -> Result<Supervisor, Error> {
         let failed = |what: &str, error: std::io::Error| Error::new(Code::Kernel, format!("{what}: {error}"));
-        let Self { settings, manner, tools, listener, records, journal, poll, machine, root } = self;
+        let Self { settings, manner, tools, listener, inbox, records, journal, poll, machine, root } = self;
         let registry = poll.registry();
         let waker = Waker::new(registry, Source::Waker.token()).map_err(|error| failed("make a waker", error))?;
         let watches = tools.watches.as_fd().as_raw_fd();
         registry
             .register(&mut SourceFd(&watches), Source::Watches.token(), Interest::READABLE)
             .map_err(|error| failed("poll the watches", error))?;
+        registry
+            .register(&mut SourceFd(&inbox.as_fd().as_raw_fd()), Source::Notify.token(), Interest::READABLE)
+            .map_err(|error| failed("poll the notify socket", error))?;
         listener.set_nonblocking(true).map_err(|error| failed("set up the socket", error))?;
         let mut listener = mio::net::UnixListener::from_std(listener);
         registry
@@ -292,6 +309,7 @@ impl Parts {
             hits: super::hits::Hits::default(),
             rules_room: 0,
             rule_lines: 0,
+            mailbox: Mailbox::new(inbox),
             chores: std::collections::BTreeSet::new(),
             records,
             journal,

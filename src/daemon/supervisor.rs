@@ -18,6 +18,7 @@ use super::job::{Born, Job, Outcome, Tools};
 use super::journal::Journal;
 use super::latency::Detection;
 use super::memory::{Domain, Holder, LOOKS, Memory};
+use super::notify::Mailbox;
 use super::records::Records;
 use super::reread::OURSELVES;
 use super::rules::TURN_MOST;
@@ -51,11 +52,13 @@ pub(super) enum Source {
     Client(u64),
     Process(AgentKey),
     Memory(usize),
+    Notify,
+    Newline(AgentKey),
 }
 
 impl Source {
     pub fn token(self) -> Token {
-        let number = |kind: usize, number: u64| Token(kind | usize::try_from(number << 3).unwrap_or(usize::MAX));
+        let number = |kind: usize, number: u64| Token(kind | usize::try_from(number << 4).unwrap_or(usize::MAX));
         match self {
             Self::Waker => Token(0),
             Self::Watches => Token(1),
@@ -64,19 +67,23 @@ impl Source {
             Self::Client(id) => number(4, id),
             Self::Process(key) => number(5, key.0),
             Self::Memory(id) => number(6, id as u64),
+            Self::Notify => Token(7),
+            Self::Newline(key) => number(8, key.0),
         }
     }
 
     fn of(token: Token) -> Self {
-        let number = (token.0 >> 3) as u64;
-        match token.0 & 7 {
+        let number = (token.0 >> 4) as u64;
+        match token.0 & 15 {
             0 => Self::Waker,
             1 => Self::Watches,
             2 => Self::Signals,
             3 => Self::Listener,
             4 => Self::Client(number),
             5 => Self::Process(AgentKey(number)),
-            _ => Self::Memory(token.0 >> 3),
+            6 => Self::Memory(token.0 >> 4),
+            7 => Self::Notify,
+            _ => Self::Newline(AgentKey(number)),
         }
     }
 }
@@ -129,6 +136,7 @@ pub(super) struct Supervisor {
     pub rules_room: u64,
     /// How many lines rules have found and told.
     pub rule_lines: u64,
+    pub mailbox: Mailbox,
     pub chores: BTreeSet<(Monotonic, Chore)>,
     pub records: Records,
     pub journal: Journal,
@@ -180,6 +188,15 @@ impl Supervisor {
         }
         let sources: Vec<Source> = events.iter().map(|event| Source::of(event.token())).collect();
         self.detection.after_poll(clock::monotonic(), sources.len() == EVENTS);
+        // What an agent has told before its end counts.
+        if self.mailbox.has_more || sources.contains(&Source::Notify) {
+            self.read_letters();
+        }
+        for source in &sources {
+            if let Source::Newline(key) = *source {
+                self.newline_came(key);
+            }
+        }
         // News of agents first: no client may make another wait for it.
         for source in &sources {
             match *source {
@@ -194,6 +211,7 @@ impl Supervisor {
                 Source::Memory(id) => self.memory_fired(id),
                 Source::Waker => {}
                 Source::Signals | Source::Listener | Source::Client(_) => {}
+                Source::Notify | Source::Newline(_) => {}
             }
         }
         self.take_outcomes();
@@ -214,6 +232,8 @@ impl Supervisor {
         }
         self.do_chores();
         if self.machine.next_deadline().is_some_and(|at| at <= clock::monotonic()) {
+            // What was sent in time counts.
+            self.read_letters();
             self.feed(Input::Ticked);
         }
         self.tell();
@@ -245,7 +265,7 @@ impl Supervisor {
     }
 
     fn timeout(&self) -> Option<Duration> {
-        if !self.eager.is_empty() {
+        if !self.eager.is_empty() || self.mailbox.has_more {
             return Some(Duration::ZERO);
         }
         let chore = self.chores.first().map(|(at, _)| *at);
@@ -321,6 +341,9 @@ impl Supervisor {
         }
         self.feed(Input::Spawned { agent: key, pid });
         self.watch_output(key, born.run, born.rules);
+        if let Some(pipe) = born.newline {
+            self.await_newline(key, born.run, pipe);
+        }
         if let Some((_, process)) = born.process {
             self.listen_to(key, born.run, process);
             // It may have written already: what nobody listens to yet is looked at first.

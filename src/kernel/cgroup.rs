@@ -17,7 +17,7 @@
 //! The invariant: a cgroup whose limits could not all be set does not exist, in no hierarchy.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -106,16 +106,9 @@ impl Cgroups {
     /// # Errors
     /// What `mkdir` or `open` answered; EEXIST if the leaf exists (a leaf is never used twice).
     pub fn make_leaf(&self, place: &Place) -> Result<OwnedFd> {
-        self.make_leaf_in(self.above(place)?.as_fd(), place)
-    }
-
-    /// Does as [`Cgroups::make_leaf`] where the directory above the place is open already.
-    ///
-    /// # Errors
-    /// As [`Cgroups::make_leaf`].
-    pub fn make_leaf_in(&self, above: BorrowedFd<'_>, place: &Place) -> Result<OwnedFd> {
-        let label = format!("{}/{place}", self.spine.label());
-        dir::make_and_open_at(above, place.name(), &label)
+        self.spine.make_below(place.path())?;
+        // The error that is told is the one that made the undoing necessary.
+        self.open_dir(place).inspect_err(|_| drop(remove_below(&self.spine, place.path())))
     }
 
     /// Opens a place's directory, `O_RDONLY | O_DIRECTORY`.
@@ -223,11 +216,6 @@ impl Cgroups {
     /// Opens a place in the spine.
     pub(in crate::kernel) fn dir(&self, place: &Place) -> Result<Dir> {
         self.spine.descend(place.path())
-    }
-
-    /// Opens the directory above a place in the spine.
-    fn above(&self, place: &Place) -> Result<Dir> {
-        self.spine.descend(place.parent().as_ref().map_or("", Place::path))
     }
 
     /// Returns a place's path below a mount point.

@@ -5,6 +5,7 @@ pub mod clock;
 pub(crate) mod controllers;
 pub mod error;
 pub mod host;
+pub mod notify;
 pub mod pidfd;
 pub mod process;
 pub mod socket;

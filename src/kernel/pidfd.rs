@@ -4,7 +4,7 @@
 //! [`exit_info`] (for anybody's) say *how*.
 
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal};
@@ -188,6 +188,9 @@ fn rusage(usage: &libc::rusage) -> Rusage {
     }
 }
 
+const PIDFD_INFO_CGROUPID: u64 = 1 << 2;
+const PIDFD_INFO_EXIT: u64 = 1 << 3;
+
 /// The kernel's `struct pidfd_info`, first version, 64 bytes.
 #[repr(C)]
 #[derive(Default)]
@@ -209,13 +212,33 @@ struct PidfdInfo {
 ///
 /// # Kernel
 /// Linux 6.15 (`PIDFD_INFO_EXIT`), ioctl_pidfd(2).
-#[allow(unsafe_code)]
 pub fn exit_info(pidfd: BorrowedFd<'_>) -> Result<Option<Exit>> {
+    let info = info(pidfd, PIDFD_INFO_EXIT)?;
+    Ok(info.filter(|info| info.mask & PIDFD_INFO_EXIT != 0).map(|info| from_wait_status(info.exit_code)))
+}
+
+/// Returns the identity of the cgroup2 that a process is in, or was in when it ended: the inode number of its directory.
+///
+/// `None`: the kernel is older.
+///
+/// # Errors
+/// As [`exit_info`].
+///
+/// # Kernel
+/// Linux 6.13 (`PIDFD_INFO_CGROUPID`); of a process that has been reaped 6.15. ioctl_pidfd(2).
+pub fn cgroup_id(pidfd: BorrowedFd<'_>) -> Result<Option<u64>> {
+    // Of one that has been reaped it is told along with its end only.
+    let info = info(pidfd, PIDFD_INFO_CGROUPID | PIDFD_INFO_EXIT)?;
+    Ok(info.filter(|info| info.mask & PIDFD_INFO_CGROUPID != 0).map(|info| info.cgroupid))
+}
+
+/// Asks what the kernel knows of a process: the mask of the answer says what of it. `None` if it knows of no such request.
+#[allow(unsafe_code)]
+fn info(pidfd: BorrowedFd<'_>, mask: u64) -> Result<Option<PidfdInfo>> {
     /// `_IOWR(0xFF, 11, struct pidfd_info)`.
     const PIDFD_GET_INFO: u32 = 0xC040_FF0B;
-    const PIDFD_INFO_EXIT: u64 = 1 << 3;
     const { assert!(size_of::<PidfdInfo>() == 64) };
-    let mut info = PidfdInfo { mask: PIDFD_INFO_EXIT, ..PidfdInfo::default() };
+    let mut info = PidfdInfo { mask, ..PidfdInfo::default() };
     // SAFETY: the request carries the size of the storage that it reads and writes.
     let answer =
         unsafe { libc::ioctl(pidfd.as_raw_fd(), libc::Ioctl::from(PIDFD_GET_INFO), std::ptr::from_mut(&mut info)) };
@@ -226,7 +249,7 @@ pub fn exit_info(pidfd: BorrowedFd<'_>) -> Result<Option<Exit>> {
             errno => Err(KernelError::new("PIDFD_GET_INFO", object(pidfd), errno)),
         };
     }
-    Ok((info.mask & PIDFD_INFO_EXIT != 0).then(|| from_wait_status(info.exit_code)))
+    Ok(Some(info))
 }
 
 /// Returns how a process has ended that nobody has reaped yet, be it our child or not. `None`: it lives, or has been reaped.
@@ -280,20 +303,28 @@ pub fn cgroup_of(pid: i32) -> Option<String> {
     text.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned)
 }
 
+/// Returns the process id of a pidfd in our pid namespace: 0 if it has none there, -1 once it has been reaped.
+///
+/// # Kernel
+/// Linux 5.2, pidfd_open(2); proc_pid_fdinfo(5).
+pub(super) fn number(pidfd: BorrowedFd<'_>) -> Option<i32> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
+    info.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()
+}
+
 fn object(pidfd: BorrowedFd<'_>) -> String {
     pid_of(pidfd).map_or_else(|| "a pidfd".to_owned(), |pid| format!("pid {pid}"))
 }
 
-/// Returns the number that a process has now; none once it has been reaped.
+/// Returns the number that a process has now; none once it has been reaped, or if it is outside our pid namespace.
 fn pid_of(pidfd: BorrowedFd<'_>) -> Option<i32> {
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_fd().as_raw_fd())).ok()?;
-    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()?;
-    // It is -1 once it has been reaped, and 0 for a process outside our pid namespace.
-    (pid > 0).then_some(pid)
+    number(pidfd).filter(|pid| *pid > 0)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use super::*;
 
     #[test]

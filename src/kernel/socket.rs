@@ -211,7 +211,7 @@ pub fn inherited() -> Result<Option<UnixListener>, Error> {
     Ok(Some(UnixListener::from(socket)))
 }
 
-fn address_of(path: &Path) -> Result<SocketAddrUnix, Error> {
+pub(super) fn address_of(path: &Path) -> Result<SocketAddrUnix, Error> {
     // The kernel takes 108 without a zero at the end; clients in most languages do not.
     const MOST: usize = 107;
     let length = path.as_os_str().as_bytes().len();
@@ -234,13 +234,8 @@ fn find_group(name: Option<&str>) -> Result<Option<u32>, Error> {
 /// Removes the socket of a dead daemon; whatever else is at the path stays.
 fn remove_stale(path: &Path, address: &SocketAddrUnix) -> Result<(), Error> {
     let shown = path.display();
-    match std::fs::symlink_metadata(path) {
-        Err(_) => return Ok(()),
-        Ok(about) if about.file_type().is_socket() && about.uid() == rustix::process::geteuid().as_raw() => {}
-        Ok(_) => {
-            return Err(Error::new(Code::Unsupported, format!("{shown} is in the way: it is not a socket of ours"))
-                .remedy("remove it, or give another --socket"));
-        }
+    if !is_left_behind(path)? {
+        return Ok(());
     }
     let failed = |operation: &str, errno| Error::from(KernelError::new(operation, shown.to_string(), errno));
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -257,9 +252,28 @@ fn remove_stale(path: &Path, address: &SocketAddrUnix) -> Result<(), Error> {
         }
         Err(errno) => return Err(failed("connect to socket", errno)),
     }
+    unlink_stale(path)
+}
+
+/// Says whether a socket of ours stands at a path.
+///
+/// # Errors
+/// [`Code::Unsupported`]: something else stands there, and stays.
+pub(super) fn is_left_behind(path: &Path) -> Result<bool, Error> {
+    match std::fs::symlink_metadata(path) {
+        Err(_) => Ok(false),
+        Ok(about) if about.file_type().is_socket() && about.uid() == rustix::process::geteuid().as_raw() => Ok(true),
+        Ok(_) => {
+            let why = format!("{} is in the way: it is not a socket of ours", path.display());
+            Err(Error::new(Code::Unsupported, why).remedy("remove it, or give another --state-dir or --socket"))
+        }
+    }
+}
+
+pub(super) fn unlink_stale(path: &Path) -> Result<(), Error> {
     match rustix::fs::unlink(path) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
-        Err(errno) => Err(failed("remove stale socket", errno)),
+        Err(errno) => Err(KernelError::new("remove stale socket", path.display().to_string(), errno).into()),
     }
 }
 

@@ -20,13 +20,14 @@
 //! the loop's.
 //!
 //! Invariants: a failed spawn leaves no process, no zombie and no descriptor behind; a child has stdin, stdout and stderr
-//! and no other descriptor, no signal blocked or ignored, and leads a session of its own.
+//! and no other descriptor but the one that is passed to it, no signal blocked or ignored, and leads a session of its own.
 //!
 //! While a child that gave up its user still borrows our memory, the user must not be able to trace it. The kernel sees
 //! to that by marking the *shared* memory undumpable; the mark stays on the supervisor for the rest of its life (no core
 //! dumps of it). Nobody may take it off again: another thread's child could be on its way at that moment.
 
 mod child;
+mod entry;
 mod raw;
 mod tell;
 
@@ -38,6 +39,7 @@ use std::sync::atomic::{AtomicI32, AtomicU8, AtomicUsize, Ordering};
 use rustix::io::Errno;
 
 use self::child::{Mission, Orders};
+use self::entry::PidEntry;
 use super::pidfd::{self, Exit};
 use super::user::Credentials;
 use crate::model::stage::{SpawnFailure, Stage};
@@ -135,6 +137,8 @@ pub struct Launch {
     pub argv: Vec<CString>,
     /// The environment, each as `NAME=VALUE`; nothing of ours is added.
     pub env: Vec<CString>,
+    /// A variable whose value is the child's own process id, which only the child knows.
+    pub pid_variable: Option<CString>,
     /// Full paths of the program, tried in turn; see [`path_candidates`].
     pub search: Vec<CString>,
     /// The working directory; entered as the user that the child becomes.
@@ -145,6 +149,8 @@ pub struct Launch {
     pub stdout: OwnedFd,
     /// What the child writes to as descriptor 2.
     pub stderr: OwnedFd,
+    /// What the child has besides, and under which number: 3 or more.
+    pub passed: Option<(OwnedFd, i32)>,
     /// The directory of the cgroup that the child lives in: fresh, never killed before.
     pub leaf: OwnedFd,
     /// `cgroup.procs` files, open for writing, into which the child writes itself, in this order.
@@ -194,16 +200,34 @@ pub fn spawn(launch: &Launch) -> Result<Launched, SpawnFailure> {
             moved.push(copy);
         }
     }
+    let mut passed = None;
+    if let Some((fd, number)) = &launch.passed {
+        let mut source = fd.as_raw_fd();
+        // One that has its number already would keep the mark that closes it at exec.
+        if source < 3 || source == *number {
+            let copy =
+                rustix::io::fcntl_dupfd_cloexec(fd, *number).map_err(|errno| tell::prepare("a descriptor", errno))?;
+            source = copy.as_raw_fd();
+            moved.push(copy);
+        }
+        passed = Some((source, *number));
+    }
     let enter: Vec<i32> = launch.enter.iter().map(AsRawFd::as_raw_fd).collect();
     let rlimits: Vec<(u32, [u64; 2])> =
         launch.rlimits.iter().map(|limit| (limit.resource.0, [limit.soft, limit.hard])).collect();
     let oom_score_adj = launch.oom_score_adj.unwrap_or(0).to_string();
     let has_it_by_birth = own_oom_score_adj().is_some_and(|own| own == oom_score_adj);
     let oom_score_adj = CString::new(oom_score_adj).unwrap_or_default();
-    let (search, argv, env) = (pointers(&launch.search), pointers(&launch.argv), pointers(&launch.env));
+    let (search, argv, mut env) = (pointers(&launch.search), pointers(&launch.argv), pointers(&launch.env));
+    let pid_entry = launch.pid_variable.as_deref().map(PidEntry::new);
+    if let Some(entry) = &pid_entry {
+        env.insert(0, entry.pointer());
+    }
     let orders = Orders {
         enter: &enter,
         stdio,
+        passed,
+        pid_entry: pid_entry.as_ref(),
         oom_score_adj: (!has_it_by_birth).then_some(&oom_score_adj),
         oom_score_adj_asked: launch.oom_score_adj.is_some(),
         nice: launch.nice,
@@ -228,6 +252,8 @@ impl Orders<'_> {
             mission,
             enter: &[],
             stdio: [0, 1, 2],
+            passed: None,
+            pid_entry: None,
             oom_score_adj: None,
             oom_score_adj_asked: false,
             nice: None,

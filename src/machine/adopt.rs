@@ -198,9 +198,11 @@ impl Machine {
         }
     }
 
-    /// Starts the clocks of a run that goes on; what it has used of its time is used.
+    /// Starts the clocks of a run that goes on; what it has used of its time is used. What it told while there was nobody to
+    /// hear it is lost: for that its time begins anew.
     fn resume_clocks(&mut self, step: &Step, key: AgentKey) {
         self.start_clocks(step, key);
+        self.await_next_word(step, key);
         let now = step.now.mono;
         let agent = self.agent_mut(key);
         if let (Some(timeout), Some(began)) = (agent.spec.run_timeout, agent.began) {
@@ -236,6 +238,7 @@ impl Agent {
         (self.run, self.told) = (course.run, course.told);
         self.cycle.clone_from(&course.cycle);
         self.verdict = course.judgement.clone().map(|it| Verdict { cause: it.cause, why: it.why });
+        (self.voice.told, self.voice.period) = (course.account, course.heartbeat);
         (self.freezer.own, self.freezer.told) = frosts(course.pause);
         (self.paused_since, self.paused_total) = (course.paused_since, course.paused_total);
         self.restarts = course.restarts;

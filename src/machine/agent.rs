@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use super::clock::{Clocks, Countdown};
 use super::input::{AgentKey, Frost, Now, ReplyTo};
+use super::ready::Voice;
 use super::restart::History;
 use super::stop::StopKey;
 use super::storm::Turn;
 use super::strategy::RenewalKey;
 use crate::model::id::{Level, Run};
 use crate::model::limits::Limits;
+use crate::model::note::Told;
 use crate::model::record::Course;
 pub(super) use crate::model::record::Outcome;
 use crate::model::spec::AgentSpec;
@@ -195,6 +197,8 @@ pub(super) struct Agent {
     pub freezer: Freezer,
     /// What the present run is held to.
     pub clocks: Clocks,
+    /// What the present or last run has told of itself.
+    pub voice: Voice,
     /// The failure that the present run was found in, and is ended for: its end has this cause.
     pub verdict: Option<Verdict>,
     /// Since when the present run is to be dead and was killed for it: its grace is over.
@@ -250,6 +254,7 @@ impl Agent {
             child_restarts: VecDeque::new(),
             freezer: Freezer::default(),
             clocks: Clocks::default(),
+            voice: Voice::default(),
             verdict: None,
             overdue: None,
             paused_by: None,
@@ -313,6 +318,16 @@ impl Agent {
         self.runs_below == 0 && self.spawning == own
     }
 
+    /// Says whether something can be told of its present run.
+    pub fn can_speak(&self) -> bool {
+        self.has_run() || matches!(self.phase, Phase::Spawning { .. })
+    }
+
+    /// Returns how often its run has to show that it lives.
+    pub fn heartbeat(&self) -> Option<Duration> {
+        self.voice.period.or(self.spec.watchdog).filter(|period| !period.is_zero())
+    }
+
     pub fn pid(&self) -> Option<i32> {
         match self.phase {
             Phase::Running { pid, .. } => Some(pid),
@@ -327,7 +342,11 @@ impl Agent {
             Phase::Queued => State::Queued,
             Phase::Held | Phase::Spawning { .. } => up(State::Starting),
             Phase::Running { ladder: Some(_), .. } | Phase::Draining { ladder: Some(_), .. } => State::Stopping,
-            Phase::Running { .. } | Phase::Draining { .. } | Phase::Reading { .. } => up(State::Running),
+            Phase::Running { .. } | Phase::Draining { .. } | Phase::Reading { .. } => up(match self.voice.told {
+                Told::Nothing => State::Starting,
+                Told::Ready => State::Running,
+                Told::Stopping => State::Stopping,
+            }),
             Phase::Lingering { .. } if self.spec.on_main_exit == crate::model::spec::OnMainExit::Wait => {
                 up(State::Running)
             }

@@ -52,7 +52,7 @@ impl Machine {
         let Some(number) = agent.renewal else { return };
         let renewal = &self.renewals[&number];
         assert!(renewal.members.contains(&agent.key), "{id}: a renewal knows its members");
-        let is_ready = matches!(agent.phase, Phase::Held);
+        let is_ready = matches!(agent.phase, Phase::Queued | Phase::Held);
         assert_eq!(
             is_ready,
             !renewal.pending.contains(&agent.key),

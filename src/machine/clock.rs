@@ -50,6 +50,12 @@ impl Countdown {
 pub(super) enum Clock {
     /// It may last so long: `run_timeout`.
     Run,
+    /// It may take so long to be ready: `ready_timeout`.
+    Ready,
+    /// Its next heartbeat comes within so long: `watchdog`.
+    Watchdog,
+    /// It may take so long to end after it has said that it does: `grace`.
+    Stop,
 }
 
 /// The clocks that go for the present run.
@@ -60,6 +66,26 @@ impl Clocks {
     /// Starts a clock, or starts it anew.
     pub fn start(&mut self, clock: Clock, countdown: Countdown) {
         self.0.insert(clock, countdown);
+    }
+
+    /// Puts a clock that goes off until so long from now, if it would run out earlier.
+    pub fn extend(&mut self, clock: Clock, now: Monotonic, time: Duration) {
+        if let Some(countdown) = self.0.get_mut(&clock) {
+            *countdown = match *countdown {
+                Countdown::Until(until) => Countdown::Until(until.max(now + time)),
+                Countdown::Suspended(left) => Countdown::Suspended(left.max(time)),
+            };
+        }
+    }
+
+    /// Takes a clock off: what it waits for has happened.
+    pub fn stop(&mut self, clock: Clock) {
+        self.0.remove(&clock);
+    }
+
+    /// Returns how a clock stands, if it goes.
+    pub fn get(&self, clock: Clock) -> Option<Countdown> {
+        self.0.get(&clock).copied()
     }
 
     /// Takes every clock off: the run is over, or is being ended.
@@ -106,5 +132,22 @@ mod tests {
         clocks.resume(at(103));
         assert_eq!(clocks.due(), Some(at(106)), "four seconds were used, six are left");
         assert_eq!((clocks.expired(at(105)), clocks.expired(at(106))), (None, Some(Clock::Run)));
+    }
+
+    #[test]
+    fn an_extension_puts_a_clock_off_and_never_forward() {
+        let at = |seconds: u64| Monotonic(seconds * 1_000_000_000);
+        let mut clocks = Clocks::default();
+        clocks.extend(Clock::Ready, at(0), Duration::from_secs(5));
+        assert_eq!(clocks.due(), None, "what does not go is not started by it");
+        clocks.start(Clock::Ready, Countdown::new(at(0), Duration::from_secs(10), None));
+        clocks.extend(Clock::Ready, at(2), Duration::from_secs(3));
+        assert_eq!(clocks.due(), Some(at(10)));
+        clocks.extend(Clock::Ready, at(8), Duration::from_secs(5));
+        assert_eq!(clocks.due(), Some(at(13)));
+        clocks.suspend(at(12));
+        clocks.extend(Clock::Ready, at(50), Duration::from_secs(7));
+        clocks.resume(at(100));
+        assert_eq!(clocks.due(), Some(at(107)), "in a pause, it counts from its end");
     }
 }

@@ -47,11 +47,6 @@ impl Machine {
             // Its last run's end is told; that there is no next one is not.
             self.publish(step, Kind::GaveUp, key, |event| event.message = format!("not started again: {record}"));
         }
-        let agent = self.agent_mut(key);
-        if outcome == Outcome::Terminated && agent.spec.is_group() && agent.last.is_some() {
-            // It has failed for its children before: that is not what ends it now.
-            agent.last = Some(Box::new(record.clone()));
-        }
         let record = agent.last.as_deref().cloned().unwrap_or(record);
         self.tell_end(step, key, outcome, &record);
         self.leave(step, key, outcome);

@@ -205,6 +205,9 @@ fn clocks(_: &Machine, agent: &Agent, now: Monotonic, told: &mut Explanation) {
     for (clock, countdown) in agent.clocks.iter().filter(|_| agent.is_unattended()) {
         let what = match clock {
             Clock::Run => "its run_timeout is over: it has failed",
+            Clock::Ready => "its ready_timeout is over: it has failed, unless it is ready by then",
+            Clock::Watchdog => "its heartbeat is missed: it has failed, unless it tells that it lives",
+            Clock::Stop => "it has said that it stops, and its grace is over: it has failed",
         };
         match countdown {
             Countdown::Until(until) => at(told, now, until, what),

@@ -10,6 +10,7 @@ use crate::model::error::Error;
 use crate::model::event::Event;
 use crate::model::id::Run;
 use crate::model::limits::Limits;
+use crate::model::note::Note;
 use crate::model::record::{AgentRecord, HerdRecord};
 use crate::model::request::{Answer, Request};
 use crate::model::rule::Found;
@@ -124,6 +125,22 @@ pub enum Input {
         /// Whose.
         agent: AgentKey,
         /// Of which run.
+        run: Run,
+    },
+    /// A process of a run told something of it.
+    Notified {
+        /// Whose.
+        agent: AgentKey,
+        /// Of which run.
+        run: Run,
+        /// What, in the order in which it was told.
+        notes: Vec<Note>,
+    },
+    /// A run has shown the line or the newline that says that it is ready.
+    ReadySeen {
+        /// Whose.
+        agent: AgentKey,
+        /// Which run.
         run: Run,
     },
     /// The cgroup of an agent, its whole subtree, became empty.

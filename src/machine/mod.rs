@@ -42,6 +42,7 @@ mod limit;
 mod output;
 mod pause;
 mod polite;
+mod ready;
 mod record;
 mod report;
 mod restart;
@@ -235,6 +236,8 @@ impl Machine {
             Input::RunEmptied { agent, run } => self.run_emptied(step, agent, run),
             Input::Matched { agent, run, rule, found } => self.matched(step, agent, run, rule, *found),
             Input::OutputRead { agent, run } => self.output_read(step, agent, run),
+            Input::Notified { agent, run, notes } => self.notified(step, agent, run, notes),
+            Input::ReadySeen { agent, run } => self.ready_seen(step, agent, run),
             Input::SubtreeEmptied(agent) => self.subtree_emptied(agent),
             Input::Signalled { agent, processes } => self.signalled(agent, processes),
             Input::Killed { agent, counts } => self.killed(agent, &counts),

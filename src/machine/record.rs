@@ -8,6 +8,7 @@ use super::clock::Countdown;
 use super::input::{AgentKey, Effect, Frost, Now};
 use super::{Machine, Step};
 use crate::model::id::Run;
+use crate::model::note::Told;
 use crate::model::record::{
     AgentRecord, Birth, Course, Ending, HerdRecord, Judgement, Moment, Pause, Rung, Standing, Wait,
 };
@@ -83,6 +84,8 @@ fn course(agent: &Agent) -> Course {
         ending: agent.down.as_ref().map(|down| Ending { by: down.by.clone(), kill_at: down.kill_at }),
         cycle: agent.cycle.clone(),
         judgement: agent.verdict.clone().map(|verdict| Judgement { cause: verdict.cause, why: verdict.why }),
+        account: if agent.has_run() { agent.voice.told } else { Told::default() },
+        heartbeat: agent.voice.period.filter(|_| agent.has_run()),
         pause: pause(&agent.freezer),
         paused_since: agent.paused_since,
         paused_total: agent.paused_total,

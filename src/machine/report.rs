@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::agent::{Home, Phase};
-use super::clock::Countdown;
+use super::clock::{Clock, Countdown};
 use super::input::{AgentKey, Caller, Effect, Now};
 use super::{Machine, Step};
 use crate::model::config::HerdConfig;
@@ -159,6 +159,7 @@ impl Machine {
             started: agent.started_wall(),
             ended: agent.ended.map(|ended| ended.wall),
             waits: self.waits_for(key, now),
+            status_text: agent.voice.status.clone(),
             limits: agent.limits.clone(),
             capabilities: spec.capabilities.clone(),
             metadata: spec.metadata.clone(),
@@ -173,6 +174,12 @@ impl Machine {
         let left = |until: Monotonic| {
             humantime::format_duration(std::time::Duration::from_millis(crate::model::status::millis(until.since(now))))
                 .to_string()
+        };
+        let clock = |clock, what| {
+            Some(match agent.clocks.get(clock)? {
+                Countdown::Until(until) => format!("{what}, {} left", left(until)),
+                Countdown::Suspended(_) => format!("{what}; the time stands still while it is paused"),
+            })
         };
         match &agent.phase {
             Phase::Queued => Some("room in the tree".to_owned()),
@@ -191,6 +198,9 @@ impl Machine {
                 Some("its next run; the time stands still while it is paused".to_owned())
             }
             Phase::Running { .. } if agent.down.is_some() => Some("its processes to end".to_owned()),
+            Phase::Running { ladder: None, .. } => {
+                clock(Clock::Ready, "its readiness").or_else(|| clock(Clock::Stop, "its end, which it has announced"))
+            }
             Phase::Group | Phase::Running { .. } | Phase::Ended { .. } => None,
         }
     }

@@ -74,6 +74,7 @@ impl Machine {
             self.publish(step, Kind::Started, key, |_| {});
             self.count_run(key, |count| count + 1);
             self.start_clocks(step, key);
+            self.await_ready(step, key);
         }
         if let Some(verdict) = verdict {
             self.judge(step, key, verdict);

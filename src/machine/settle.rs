@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::agent::{Agent, Home, Ladder, Outcome, Phase, Start};
 use super::input::{AgentKey, Effect, SpawnOrder};
+use super::ready::Voice;
 use super::{Machine, Step, Timer};
 use crate::model::request::Answer;
 use crate::model::time::Monotonic;
@@ -95,6 +96,7 @@ impl Machine {
         agent.told = None;
         agent.verdict = None;
         agent.overdue = None;
+        agent.voice = Voice::default();
         agent.began = None;
         let order = SpawnOrder { agent: key, run: agent.run, spec: agent.spec.clone(), make, make_level };
         self.count_spawning(key, |count| count + 1);

@@ -51,6 +51,8 @@ pub(super) struct Stop {
     /// Agents that had ended before, whose cgroup was still there.
     remains: Vec<AgentKey>,
     pub stage: Stage,
+    /// Whether its agents can ask for more time: not where whoever asked said how much they get.
+    pub can_be_put_off: bool,
     began: Monotonic,
     replies: Vec<ReplyTo>,
     tallies: BTreeMap<AgentKey, Tally>,
@@ -167,12 +169,14 @@ impl Machine {
             .filter(|key| self.agents[key].has_ended() && self.agents[key].home != Home::None)
             .collect();
         let stop_key = StopKey(self.fresh());
+        let can_be_put_off = grace.is_none();
         let grace = grace.or_else(|| tops.iter().map(|key| self.agents[key].spec.grace).max()).unwrap_or_default();
         let now = step.now.mono;
         let members: Vec<_> =
             tops.iter().flat_map(|top| self.subtree(*top)).filter(|key| !self.agents[key].has_ended()).collect();
         let stop = Stop {
             stage: if grace.is_zero() { Stage::Closing } else { Stage::Polite(now + grace) },
+            can_be_put_off,
             began: now,
             replies: reply.into_iter().collect(),
             tallies: members.iter().map(|key| (*key, self.tally(*key))).collect(),

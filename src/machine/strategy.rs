@@ -126,13 +126,14 @@ impl Machine {
     fn can_start_anew(&self, key: AgentKey) -> bool {
         let agent = &self.agents[&key];
         let has_or_waits = match agent.phase {
-            Phase::Held
+            Phase::Queued
+            | Phase::Held
             | Phase::Running { .. }
             | Phase::Draining { .. }
             | Phase::Reading { .. }
             | Phase::Backoff { .. } => true,
             Phase::Spawning { .. } => !agent.spec.is_group(),
-            Phase::Group | Phase::Queued | Phase::Lingering { .. } | Phase::Ended { .. } => false,
+            Phase::Group | Phase::Lingering { .. } | Phase::Ended { .. } => false,
         };
         has_or_waits && agent.down.is_none()
     }
@@ -146,7 +147,7 @@ impl Machine {
         agent.renewal = Some(number);
         let is_unattended = agent.is_unattended();
         let is_pending = match agent.phase {
-            Phase::Held => false,
+            Phase::Queued | Phase::Held => false,
             // The delay that counts is that of the one whose failure it was.
             Phase::Backoff { .. } if !is_head => {
                 agent.start = Start::Automatic;
@@ -160,8 +161,9 @@ impl Machine {
                 }
                 true
             }
-            Phase::Spawning { .. } => {
-                if !is_head {
+            Phase::Spawning { deadline } => {
+                // One that is past its deadline is on its way to failing, as well.
+                if !is_head && deadline.is_some() {
                     agent.cycle = Some(by);
                 }
                 true

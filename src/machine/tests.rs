@@ -128,7 +128,8 @@ fn a_failed_agent_is_restarted_and_a_terminated_one_is_not() {
     assert_eq!(kinds(&bench.exit(key, 1, 0)), [Kind::Failed, Kind::Restarting]);
     assert_eq!(bench.state(key), State::Backoff);
     let effects = bench.wait(1);
-    assert!(matches!(&effects[..], [Effect::Spawn(order)] if order.run == Run(2) && order.make.is_none()));
+    assert!(matches!(&effects[0], Effect::Spawn(order) if order.run == Run(2) && order.make.is_none()));
+    assert!(matches!(&effects[1..], [Effect::Record(_)]));
     bench.step(Input::Spawned { agent: key, pid: Some(101) });
     let effects = bench.ask(Request::Terminate(ids(&["a"]), None));
     assert!(effects.iter().any(|effect| matches!(effect, Effect::Signal { run: Run(2), .. })));

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::agent::{Ladder, Outcome, Phase, Verdict};
 use super::clock::{Clock, Countdown};
 use super::input::{AgentKey, Effect};
+use super::ready::SIGABRT;
 use super::{Machine, Step};
 use crate::model::spec::StopSignal;
 use crate::model::status::{Cause, ExitRecord};
@@ -65,8 +66,14 @@ impl Machine {
         let text = |duration: Option<Duration>| humantime::format_duration(duration.unwrap_or_default()).to_string();
         let (cause, why) = match clock {
             Clock::Run => (Cause::Timeout, format!("it ran for longer than {}", text(agent.spec.run_timeout))),
+            Clock::Ready => (Cause::Ready, format!("it was not ready within {}", text(agent.spec.ready_deadline()))),
+            Clock::Watchdog => (Cause::Watchdog, format!("no WATCHDOG=1 within {}", text(agent.heartbeat()))),
+            Clock::Stop => {
+                let grace = text(Some(agent.spec.grace));
+                (Cause::Timeout, format!("it said STOPPING=1 and did not end within {grace}"))
+            }
         };
-        let signal = agent.spec.stop_signal;
+        let signal = if clock == Clock::Watchdog { SIGABRT } else { agent.spec.stop_signal };
         self.condemn(step, key, Verdict { cause, why }, signal);
     }
 }

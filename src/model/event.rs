@@ -46,6 +46,8 @@ kinds! {
     Adopted = "process:adopted",
     /// A run's program is executing.
     Started = "process:started",
+    /// A run has told that it is ready; how long that took and how it told is in the message.
+    Ready = "process:ready",
     /// A run's main process exited and left descendants; the run's own end follows.
     Exited = "process:exited",
     /// A run ended badly on its own.

@@ -1,10 +1,12 @@
-//! A regular expression over one line of output: read and judged here, matched in the room of output.
+//! A regular expression over one line of output, bounded: whoever gives one is not trusted.
 //!
-//! The syntax is that of the `regex` crate, over bytes. What is accepted can match some line, and does not match every one.
+//! The syntax is that of the `regex` crate, over bytes; it takes time in proportion to the text, whatever the expression. What
+//! is bounded here is the expression's own size. What is accepted can match some line, and does not match every one.
 
 use std::fmt;
 use std::str::FromStr;
 
+use regex::bytes::{Regex, RegexBuilder};
 use regex_syntax::ParserBuilder;
 use regex_syntax::hir::{Hir, HirKind, Look};
 use serde::{Deserialize, Serialize};
@@ -17,6 +19,10 @@ pub const PATTERN_MAX: usize = 1024;
 /// How deep the groups of a pattern may be nested.
 pub const PATTERN_DEPTH_MAX: u32 = 50;
 
+/// The most memory that compiled expressions may take, and as much again while they are matched, in bytes: `\w{40}` fits,
+/// `\w{5000}` does not.
+pub const COMPILED_MAX: usize = 2 << 20;
+
 /// A regular expression that can match a line. One that cannot, or that matches every line, is a mistake and no pattern.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -27,6 +33,31 @@ impl Pattern {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Compiles the expression: for bytes, which need not be UTF-8.
+    ///
+    /// # Panics
+    /// Never: it compiled when it was made.
+    #[must_use]
+    pub fn compile(&self) -> Regex {
+        compile(&self.0).expect("it compiled when it was made")
+    }
+}
+
+fn compile(text: &str) -> Result<Regex, regex::Error> {
+    let mut builder = RegexBuilder::new(text);
+    builder.size_limit(COMPILED_MAX).dfa_size_limit(COMPILED_MAX).build()
+}
+
+/// Says what is wrong with an expression that parses and does not compile.
+pub(super) fn too_large(error: &regex::Error) -> Error {
+    match error {
+        regex::Error::CompiledTooBig(limit) => {
+            let error = Error::new(Code::TooLarge, format!("compiled, it takes more than {limit} bytes"));
+            error.remedy("use smaller repetition counts, or `.` and [0-9a-z] for \\w and \\d")
+        }
+        error => Error::new(Code::BadValue, format!("it does not compile: {error}")),
     }
 }
 
@@ -61,6 +92,7 @@ impl FromStr for Pattern {
             let error = Error::new(Code::BadValue, format!("{text:?} matches every line, whatever is in it"));
             return Err(error.remedy("drop the empty alternative or the * behind it; . is any line that is not empty"));
         }
+        compile(text).map_err(|error| too_large(&error))?;
         Ok(Self(text.to_owned()))
     }
 }
@@ -142,6 +174,27 @@ mod tests {
             "(^|,)a",
         ] {
             assert!(text.parse::<Pattern>().is_ok(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_people_write_compiles_and_matches_bytes() {
+        for (pattern, line) in [
+            (r"(?i)listening on \S+:\d+", &b"Listening on [::1]:80"[..]),
+            ("^", b""),
+            ("^ready$", b"ready"),
+            (r"\w{40}|ready", b"\xff\xfe ready"),
+            (r"^(\d{1,3}\.){3}\d{1,3} up \p{Greek}", "10.0.0.1 up λ".as_bytes()),
+        ] {
+            assert!(pattern.parse::<Pattern>().unwrap().compile().is_match(line), "{pattern}");
+        }
+    }
+
+    #[test]
+    fn what_takes_too_much_memory_is_refused_with_a_remedy() {
+        for text in [r"\w{5000}", "(((a{100}){100}){100}){100}"] {
+            let error = text.parse::<Pattern>().unwrap_err();
+            assert!(error.message.contains("takes more than") && error.remedy.is_some(), "{error}");
         }
     }
 

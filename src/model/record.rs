@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::id::{AgentId, Level, Run};
 use super::limits::{LevelLimits, Limits};
+use super::note::Told;
 use super::spec::AgentSpec;
 use super::status::{Cause, ExitRecord};
 use super::time::{Monotonic, Wall};
@@ -164,6 +165,12 @@ pub struct Course {
     /// The failure that the present run is ended for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub judgement: Option<Judgement>,
+    /// How far the run that goes on has come, by its own account.
+    #[serde(default, skip_serializing_if = "Told::is_nothing")]
+    pub account: Told,
+    /// The heartbeat that this run has asked for itself; zero is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heartbeat: Option<Duration>,
     /// Whether it was paused itself.
     #[serde(default, skip_serializing_if = "Pause::is_off")]
     pub pause: Pause,

@@ -5,19 +5,15 @@ use std::str::FromStr;
 use regex::bytes::{RegexSet, RegexSetBuilder};
 use serde::{Deserialize, Serialize};
 
-use super::error::{Code, Error};
-use super::pattern::{PATTERN_DEPTH_MAX, Pattern};
-use super::stream::Stream;
+use super::error::Error;
+use super::pattern::{COMPILED_MAX, PATTERN_DEPTH_MAX, Pattern, too_large};
+use super::stream::{Stream, Streams};
 
 /// The most rules of one agent.
 pub const RULES_MAX: usize = 32;
 
 /// The longest name of a rule, in bytes.
 pub const RULE_NAME_MAX: usize = 63;
-
-/// The most memory that the patterns of one agent take when they are compiled, and as much again while they are matched; in
-/// bytes.
-pub const COMPILED_MAX: usize = 1 << 20;
 
 /// One rule: a line of the stream in which the pattern is found is told, or fails the run.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -28,9 +24,9 @@ pub struct Rule {
     pub name: Option<String>,
     /// What is looked for in each line.
     pub pattern: Pattern,
-    /// The stream that it is looked for in; both by default.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub stream: Option<Stream>,
+    /// The streams that it is looked for in; both by default.
+    #[serde(default)]
+    pub stream: Streams,
     /// What follows when it is found.
     #[serde(default)]
     pub action: Action,
@@ -75,7 +71,7 @@ impl Rule {
     /// Makes a rule for both streams that only tells.
     #[must_use]
     pub fn new(pattern: Pattern) -> Self {
-        Self { name: None, pattern, stream: None, action: Action::Notice }
+        Self { name: None, pattern, stream: Streams::Both, action: Action::Notice }
     }
 
     /// Returns what it is called.
@@ -87,7 +83,7 @@ impl Rule {
     /// Says whether it looks at a stream.
     #[must_use]
     pub fn listens_to(&self, stream: Stream) -> bool {
-        self.stream.is_none_or(|own| own == stream)
+        self.stream.has(stream)
     }
 }
 
@@ -97,9 +93,10 @@ impl FromStr for Rule {
     /// Reads `[STREAM:][ACTION:]REGEX`. A pattern that begins with such a word is written with another one before it.
     fn from_str(text: &str) -> Result<Self, Error> {
         let (stream, rest) = match text.split_once(':') {
-            Some(("stdout", rest)) => (Some(Stream::Stdout), rest),
-            Some(("stderr", rest)) => (Some(Stream::Stderr), rest),
-            _ => (None, text),
+            Some(("stdout", rest)) => (Streams::Stdout, rest),
+            Some(("stderr", rest)) => (Streams::Stderr, rest),
+            Some(("both", rest)) => (Streams::Both, rest),
+            _ => (Streams::Both, text),
         };
         let (action, pattern) = match rest.split_once(':') {
             Some(("notice", pattern)) => (Action::Notice, pattern),
@@ -128,17 +125,14 @@ pub fn check(rules: &[Rule]) -> Result<(), String> {
 /// Compiles the patterns of rules into one set, in their order.
 ///
 /// # Errors
-/// [`Code::TooLarge`] if they need more than [`COMPILED_MAX`].
+/// `too_large` if they need more than [`COMPILED_MAX`].
 pub fn compile<'a>(rules: impl IntoIterator<Item = &'a Rule>) -> Result<RegexSet, Error> {
     let patterns = rules.into_iter().map(|rule| rule.pattern.as_str());
     let mut builder = RegexSetBuilder::new(patterns);
     builder.size_limit(COMPILED_MAX).dfa_size_limit(COMPILED_MAX).nest_limit(PATTERN_DEPTH_MAX);
-    builder.build().map_err(|error| match error {
-        regex::Error::CompiledTooBig(limit) => {
-            Error::new(Code::TooLarge, format!("compiled, the patterns of the rules take more than {limit} bytes"))
-                .remedy("use smaller counts in {}, or (?-u) where ASCII will do")
-        }
-        error => Error::new(Code::BadValue, format!("the patterns of the rules do not compile: {error}")),
+    builder.build().map_err(|error| {
+        let error = too_large(&error);
+        Error { message: format!("all patterns of the rules together: {}", error.message), ..error }
     })
 }
 
@@ -152,10 +146,14 @@ mod tests {
             let rule: Rule = text.parse().unwrap();
             (rule.stream, rule.action, rule.pattern.to_string())
         };
-        assert_eq!(read("panic: at"), (None, Action::Notice, "panic: at".to_owned()));
-        assert_eq!(read("stderr:fail:panic:"), (Some(Stream::Stderr), Action::Fail, "panic:".to_owned()));
-        assert_eq!(read("stdout:x"), (Some(Stream::Stdout), Action::Notice, "x".to_owned()));
-        assert_eq!(read("notice:fail: x"), (None, Action::Notice, "fail: x".to_owned()), "a word is read once");
+        assert_eq!(read("panic: at"), (Streams::Both, Action::Notice, "panic: at".to_owned()));
+        assert_eq!(read("stderr:fail:panic:"), (Streams::Stderr, Action::Fail, "panic:".to_owned()));
+        assert_eq!(read("stdout:x"), (Streams::Stdout, Action::Notice, "x".to_owned()));
+        assert_eq!(
+            read("notice:fail: x"),
+            (Streams::Both, Action::Notice, "fail: x".to_owned()),
+            "a word is read once"
+        );
         assert!("fail:".parse::<Rule>().is_err() && "stderr:[".parse::<Rule>().is_err());
     }
 
@@ -165,7 +163,7 @@ mod tests {
         assert!(check(&vec![rule("x"); RULES_MAX]).is_ok() && check(&vec![rule("x"); RULES_MAX + 1]).is_err());
         assert!(check(&[Rule { name: Some("a\u{7}".to_owned()), ..rule("x") }]).is_err());
         assert!(compile(&[rule(r"\w+@\w+"), rule("(?i)fatal")]).is_ok());
-        let error = compile(&[rule(r"\w{1000}")]).unwrap_err();
-        assert_eq!(error.code, Code::TooLarge, "{error}");
+        let error = compile(&vec![rule(r"\w{30}"); 9]).unwrap_err();
+        assert!(error.message.contains("together") && error.remedy.is_some(), "{error}");
     }
 }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::error::{Code, Error};
 use super::id::{AgentId, Level, Priority, SessionId};
 use super::limits::Limits;
+use super::ready::Ready;
 pub use super::recovery::{Children, Restart, RestartPolicy, Strategy};
 use super::rule::{self, Rule};
 use super::time::text as duration_text;
@@ -115,6 +116,17 @@ pub struct AgentSpec {
     /// What is looked for in the lines of its output, 32 rules at most.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<Rule>,
+    /// How it tells that it is ready; without this it is as soon as its program executes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready: Option<Ready>,
+    /// How long a run may take to be ready, paused time not counted; then it has failed. 60 s by default; without `ready` it
+    /// means nothing.
+    #[serde(default, with = "duration_text::option", skip_serializing_if = "Option::is_none")]
+    pub ready_timeout: Option<Duration>,
+    /// How often a run that is ready has to send `WATCHDOG=1` (sd_notify(3)), paused time not counted, 10 ms at least; if it
+    /// does not, it has failed. Never by default.
+    #[serde(default, with = "duration_text::option", skip_serializing_if = "Option::is_none")]
+    pub watchdog: Option<Duration>,
     /// How much of each of its two streams is kept, in bytes: 64 KiB at least, 16 MiB by default.
     #[serde(default = "default_output_max")]
     pub output_max: Bytes,
@@ -169,6 +181,9 @@ impl AgentSpec {
             grace: default_grace(),
             run_timeout: None,
             rules: Vec::new(),
+            ready: None,
+            ready_timeout: None,
+            watchdog: None,
             output_max: default_output_max(),
             admission: Admission::default(),
         }
@@ -249,6 +264,7 @@ impl AgentSpec {
         if self.is_group() && !self.rules.is_empty() {
             return bad("rules", "a group has no process and no output".to_owned());
         }
+        self.check_ready().or_else(|(field, why)| bad(field, why))?;
         if self.metadata.values().any(|value| !is_shallow(value, METADATA_DEPTH_MAX)) {
             return bad("metadata", format!("it is nested more than {METADATA_DEPTH_MAX} deep"));
         }

@@ -19,7 +19,8 @@ pub enum State {
     Group,
     /// It waits for admission.
     Queued,
-    /// Its process is being made, or waits for its paused subtree to be resumed.
+    /// It is on its way to being ready: its process is being made, waits for its paused subtree to be resumed, or has not told
+    /// yet that it is ready.
     Starting,
     /// Its run is going on.
     Running,
@@ -119,12 +120,16 @@ pub enum Cause {
     Terminated,
     /// How it ended is not known: no daemon lived to see it, or the kernel did not tell.
     Lost,
-    /// It ran for longer than its `run_timeout`.
+    /// It ran for longer than its `run_timeout`, or went on for longer than its grace after it had said `STOPPING=1`.
     Timeout,
     /// A rule found a line in its output that means failure.
     Output,
     /// Its children failed: too often for its `children.intensity`, or a significant one for good.
     Child,
+    /// It was not ready within its `ready_timeout`.
+    Ready,
+    /// Its heartbeat was missed.
+    Watchdog,
 }
 
 impl Cause {
@@ -141,6 +146,8 @@ impl Cause {
             Self::Timeout => "timeout",
             Self::Output => "output",
             Self::Child => "child",
+            Self::Ready => "ready",
+            Self::Watchdog => "watchdog",
         }
     }
 
@@ -149,7 +156,7 @@ impl Cause {
     pub fn is_verdict(self) -> bool {
         match self {
             Self::Exit | Self::Signal | Self::Oom | Self::Exec | Self::Terminated | Self::Lost => false,
-            Self::Timeout | Self::Output | Self::Child => true,
+            Self::Timeout | Self::Output | Self::Child | Self::Ready | Self::Watchdog => true,
         }
     }
 }
@@ -362,6 +369,9 @@ pub struct AgentStatus {
     /// What it waits for, and until when, in a sentence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waits: Option<String>,
+    /// What it last said of itself with `STATUS=`, as it said it: escape it before you show it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status_text: Option<String>,
     /// The limits over its subtree: its own and those of its level.
     pub limits: Limits,
     /// What it can do, in the user's words.

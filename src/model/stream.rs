@@ -33,3 +33,38 @@ impl fmt::Display for Stream {
         f.pad(self.as_str())
     }
 }
+
+/// Which of the two streams something is about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Streams {
+    /// Descriptor 1 alone.
+    Stdout,
+    /// Descriptor 2 alone.
+    Stderr,
+    /// Both.
+    #[default]
+    Both,
+}
+
+impl Streams {
+    /// Returns their name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stdout => "stdout",
+            Self::Stderr => "stderr",
+            Self::Both => "both",
+        }
+    }
+
+    /// Says whether a stream is one of them.
+    #[must_use]
+    pub fn has(self, stream: Stream) -> bool {
+        match self {
+            Self::Stdout => stream == Stream::Stdout,
+            Self::Stderr => stream == Stream::Stderr,
+            Self::Both => true,
+        }
+    }
+}

@@ -1,6 +1,6 @@
 //! Looking for meaning: the lines of a stream against the rules of its agent, each byte once, in the order of the stream.
 //!
-//! A [`RuleSet`] is what is looked for, compiled once; a [`Scan`] is how far one stream was looked at. A line ends with `\n`
+//! A [`RuleSet`] is what is looked for, compiled once; a [`Sweep`] is how far one stream was looked at. A line ends with `\n`
 //! or `\r\n`, which are not part of it. Of a line that is longer than [`LINE_MOST`] its first [`LINE_MOST`] bytes are looked at,
 //! as soon as they are there. What is given back before it was looked at is gone: that is counted, the line that was open
 //! before the gap is looked at as it is, and what is left of the line in which the gap ends is passed over.
@@ -93,7 +93,7 @@ pub struct Match<'a> {
 
 /// How far one stream was looked at.
 #[derive(Clone, Debug)]
-pub struct Scan {
+pub struct Sweep {
     set: Arc<RuleSet>,
     stream: Stream,
     /// The offset of the next byte.
@@ -104,9 +104,9 @@ pub struct Scan {
     passes_over: bool,
 }
 
-/// What one call of [`Scan::look`] has come to.
+/// What one call of [`Sweep::look`] has come to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Looked {
+pub struct Swept {
     /// How much work that was: the bytes that were looked at, and 32 more for each line.
     pub work: u64,
     /// How many were gone before they could be.
@@ -115,7 +115,7 @@ pub struct Looked {
     pub at_end: bool,
 }
 
-impl Scan {
+impl Sweep {
     /// Begins at an offset of a stream.
     #[must_use]
     pub fn new(set: Arc<RuleSet>, stream: Stream, begin: u64) -> Self {
@@ -140,8 +140,8 @@ impl Scan {
         budget: u64,
         until: u64,
         mut each: impl FnMut(Match<'_>),
-    ) -> Result<Looked, Error> {
-        let mut looked = Looked { at_end: self.next >= until, ..Looked::default() };
+    ) -> Result<Swept, Error> {
+        let mut looked = Swept { at_end: self.next >= until, ..Swept::default() };
         while !looked.at_end && looked.work < budget {
             let room = (budget - looked.work).min(until - self.next).min(PIECE);
             let mut cursor = Cursor::default();

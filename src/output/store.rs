@@ -30,8 +30,6 @@ pub struct Store {
 /// Where the output of one run goes in.
 #[derive(Debug)]
 pub struct Inlet {
-    /// The agent's directory, as by [`Store::watch_dir`].
-    pub dir: OwnedFd,
     /// What the child writes its standard output to, as by [`Store::writer`].
     pub stdout: OwnedFd,
     /// What the child writes its standard error to.
@@ -90,15 +88,14 @@ impl Store {
 
     /// Makes the files in a directory that was just made.
     fn fill(&self, id: &AgentId) -> Result<Inlet, Error> {
-        let dir = self.watch_dir(id)?;
         // An exclusive file is a new one: it cannot be a link, and there is no fifo to wait for.
         let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let make = |stream: Stream| {
-            fs::openat(&dir, stream.as_str(), flags, Mode::RUSR | Mode::WUSR)
-                .map_err(|errno| entry_fault("make", &shown(&entry(id, stream.as_str())), errno))
+            let name = entry(id, stream.as_str());
+            fs::openat2(&self.agents, &name, flags, Mode::RUSR | Mode::WUSR, beneath())
+                .map_err(|errno| entry_fault("make", &shown(&name), errno))
         };
-        let (stdout, stderr) = (make(Stream::Stdout)?, make(Stream::Stderr)?);
-        Ok(Inlet { dir, stdout, stderr })
+        Ok(Inlet { stdout: make(Stream::Stdout)?, stderr: make(Stream::Stderr)? })
     }
 
     /// Opens the files of an agent for the child of a further run.
@@ -106,9 +103,7 @@ impl Store {
     /// # Errors
     /// As [`Store::writer`].
     pub fn inlet(&self, id: &AgentId) -> Result<Inlet, Error> {
-        let dir = self.watch_dir(id)?;
-        let (stdout, stderr) = (self.writer(id, Stream::Stdout)?, self.writer(id, Stream::Stderr)?);
-        Ok(Inlet { dir, stdout, stderr })
+        Ok(Inlet { stdout: self.writer(id, Stream::Stdout)?, stderr: self.writer(id, Stream::Stderr)? })
     }
 
     /// Opens a spool file for the child: write only, `O_APPEND`, closed on exec until it is made descriptor 1 or 2.
@@ -201,8 +196,7 @@ impl Store {
             flags |= OFlags::NONBLOCK | OFlags::NOCTTY;
         }
         let mode = if flags.contains(OFlags::CREATE) { Mode::RUSR | Mode::WUSR } else { Mode::empty() };
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-        fs::openat2(&self.agents, name, flags, mode, resolve)
+        fs::openat2(&self.agents, name, flags, mode, beneath())
     }
 
     fn try_punching(&self) -> io::Result<bool> {
@@ -212,6 +206,10 @@ impl Store {
         io::pwrite(&scratch, &[b'x'; 8192], 0)?;
         Ok(punch(scratch.as_fd(), 0, 4096).is_ok())
     }
+}
+
+fn beneath() -> ResolveFlags {
+    ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS
 }
 
 fn unlink(directory: &OwnedFd, name: &str, flags: AtFlags) -> io::Result<()> {

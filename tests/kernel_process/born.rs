@@ -34,6 +34,36 @@ fn a_child_has_stdin_stdout_stderr_and_no_other_descriptor() {
 }
 
 #[test]
+fn a_child_may_have_one_descriptor_more_under_the_number_that_is_asked_for() {
+    let listed = |number: i32| {
+        let said = sink();
+        let seen = shell(&format!("echo told >/proc/$$/fd/{number}; exec ls /proc/self/fd"), |launch| {
+            launch.passed = Some((said.try_clone().unwrap(), number));
+        });
+        (seen.split_whitespace().collect::<Vec<_>>().join(" "), text(&said))
+    };
+    assert_eq!(listed(3), ("0 1 2 3 4".to_owned(), "told\n".to_owned()));
+    assert_eq!(listed(1023), ("0 1 1023 2 3".to_owned(), "told\n".to_owned()));
+    // The parent has it under this very number already.
+    let said = sink();
+    let own = rustix::io::fcntl_dupfd_cloexec(&said, 40).unwrap();
+    let number = own.as_raw_fd();
+    let seen = shell(&format!("echo told >/proc/$$/fd/{number}; exec ls /proc/self/fd"), |launch| {
+        launch.passed = Some((own, number));
+    });
+    assert_eq!((seen.split_whitespace().count(), text(&said)), (5, "told\n".to_owned()));
+}
+
+#[test]
+fn a_variable_may_hold_the_childs_own_pid() {
+    let seen =
+        shell("echo $WATCHDOG_PID $$; exec env", |launch| launch.pid_variable = Some(c"WATCHDOG_PID".to_owned()));
+    let (told, true_pid) = seen.lines().next().unwrap().split_once(' ').unwrap();
+    assert_eq!(told, true_pid);
+    assert_eq!(seen.lines().filter(|line| line.starts_with("WATCHDOG_PID=")).count(), 1);
+}
+
+#[test]
 fn a_child_has_no_signal_blocked_or_ignored() {
     // Rust itself ignores SIGPIPE in this process; block some in this thread, too.
     let mut blocked = nix::sys::signal::SigSet::empty();

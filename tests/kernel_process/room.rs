@@ -92,11 +92,13 @@ impl Room {
         Launch {
             argv: argv.iter().map(|text| CString::new(*text).unwrap()).collect(),
             env: vec![c"PATH=/usr/bin:/bin".to_owned()],
+            pid_variable: None,
             search: path_candidates(argv[0], "/usr/bin:/bin"),
             cwd: c"/".to_owned(),
             stdin: null(),
             stdout: output.try_clone().unwrap(),
             stderr: null(),
+            passed: None,
             leaf: self.dir.try_clone().unwrap(),
             enter: if way == Way::EnterItself { vec![self.procs()] } else { Vec::new() },
             credentials: None,

@@ -5,6 +5,8 @@ use std::time::Duration;
 use treeherd::machine::AgentKey;
 use treeherd::model::id::{AgentId, Level};
 use treeherd::model::limits::Limits;
+use treeherd::model::note::Note;
+use treeherd::model::ready::Ready;
 use treeherd::model::request::{LimitScope, Request, Target};
 use treeherd::model::spec::{Admission, AgentSpec, Children, OnMainExit, Restart, RestartPolicy, Strategy};
 
@@ -29,6 +31,8 @@ pub struct Habits {
     pub limits_on_spawn: bool,
     /// How many agents have something to say about their children, in percent.
     pub supervision: u32,
+    /// How many agents, in percent, have something to tell of themselves.
+    pub health: u32,
 }
 
 impl Habits {
@@ -43,6 +47,7 @@ impl Habits {
             other: chance.of(&[0, 1, 3]),
             limits_on_spawn: chance.comes(50),
             supervision: chance.of(&[0, 30, 80]),
+            health: chance.of(&[0, 40, 100]),
         }
     }
 
@@ -65,6 +70,22 @@ impl Habits {
             _ if chance.comes(50) => Request::Wait((0..1 + chance.pick(3)).map(|_| self.name(chance, known)).collect()),
             _ => Request::Cleanup(self.target(chance, known)),
         }
+    }
+
+    /// Makes up a parent with something to say about its children, and some of these: what chance alone seldom brings together.
+    pub fn family(&self, chance: &mut Chance) -> Vec<AgentSpec> {
+        if self.supervision <= 50 {
+            return Vec::new();
+        }
+        let mut all: Vec<AgentSpec> = NAMES[..4].iter().map(|_| self.spec(chance, &[])).collect();
+        for (index, spec) in all.iter_mut().enumerate() {
+            spec.id = id(NAMES[index]);
+            spec.parent = (index > 0).then(|| id(NAMES[chance.pick(index).min(1)]));
+            spec.significant &= index > 0;
+            (spec.level, spec.spawn_budget) = (None, None);
+            spec.restart.policy = chance.of(&[RestartPolicy::OnFailure, RestartPolicy::Always, RestartPolicy::Never]);
+        }
+        all
     }
 
     fn name(&self, chance: &mut Chance, known: &[AgentId]) -> AgentId {
@@ -115,6 +136,8 @@ impl Habits {
             policy: chance.of(&[RestartPolicy::Never, RestartPolicy::OnFailure, RestartPolicy::Always]),
             delay: chance.of(&[Duration::ZERO, Duration::from_millis(300), Duration::from_secs(1)]),
             intensity: chance.of(&[0, 1, 3, 10]),
+            // Whatever fails again and again is given up within the time that a world is drained for.
+            period: Duration::from_secs(24 * 3600),
             jitter: chance.of(&[0.0, 0.1, 1.0]),
             ..Restart::default()
         };
@@ -132,6 +155,13 @@ impl Habits {
             };
             spec.significant = chance.comes(20);
             spec.spawn_budget = chance.of(&[None, None, None, Some(0), Some(2), Some(9)]);
+        }
+        if !spec.is_group() && chance.comes(self.health) {
+            let times = [Duration::from_millis(20), Duration::from_millis(500), Duration::from_secs(5)];
+            spec.ready = chance.of(&[None, Some(Ready::Notify), Some(Ready::Notify), Some(Ready::Fd(3))]);
+            // Not its default: whoever fails once a minute may go on for ever.
+            spec.ready_timeout = Some(chance.of(&times));
+            spec.watchdog = Some(chance.of(&times)).filter(|_| chance.comes(50));
         }
         if self.limits_on_spawn && chance.comes(70) {
             spec.limits = some_limits(chance);
@@ -156,6 +186,21 @@ pub fn some_limits(chance: &mut Chance) -> Limits {
         limits.set_text(chance.of(&text)).unwrap();
     }
     limits
+}
+
+/// Makes up what a process tells of itself.
+pub fn some_notes(chance: &mut Chance) -> Vec<Note> {
+    let time =
+        chance.of(&[Duration::ZERO, Duration::from_millis(1), Duration::from_millis(300), Duration::from_secs(20)]);
+    let seldom = chance.of(&[
+        Note::Stopping,
+        Note::Trigger,
+        Note::Status("fine".to_owned()),
+        Note::Period(time),
+        Note::Extend(time),
+        Note::Extend(time),
+    ]);
+    (0..1 + chance.pick(2)).map(|_| chance.of(&[Note::Ready, Note::Ready, Note::Beat, seldom.clone()])).collect()
 }
 
 /// Picks who asks: mostly somebody outside the herd.

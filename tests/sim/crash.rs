@@ -83,21 +83,24 @@ impl World {
 
     /// The supervisor dies: what is on its way is lost, or carried out with nobody to answer to.
     pub fn crash(&mut self) {
-        while self.chance.comes(70) {
+        loop {
             let orders: Vec<Move> = self.moves().into_iter().filter(|it| matches!(it, Move::Order(_))).collect();
-            if orders.is_empty() {
-                break;
+            match orders.get(self.chance.pick(orders.len() + 1)) {
+                Some(order) => drop(self.make(*order)),
+                None => break,
             }
-            let chosen = self.chance.pick(orders.len());
-            self.make(orders[chosen]);
         }
+        // What was sent and not read goes with whoever was to read it.
+        self.letters.clear();
         self.orders.clear();
         self.answers.clear();
     }
 
     /// Another supervisor begins, as the daemon does: takes away what nobody has a record of, looks, adopts.
-    pub fn revive(&mut self) {
+    pub fn revive(&mut self) -> Vec<Effect> {
         let doom = self.disk.doom.take();
+        // Meanwhile nobody could send anything.
+        self.letters.clear();
         let records = self.disk.records.clone();
         self.kernel.clear_strays(&records);
         self.kernel.update();
@@ -133,14 +136,14 @@ impl World {
         let fates = self.chance.comes(30);
         self.observer.crashed(&self.kernel, &adopted, doom, fates);
         let mut effects = Vec::new();
-        self.machine.adopt(self.now, adopted, &mut effects);
+        self.machine.adopt(self.now, adopted.clone(), &mut effects);
         self.machine.check();
         let mut again = Vec::new();
         self.machine.settle_everything(self.now, &mut again);
         assert_eq!(again, [], "settling again orders nothing");
         self.disk.write(&effects);
         self.disk.check(&self.machine);
-        self.observer.adopted(&self.machine, &self.kernel, self.now, &effects);
+        self.observer.adopted(&self.machine, &self.kernel, self.now, &adopted, &effects);
         for effect in &effects {
             self.route(effect);
         }
@@ -153,6 +156,7 @@ impl World {
                 self.kernel.notices.insert(Notice::Run(key, run));
             }
         }
+        effects
     }
 }
 

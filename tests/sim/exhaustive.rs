@@ -9,7 +9,7 @@ use std::time::Duration;
 use treeherd::model::config::HerdConfig;
 use treeherd::model::id::Level;
 use treeherd::model::request::{Request, Target};
-use treeherd::model::spec::{AgentSpec, OnMainExit, RestartPolicy};
+use treeherd::model::spec::{AgentSpec, OnMainExit, RestartPolicy, Strategy};
 use treeherd::model::status::Exit;
 
 use super::chance::Chance;
@@ -29,6 +29,8 @@ enum Deed {
     Exit(usize, i32),
     /// Time goes on to the next deadline.
     Pass,
+    /// The supervisor dies; before there is another one, the main process of the n-th agent ends.
+    Crash(Option<usize>),
 }
 
 fn spec(name: &str, parent: Option<&str>) -> AgentSpec {
@@ -84,6 +86,14 @@ fn act(world: &mut World, deed: &Deed) {
         }
         Deed::Pass => {
             world.pass_to_deadline();
+        }
+        Deed::Crash(ends) => {
+            world.crash();
+            if let Some(pid) = ends.and_then(|n| main_of(world, n)) {
+                world.kernel.exit(pid, Exit::Status(0), false);
+            }
+            world.kernel.update();
+            world.revive();
         }
     }
     world.kernel.update();
@@ -141,6 +151,22 @@ fn every_order_of_a_terminate_and_a_restart() {
 }
 
 #[test]
+fn every_order_of_two_deaths_of_the_supervisor() {
+    let mut agent = spec("a", None);
+    agent.restart.policy = RestartPolicy::Always;
+    agent.restart.delay = Duration::ZERO;
+    let deeds = [
+        spawn(agent),
+        spawn(spec("b", Some("a"))),
+        Deed::Crash(Some(0)),
+        terminate(&["b"], Duration::from_secs(1)),
+        Deed::Crash(None),
+        Deed::Pass,
+    ];
+    explore("two deaths of the supervisor", &deeds, &HerdConfig::default(), 1);
+}
+
+#[test]
 fn every_order_of_the_end_of_a_level() {
     let level = Deed::Ask(Request::Terminate(Target::Level(Level(0)), Some(Duration::ZERO)));
     let deeds = [spawn(spec("a", None)), spawn(spec("b", None)), level, Deed::Exit(1, 0)];
@@ -178,4 +204,56 @@ fn every_order_of_a_parents_end_and_a_queue() {
         terminate(&["a", "b"], Duration::ZERO),
     ];
     explore("parent's end and queue", &deeds, &config, 2);
+}
+
+fn comes_back(name: &str, parent: Option<&str>) -> AgentSpec {
+    let mut agent = spec(name, parent);
+    (agent.restart.policy, agent.restart.delay) = (RestartPolicy::OnFailure, Duration::ZERO);
+    agent
+}
+
+#[test]
+fn every_order_of_a_strategy_and_a_stop() {
+    let mut parent = AgentSpec { command: Vec::new(), ..spec("p", None) };
+    parent.children.strategy = Strategy::OneForAll;
+    let deeds = [
+        spawn(parent),
+        spawn(comes_back("a", Some("p"))),
+        spawn(comes_back("b", Some("p"))),
+        Deed::Exit(0, 1),
+        Deed::Exit(1, 1),
+        terminate(&["b"], Duration::from_secs(1)),
+        Deed::Pass,
+    ];
+    explore("strategy and stop", &deeds, &HerdConfig::default(), 1);
+}
+
+#[test]
+fn every_order_of_an_escalation() {
+    let mut parent = comes_back("p", None);
+    parent.children.intensity = Some(0);
+    let deeds = [
+        spawn(parent),
+        spawn(comes_back("a", Some("p"))),
+        spawn(spec("b", Some("a"))),
+        Deed::Exit(1, 1),
+        Deed::Exit(0, 1),
+        Deed::Pass,
+    ];
+    explore("escalation", &deeds, &HerdConfig::default(), 1);
+}
+
+#[test]
+fn every_order_of_a_significant_end_and_a_turn() {
+    let config = HerdConfig { restart_burst: 1, restart_rate: "1/s".parse().unwrap(), ..HerdConfig::default() };
+    let significant = AgentSpec { significant: true, ..spec("a", Some("p")) };
+    let deeds = [
+        spawn(comes_back("p", None)),
+        spawn(significant),
+        Deed::Exit(1, 1),
+        Deed::Pass,
+        Deed::Ask(Request::Restart(id("a"))),
+        Deed::Exit(1, 0),
+    ];
+    explore("significant end and turn", &deeds, &config, 2);
 }

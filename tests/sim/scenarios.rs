@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use treeherd::machine::{AgentKey, Effect, Input, ReplyTo};
 use treeherd::model::config::HerdConfig;
-use treeherd::model::event::Kind;
+use treeherd::model::event::{Event, Kind};
 use treeherd::model::id::{Level, Run};
 use treeherd::model::request::{Answer, Request, Target};
 use treeherd::model::spec::{Admission, AgentSpec, OnMainExit, RestartPolicy};
@@ -15,48 +15,47 @@ use super::clients::id;
 use super::kernel::Temper;
 use super::world::{Lane, Move, World};
 
-const SECOND: Duration = Duration::from_secs(1);
+pub(super) const SECOND: Duration = Duration::from_secs(1);
 
 /// A world in which everything goes on in the order in which it was begun.
-struct Life {
-    world: World,
-    replies: Vec<(ReplyTo, Answer)>,
-    told: Vec<(Kind, String)>,
+pub(super) struct Life {
+    pub world: World,
+    pub replies: Vec<(ReplyTo, Answer)>,
+    /// What was told, in its order.
+    pub told: Vec<Event>,
 }
 
 impl Life {
-    fn new(config: HerdConfig) -> Self {
+    pub fn new(config: HerdConfig) -> Self {
         let chance = Chance::Script { list: Vec::new(), taken: Vec::new() };
         Self { world: World::new(config, chance), replies: Vec::new(), told: Vec::new() }
     }
 
-    fn note(&mut self, effects: Vec<Effect>) {
+    pub fn note(&mut self, effects: Vec<Effect>) {
         for effect in effects {
             match effect {
                 Effect::Reply(to, Ok(answer)) => self.replies.push((to, answer)),
-                Effect::Publish(event) => {
-                    self.told.push((event.kind, event.agent.map(|id| id.to_string()).unwrap_or_default()));
-                }
+                Effect::Publish(event) => self.told.push(*event),
                 _ => {}
             }
         }
     }
 
-    fn flush(&mut self) {
+    pub fn flush(&mut self) {
         while let Some(first) = self.world.moves().first().copied() {
             let effects = self.world.make(first);
             self.note(effects);
         }
     }
 
-    fn ask(&mut self, request: Request) -> ReplyTo {
+    pub fn ask(&mut self, request: Request) -> ReplyTo {
         let (to, effects) = self.world.ask(1, None, request);
         self.note(effects);
         self.flush();
         to
     }
 
-    fn spawn(&mut self, name: &str, parent: Option<&str>, change: impl FnOnce(&mut AgentSpec)) -> AgentKey {
+    pub fn spawn(&mut self, name: &str, parent: Option<&str>, change: impl FnOnce(&mut AgentSpec)) -> AgentKey {
         let mut spec = AgentSpec { parent: parent.map(id), ..AgentSpec::new(id(name), ["work"]) };
         (spec.restart.jitter, spec.restart.delay) = (0.0, SECOND);
         change(&mut spec);
@@ -64,41 +63,53 @@ impl Life {
         self.world.machine.key_of(&id(name)).unwrap()
     }
 
-    fn main_of(&self, key: AgentKey) -> u64 {
+    pub fn main_of(&self, key: AgentKey) -> u64 {
         self.world.kernel.processes.iter().find(|(_, it)| it.agent == key && it.is_main).map(|(pid, _)| *pid).unwrap()
     }
 
-    fn exit(&mut self, key: AgentKey, status: i32) {
+    pub fn exit(&mut self, key: AgentKey, status: i32) {
         self.world.kernel.exit(self.main_of(key), Exit::Status(status), false);
         self.world.kernel.update();
         self.flush();
     }
 
-    fn fork(&mut self, key: AgentKey, temper: Temper) {
+    /// The supervisor dies; before there is another one, the main processes of these agents end well.
+    fn die(&mut self, ends: &[AgentKey]) {
+        self.world.crash();
+        for key in ends {
+            self.world.kernel.exit(self.main_of(*key), Exit::Status(0), false);
+        }
+        self.world.kernel.update();
+        let effects = self.world.revive();
+        self.note(effects);
+        self.flush();
+    }
+
+    pub fn fork(&mut self, key: AgentKey, temper: Temper) {
         self.world.kernel.fork(self.main_of(key), temper);
         self.world.kernel.update();
     }
 
-    fn pass(&mut self, time: Duration) {
+    pub fn pass(&mut self, time: Duration) {
         self.world.pass(time);
         let effects = self.world.step(Input::Ticked);
         self.note(effects);
         self.flush();
     }
 
-    fn terminate(&mut self, names: &[&str], grace: Option<Duration>) -> ReplyTo {
+    pub fn terminate(&mut self, names: &[&str], grace: Option<Duration>) -> ReplyTo {
         self.ask(Request::Terminate(targets(names), grace))
     }
 
-    fn state(&self, key: AgentKey) -> State {
+    pub fn state(&self, key: AgentKey) -> State {
         self.world.machine.status(key, self.world.now.mono).state
     }
 
-    fn paused(&self, key: AgentKey) -> Paused {
+    pub fn paused(&self, key: AgentKey) -> Paused {
         self.world.machine.status(key, self.world.now.mono).paused
     }
 
-    fn run(&self, key: AgentKey) -> u32 {
+    pub fn run(&self, key: AgentKey) -> u32 {
         self.world.machine.run_of(key).unwrap().0
     }
 
@@ -114,11 +125,11 @@ impl Life {
         }
     }
 
-    fn kinds(&self, name: &str) -> Vec<Kind> {
-        self.told.iter().filter(|(_, who)| who == name).map(|(kind, _)| *kind).collect()
+    pub fn kinds(&self, name: &str) -> Vec<Kind> {
+        self.told.iter().filter(|event| event.agent == Some(id(name))).map(|event| event.kind).collect()
     }
 
-    fn receipt(&self, to: ReplyTo) -> Option<&Receipt> {
+    pub fn receipt(&self, to: ReplyTo) -> Option<&Receipt> {
         self.replies.iter().find_map(|(it, answer)| match answer {
             Answer::Receipt(receipt) if *it == to => Some(receipt),
             _ => None,
@@ -126,11 +137,11 @@ impl Life {
     }
 }
 
-fn targets(names: &[&str]) -> Target {
+pub(super) fn targets(names: &[&str]) -> Target {
     Target::Ids(names.iter().map(|name| id(name)).collect())
 }
 
-fn life() -> Life {
+pub(super) fn life() -> Life {
     Life::new(HerdConfig::default())
 }
 
@@ -496,5 +507,56 @@ impl Life {
             let effects = self.world.make(first);
             self.note(effects);
         }
+    }
+}
+
+#[test]
+fn another_supervisor_goes_on_where_one_has_died() {
+    let mut life = Life::new(HerdConfig::default());
+    let parent = life.spawn("parent", None, |spec| spec.restart.policy = RestartPolicy::OnFailure);
+    let child = life.spawn("child", Some("parent"), |_| {});
+    let stopped = life.spawn("stopped", None, |spec| spec.restart.policy = RestartPolicy::Always);
+    life.terminate(&["stopped"], None);
+    life.ask(Request::Pause(targets(&["child"])));
+    life.die(&[]);
+    assert_eq!(
+        (life.state(parent), life.state(child), life.state(stopped)),
+        (State::Running, State::Running, State::Terminated)
+    );
+    assert_eq!(life.paused(child), Paused::Own);
+    life.exit(parent, 3);
+    life.pass(SECOND);
+    assert_eq!((life.run(parent), life.run(child)), (2, 1), "its policy is what it was");
+    life.pass(SECOND * 20);
+    life.die(&[]);
+    life.pass(SECOND * 100);
+    assert_eq!(
+        life.world.machine.key_of(&id("stopped")),
+        None,
+        "what was stopped stays stopped, and is forgotten in time"
+    );
+}
+
+#[test]
+fn what_ended_while_no_supervisor_lived_is_told_once_and_not_as_a_success() {
+    let mut life = Life::new(HerdConfig::default());
+    let never = life.spawn("never", None, |_| {});
+    let again = life.spawn("again", None, |spec| spec.restart.policy = RestartPolicy::OnFailure);
+    let asked = life.spawn("asked", None, |spec| spec.grace = SECOND * 5);
+    life.fork(asked, Temper::Stubborn);
+    life.ask(Request::Terminate(targets(&["asked"]), None));
+    assert_eq!(life.state(asked), State::Stopping);
+    life.die(&[never, again]);
+    assert_eq!(
+        (life.state(never), life.state(again), life.state(asked)),
+        (State::Failed, State::Backoff, State::Stopping)
+    );
+    life.pass(SECOND * 5);
+    assert_eq!(life.state(asked), State::Terminated, "the kill comes when it was due");
+    life.die(&[]);
+    assert_eq!(life.run(again), 2);
+    for name in ["never", "again", "asked"] {
+        let ends = life.kinds(name).into_iter().filter(|kind| kind.is_terminal()).count();
+        assert_eq!(ends, 1, "{name}");
     }
 }

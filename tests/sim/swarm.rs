@@ -6,13 +6,15 @@ use std::time::{Duration, Instant};
 use treeherd::machine::Input;
 use treeherd::model::config::{Bounds, HerdConfig};
 use treeherd::model::id::Level;
+use treeherd::model::request::Request;
 use treeherd::model::rule::{Action, Rule};
 use treeherd::model::status::Exit;
 
 use super::chance::Chance;
-use super::clients::{Habits, some_caller, some_limits};
+use super::clients::{Habits, some_caller, some_limits, some_notes};
 use super::crash::Doom;
-use super::world::{Faults, World};
+use super::kernel::Notice;
+use super::world::{Faults, Move, World};
 
 /// After so many failing seeds, no further are tried.
 const FAILURES_MOST: usize = 30;
@@ -100,6 +102,10 @@ fn live(seed: u64, tells: bool) -> (u64, BTreeMap<String, u64>) {
     let freezes_slowly = chance.comes(40);
     let mut world = World::new(config, chance);
     (world.faults, world.kernel.freezes_slowly, world.tells) = (faults, freezes_slowly, tells);
+    for spec in habits.family(&mut world.chance) {
+        world.ask(0, None, Request::Spawn(Box::new(spec)));
+        world.flush();
+    }
     for _ in 0..turns {
         turn(&mut world, &habits, &rates);
     }
@@ -133,7 +139,7 @@ fn turn(world: &mut World, habits: &Habits, rates: &Rates) {
     } else {
         let mut moves = world.moves();
         if world.chance.comes(80) {
-            moves.retain(|it| !matches!(it, super::world::Move::Unjam(_)));
+            moves.retain(|it| !matches!(it, Move::Unjam(_)));
         }
         if moves.is_empty() {
             pass_some(world);
@@ -148,7 +154,11 @@ fn turn(world: &mut World, habits: &Habits, rates: &Rates) {
 fn crash(world: &mut World, habits: &Habits) {
     world.disk.doom = world.chance.of(&[None, Some(Doom::Unwritten), Some(Doom::Untold)]);
     if world.disk.doom.is_some() {
-        let moves = world.moves();
+        let mut moves = world.moves();
+        moves.retain(|it| matches!(it, Move::Answer(_) | Move::Notice(_)));
+        if world.chance.comes(50) && moves.iter().any(is_end) {
+            moves.retain(is_end);
+        }
         if moves.is_empty() || world.chance.comes(30) {
             let request = habits.request(&mut world.chance, &world.observer.live_names(&world.machine));
             world.ask(9, None, request);
@@ -164,6 +174,11 @@ fn crash(world: &mut World, habits: &Habits) {
         world.pass(Duration::from_millis(time));
     }
     world.revive();
+}
+
+/// Says whether a step with this one may tell the end of a run.
+fn is_end(it: &Move) -> bool {
+    matches!(it, Move::Notice(Notice::Exit(..) | Notice::Run(..)) | Move::Answer(_))
 }
 
 fn pass_some(world: &mut World) {
@@ -197,8 +212,16 @@ fn live_on(world: &mut World) {
         return;
     }
     let pid = world.chance.of(&free);
-    let is_main = world.kernel.processes[&pid].is_main;
-    if world.chance.comes(world.faults.jams) {
+    let (agent, is_main) = (world.kernel.processes[&pid].agent, world.kernel.processes[&pid].is_main);
+    let can_tell = world.machine.spec_of(agent).is_some_and(|spec| spec.ready.is_some() || spec.watchdog.is_some());
+    if can_tell && world.chance.comes(60) {
+        if world.chance.comes(20) {
+            world.show_ready(pid);
+        } else {
+            let notes = some_notes(&mut world.chance);
+            world.tell_of(pid, notes);
+        }
+    } else if world.chance.comes(world.faults.jams) {
         world.kernel.processes.get_mut(&pid).unwrap().is_jammed = true;
     } else if !is_main && world.chance.comes(world.faults.strays) {
         world.kernel.stray(pid);
@@ -266,6 +289,8 @@ fn swarm() {
         "process:gave-up",
         "process:queued",
         "timeout",
+        "lost",
+        "ends told by the next one",
         "child",
         "process:escalated",
         "herd:storm",
@@ -277,6 +302,10 @@ fn swarm() {
         "lost",
         "output",
         "last words",
+        "process:ready",
+        "ready",
+        "watchdog",
+        "stopping and not ending",
     ];
     for name in expected {
         assert!(seeds < 1000 || seen.contains_key(name), "the swarm reaches {name:?}");

@@ -7,6 +7,7 @@ use treeherd::machine::{AgentKey, Caller, Effect, Input, Machine, Now, ReplyTo};
 use treeherd::model::config::HerdConfig;
 use treeherd::model::error::{Code, Error};
 use treeherd::model::id::Run;
+use treeherd::model::note::Note;
 use treeherd::model::request::Request;
 use treeherd::model::rule::Found;
 use treeherd::model::stage::{SpawnFailure, Stage};
@@ -51,6 +52,8 @@ pub enum Move {
     Stop(u64),
     Obey(u64),
     Unjam(u64),
+    /// The oldest message of a process is read.
+    Read,
 }
 
 pub struct World {
@@ -62,6 +65,8 @@ pub struct World {
     pub faults: Faults,
     pub orders: BTreeMap<Lane, VecDeque<Effect>>,
     pub answers: BTreeMap<Lane, VecDeque<Input>>,
+    /// What processes have told of themselves, oldest first.
+    pub letters: VecDeque<Input>,
     /// What is written down for the next machine.
     pub disk: Disk,
     pub steps: u64,
@@ -83,6 +88,7 @@ impl World {
             faults: Faults::default(),
             orders: BTreeMap::new(),
             answers: BTreeMap::new(),
+            letters: VecDeque::new(),
             disk: Disk::default(),
             steps: 0,
             calls: 0,
@@ -200,6 +206,9 @@ impl World {
                 moves.push(Move::Notice(*notice));
             }
         }
+        if !self.letters.is_empty() {
+            moves.push(Move::Read);
+        }
         for (pid, process) in &self.kernel.processes {
             if process.is_jammed {
                 moves.push(Move::Unjam(*pid));
@@ -249,6 +258,10 @@ impl World {
                 self.kernel.update();
                 Vec::new()
             }
+            Move::Read => {
+                let letter = self.letters.pop_front().unwrap();
+                self.step(letter)
+            }
             Move::Unjam(pid) => {
                 self.kernel.unjam(pid);
                 self.kernel.update();
@@ -269,6 +282,19 @@ impl World {
         } else {
             Temper::Plain
         }
+    }
+
+    /// A process tells something of itself; it will be read some time, perhaps after its end.
+    pub fn tell_of(&mut self, pid: u64, notes: Vec<Note>) {
+        let process = &self.kernel.processes[&pid];
+        let (agent, run) = (process.agent, process.run);
+        self.letters.push_back(Input::Notified { agent, run, notes });
+    }
+
+    /// A process shows the line or the newline that says that its run is ready.
+    pub fn show_ready(&mut self, pid: u64) {
+        let process = &self.kernel.processes[&pid];
+        self.letters.push_back(Input::ReadySeen { agent: process.agent, run: process.run });
     }
 
     pub fn carry_out(&mut self, lane: Lane, effect: Effect) {

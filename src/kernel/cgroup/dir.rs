@@ -77,6 +77,17 @@ impl Dir {
         make_at(self.fd.as_fd(), name, &format!("{}/{name}", self.label))
     }
 
+    /// Makes a directory below this one; the ones above it are there.
+    ///
+    /// In one call that the kernel finds the way for by itself: no cgroup is a link, and who could mount something over one
+    /// of ours is root.
+    pub fn make_below(&self, path: &str) -> Result<()> {
+        match path.rsplit_once('/') {
+            Some((above, name)) if path.len() > CHUNK => self.descend(above)?.make(name),
+            _ => self.make(path),
+        }
+    }
+
     /// Removes a child directory.
     pub fn remove(&self, name: &CStr) -> Result<()> {
         rustix::fs::unlinkat(&self.fd, name, AtFlags::REMOVEDIR)
@@ -175,17 +186,6 @@ fn make_at(above: BorrowedFd<'_>, name: &str, label: &str) -> Result<()> {
             Errno::ROFS => error.hint("remount the cgroup hierarchy read-write for this process"),
             _ => error,
         }
-    })
-}
-
-/// Makes a child directory of an open one and opens it, `O_RDONLY | O_DIRECTORY`; both or nothing.
-pub(super) fn make_and_open_at(above: BorrowedFd<'_>, name: &str, label: &str) -> Result<OwnedFd> {
-    make_at(above, name, label)?;
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::openat2(above, name, flags, Mode::empty(), beneath()).map_err(|errno| {
-        // The error that is told is the one that made the undoing necessary.
-        rustix::fs::unlinkat(above, name, AtFlags::REMOVEDIR).unwrap_or_default();
-        KernelError::new("open", label, errno)
     })
 }
 

@@ -1,7 +1,6 @@
 //! Cgroups with limits: making them, changing them, reading them back. All or nothing.
 
 use std::collections::BTreeSet;
-use std::os::fd::{AsFd, OwnedFd};
 
 use super::dir::Dir;
 use super::mirror::Made;
@@ -19,21 +18,19 @@ type Enabled = Vec<(String, String)>;
 impl Cgroups {
     /// Makes a place's cgroup with its limits: in the spine, and in the v1 hierarchies that enforce one of the limits.
     ///
-    /// Returns its directory, open as by [`Cgroups::open_dir`]. All or nothing: on any failure everything that was made or
-    /// enabled is undone.
+    /// All or nothing: on any failure everything that was made or enabled is undone.
     ///
     /// # Errors
     /// [`LimitNotOffered`](crate::model::error::Code::LimitNotOffered) names the controller and what helps; else what the
     /// kernel answered: EEXIST if the cgroup exists, EBUSY if a process is in a cgroup above it, against the
     /// no-internal-processes rule.
-    pub fn make(&self, place: &Place, limits: &Limits) -> std::result::Result<OwnedFd, Error> {
+    pub fn make(&self, place: &Place, limits: &Limits) -> std::result::Result<(), Error> {
         self.check_offered(limits)?;
-        let above = self.above(place)?;
         if limits.is_empty() {
-            return Ok(self.make_leaf_in(above.as_fd(), place)?);
+            return Ok(self.spine.make_below(place.path())?);
         }
         let _changing = self.changing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let dir = self.make_leaf_in(above.as_fd(), place)?;
+        self.spine.make_below(place.path())?;
         let (mut made, mut enabled) = (Made::default(), Enabled::new());
         let outcome = self.make_limited(place, limits, &mut made, &mut enabled);
         if outcome.is_err() {
@@ -42,7 +39,7 @@ impl Cgroups {
             drop(remove_below(&self.spine, place.path()));
             self.disable(enabled);
         }
-        outcome.map(|()| dir)
+        outcome
     }
 
     fn make_limited(

@@ -8,6 +8,7 @@ use std::convert::Infallible;
 use std::ffi::{CStr, c_char, c_void};
 use std::sync::atomic::{AtomicI32, AtomicU8, AtomicUsize, Ordering};
 
+use super::entry::PidEntry;
 use super::raw::{self, Answer};
 use crate::model::stage::Stage;
 
@@ -26,6 +27,10 @@ pub(super) struct Orders<'a> {
     pub enter: &'a [i32],
     /// Descriptors of 3 and above: dup2 onto 0, 1 and 2 must not overwrite one that is still needed.
     pub stdio: [i32; 3],
+    /// A descriptor of 3 and above, and the other number of 3 and above under which the program has it.
+    pub passed: Option<(i32, i32)>,
+    /// The variable that is to hold the child's process id.
+    pub pid_entry: Option<&'a PidEntry>,
     /// None where the child has the value by birth.
     pub oom_score_adj: Option<&'a CStr>,
     /// Whether a host that does not offer the value is a failure (it was asked for) or not (it is our default).
@@ -106,6 +111,9 @@ fn steps(orders: &Orders<'_>) -> Result<Infallible, Failed> {
     privileges(orders)?;
     orders.at(Stage::Cwd);
     call(libc::SYS_chdir, [text(orders.cwd), 0, 0, 0, 0]).map_err(|errno| (0, errno))?;
+    if let (Some(entry), Ok(pid)) = (orders.pid_entry, call(libc::SYS_getpid, [0; 5])) {
+        entry.set(pid);
+    }
     // What was sent to the child so far arrives here, and ends it: every signal has its default action.
     raw::set_signal_mask(0);
     exec(orders)
@@ -132,14 +140,27 @@ fn enter(orders: &Orders<'_>) -> Result<(), Failed> {
     Ok(())
 }
 
-/// Puts the three descriptors in their places and closes every other one.
+/// Puts the descriptors in their places and closes every other one.
 fn stdio(orders: &Orders<'_>) -> Result<(), Failed> {
     orders.at(Stage::Stdio);
     for (place, fd) in orders.stdio.iter().enumerate() {
         call(libc::SYS_dup3, [int(*fd), place, 0, 0, 0]).map_err(|errno| (place, errno))?;
     }
-    call(libc::SYS_close_range, [3, u32::MAX as usize, 0, 0, 0]).map_err(|errno| (3, errno))?;
-    Ok(())
+    let mut first = 3;
+    if let Some((fd, number)) = orders.passed {
+        call(libc::SYS_dup3, [int(fd), int(number), 0, 0, 0]).map_err(|errno| (3, errno))?;
+        if number > first {
+            close_range(first, number - 1)?;
+        }
+        first = number + 1;
+    }
+    close_range(first, -1)
+}
+
+/// Closes the descriptors from the first to the last; -1, as the kernel reads it, is the last that there can be.
+fn close_range(first: i32, last: i32) -> Result<(), Failed> {
+    let last = last.cast_unsigned() as usize;
+    call(libc::SYS_close_range, [int(first), last, 0, 0, 0]).map(drop).map_err(|errno| (4, errno))
 }
 
 fn scheduling(orders: &Orders<'_>) -> Result<(), Failed> {

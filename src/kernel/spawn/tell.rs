@@ -58,7 +58,7 @@ pub(super) fn failed(launch: &Launch, stage: Stage, which: usize, errno: Errno) 
     let object = match stage {
         Stage::Enter => launch.enter.get(which).map(|fd| path_of(fd.as_fd())),
         Stage::Session => Some("setsid".to_owned()),
-        Stage::Stdio => Some(["stdin", "stdout", "stderr"].get(which).unwrap_or(&"close_range").to_string()),
+        Stage::Stdio => Some(stdio(launch, which)),
         Stage::OomScoreAdj => launch.oom_score_adj.map(|value| value.to_string()),
         Stage::Nice => launch.nice.map(|value| value.to_string()),
         Stage::Ionice => launch.ionice.map(|value| format!("{value:?}")),
@@ -73,6 +73,14 @@ pub(super) fn failed(launch: &Launch, stage: Stage, which: usize, errno: Errno) 
         _ => None,
     };
     SpawnFailure { remedy: remedy(launch, stage, which, errno), ..failure(stage, &object.unwrap_or_default(), errno) }
+}
+
+/// Returns which descriptor could not be put in its place.
+fn stdio(launch: &Launch, which: usize) -> String {
+    match (which, &launch.passed) {
+        (3, Some((_, number))) => format!("descriptor {number}"),
+        _ => (*["stdin", "stdout", "stderr"].get(which).unwrap_or(&"close_range")).to_owned(),
+    }
 }
 
 /// Returns what was to be executed: the only candidate, or the name that was looked for.

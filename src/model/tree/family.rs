@@ -42,6 +42,8 @@ impl Family {
         let family = Self { parents, levels, order };
         family.check_levels(drafts, mistakes);
         family.check_bounds(agents, &drafts.config.bounds, mistakes);
+        family.check_supervision(agents, &children, mistakes);
+        family.check_budgets(agents, mistakes);
         family
     }
 
@@ -54,9 +56,56 @@ impl Family {
                     format!("{} stands at level {level}, max_levels = {most} allows 0 to {}", agent.name, most - 1);
                 mistakes.add(&agent.at, message, "choose a parent nearer to the root, or raise max_levels in [herd]");
             }
-            if let Some((stated, at)) = agent.spec.level.zip(agent.level_at.as_ref()).filter(|it| it.0 != level) {
+            if let Some((stated, at)) = agent.spec.level.zip(agent.keys.get("level")).filter(|it| it.0 != level) {
                 let message = format!("{} has level {stated} here, by its parent it is {level}", agent.name);
                 mistakes.add(at, message, "drop the key: the level follows from the parent");
+            }
+        }
+    }
+
+    /// Tells what is said about children or a parent that are not there.
+    fn check_supervision(&self, agents: &[Draft], children: &[Vec<usize>], mistakes: &mut Mistakes<'_>) {
+        for (index, agent) in agents.iter().enumerate() {
+            let at = |key: &str| agent.keys.get(key).unwrap_or(&agent.at);
+            // Agents with a command may spawn their children themselves.
+            if agent.keys.contains_key("children") && agent.spec.is_group() && children[index].is_empty() {
+                let message = format!("{} has a word on its children, and has none in this file", agent.name);
+                mistakes.add(at("children"), message, "give it agents, or drop the key");
+            }
+            if agent.spec.significant && agent.parent.is_none() {
+                let message = format!("{} is significant, and has no parent that could end with it", agent.name);
+                mistakes.add(at("significant"), message, "give it a parent, or drop the key");
+            }
+        }
+    }
+
+    /// Tells lifetime budgets that are wider than one above them, or too small for this very file.
+    fn check_budgets(&self, agents: &[Draft], mistakes: &mut Mistakes<'_>) {
+        let mut narrowest: Vec<Option<(u32, usize)>> = vec![None; agents.len()];
+        let mut below: Vec<u32> = vec![0; agents.len()];
+        for index in self.order.iter().rev() {
+            if let Some(parent) = self.parents[*index] {
+                below[parent] += below[*index] + 1;
+            }
+        }
+        for index in &self.order {
+            let above = self.parents[*index].and_then(|parent| narrowest[parent]);
+            narrowest[*index] = above;
+            let agent = &agents[*index];
+            let Some(own) = agent.spec.spawn_budget else { continue };
+            let place = agent.keys.get("spawn_budget").unwrap_or(&agent.at);
+            if let Some((most, whose)) = above.filter(|(most, _)| own > *most) {
+                let whose = &agents[whose].name;
+                let message = format!("{}: spawn_budget = {own} is wider than the {most} of {whose}", agent.name);
+                mistakes.add(place, message, format!("use {most} or less"));
+            } else {
+                narrowest[*index] = Some((own, *index));
+            }
+            if below[*index] > own {
+                let count = below[*index];
+                let message =
+                    format!("{}: spawn_budget = {own}, and this file has {count} agents below it", agent.name);
+                mistakes.add(place, message, "raise it, or drop agents");
             }
         }
     }

@@ -42,8 +42,8 @@ pub(super) struct Draft {
     pub parent: Option<(String, Span)>,
     /// All that could be read. Its limits are in `limits` only, until [`finish`] puts them in.
     pub spec: AgentSpec,
-    /// Where its level is stated.
-    pub level_at: Option<Span>,
+    /// Where the values of its own keys stand, defaults apart.
+    pub keys: BTreeMap<String, Span>,
     pub limits: Placed,
 }
 
@@ -56,6 +56,9 @@ pub(super) struct Drafts {
     /// In the order of the file.
     pub agents: Vec<Draft>,
 }
+
+/// What only an agent with a process can have: a default for it is none for a group.
+const OF_PROCESSES: [&str; 4] = ["run_timeout", "ready", "ready_timeout", "watchdog"];
 
 const TOP: &[&str] = &["herd", "levels", "defaults", "agents"];
 
@@ -224,7 +227,7 @@ impl<'i> Reader<'_, '_, 'i> {
         let known = [fields_of::<AgentSpec>(), &["agents"]].concat();
         let known: Vec<&str> = known.into_iter().filter(|name| *name != "id").collect();
         let mut parent = nest.map(|(name, at)| (name.to_owned(), at.clone()));
-        let (mut own, mut limits, mut level_at) = (Vec::new(), Placed::default(), None);
+        let (mut own, mut limits, mut keys) = (Vec::new(), Placed::default(), BTreeMap::new());
         for part in fields(table) {
             match part.name.as_str() {
                 "agents" => {
@@ -237,9 +240,7 @@ impl<'i> Reader<'_, '_, 'i> {
                 "id" => self.mistakes.add(&part.at, "an agent's id is its table's name", "drop the key"),
                 name if !known.contains(&name) => self.unknown(&part, "for an agent", name, &known),
                 name => {
-                    if name == "level" {
-                        level_at = Some(part.value.span());
-                    }
+                    keys.insert(name.to_owned(), part.value.span());
                     own.extend(self.agent_field(&field.name, part));
                 }
             }
@@ -249,7 +250,7 @@ impl<'i> Reader<'_, '_, 'i> {
         all.limits = all.limits.overlaid(&limits.limits);
         all.places.extend(limits.places);
         let (name, at) = (field.name.clone(), field.at.clone());
-        agents.push(Draft { name, at, parent, spec, level_at, limits: all });
+        agents.push(Draft { name, at, parent, spec, keys, limits: all });
     }
 
     fn parent(&mut self, field: &Field<'_>, nest: Option<(String, Span)>) -> Option<(String, Span)> {
@@ -269,7 +270,11 @@ impl<'i> Reader<'_, '_, 'i> {
     /// Lays an agent's own fields over the defaults and makes its specification.
     fn assemble(&mut self, agent: &Field<'i>, own: Vec<Field<'i>>) -> AgentSpec {
         let mut laid: Vec<Field<'i>> = vec![id_field(&agent.name)];
+        let is_group = !own.iter().any(|own| own.name == "command");
         for default in &self.defaults {
+            if is_group && OF_PROCESSES.contains(&default.name.as_str()) {
+                continue;
+            }
             let mut default = default.clone();
             if let Some(own) = own.iter().find(|own| own.name == default.name) {
                 merge(&mut default.value, &own.value);
@@ -293,22 +298,22 @@ impl<'i> Reader<'_, '_, 'i> {
     fn agent_field(&mut self, agent: &str, mut field: Field<'i>) -> Option<Field<'i>> {
         respell(&mut field);
         let id = id_field(agent);
+        // By itself a key is looked at as that of an agent with a process; whether this one is a group is not known yet.
+        let command = command_field();
+        let around = if field.name == "command" { vec![&id] } else { vec![&id, &command] };
+        let alone = |entry| [around.as_slice(), &[entry]].concat();
         let is_good: Vec<bool> =
-            entries(&field).iter().map(|entry| self.is_good::<AgentSpec>(&[&id, entry], entry, |_| Ok(()))).collect();
+            entries(&field).iter().map(|entry| self.is_good::<AgentSpec>(&alone(entry), entry, |_| Ok(()))).collect();
         if is_good.contains(&false) {
             return None;
         }
         let has_rules = field.name == "rules";
         let check = |spec: &AgentSpec| {
-            let mut spec = spec.clone();
-            if spec.is_group() {
-                // Whether it is one, the whole agent tells.
-                spec.command.push("true".to_owned());
-            }
             spec.check()?;
             if has_rules { compile(&spec.rules).map(drop) } else { Ok(()) }
         };
-        self.is_good::<AgentSpec>(&[&id, &field], &field, check).then_some(field)
+        let fields = [around.as_slice(), &[&field]].concat();
+        self.is_good::<AgentSpec>(&fields, &field, check).then_some(field)
     }
 
     /// Tries fields on the type that they are for.
@@ -363,7 +368,7 @@ impl<'i> Reader<'_, '_, 'i> {
 fn entries<'i>(field: &Field<'i>) -> Vec<Field<'i>> {
     let alone = |at: Span, value| Field { value: Spanned::new(at, value), ..field.clone() };
     match (field.name.as_str(), field.value.get_ref()) {
-        ("env" | "rlimits" | "restart", DeValue::Table(table)) => {
+        ("env" | "rlimits" | "restart" | "children", DeValue::Table(table)) => {
             let entry = |entry: &Field<'i>| {
                 let key = Spanned::new(entry.at.clone(), Cow::Owned(entry.name.clone()));
                 alone(entry.value.span(), DeValue::Table(DeTable::from_iter([(key, entry.value.clone())])))
@@ -389,7 +394,7 @@ fn setting_text(value: &Value<'_>) -> Result<String, Fault> {
     }
 }
 
-/// Turns the short spellings into the long ones: a command line for `sh`, a restart policy alone.
+/// Turns the short spellings into the long ones: a command line for `sh`, a restart policy or a strategy alone.
 fn respell(field: &mut Field<'_>) {
     let span = field.value.span();
     let DeValue::String(short) = field.value.get_ref().clone() else { return };
@@ -399,9 +404,10 @@ fn respell(field: &mut Field<'_>) {
             let words = [Cow::Borrowed("sh"), Cow::Borrowed("-c"), short];
             field.value = long(DeValue::Array(words.into_iter().map(|word| long(DeValue::String(word))).collect()));
         }
-        "restart" => {
-            let policy = (long_key("policy", &span), long(DeValue::String(short)));
-            field.value = long(DeValue::Table(DeTable::from_iter([policy])));
+        "restart" | "children" => {
+            let name = if field.name == "restart" { "policy" } else { "strategy" };
+            let entry = (long_key(name, &span), long(DeValue::String(short)));
+            field.value = long(DeValue::Table(DeTable::from_iter([entry])));
         }
         _ => {}
     }
@@ -435,6 +441,12 @@ fn id_field<'i>(name: &str) -> Field<'i> {
     Field { name: "id".to_owned(), at: 0..0, value }
 }
 
+fn command_field<'i>() -> Field<'i> {
+    let word = Spanned::new(0..0, DeValue::String(Cow::Borrowed("sh")));
+    let words = std::iter::once(word).collect();
+    Field { name: "command".to_owned(), at: 0..0, value: Spanned::new(0..0, DeValue::Array(words)) }
+}
+
 /// Returns how a key is written.
 fn example(key: &str) -> &'static str {
     match key {
@@ -453,10 +465,18 @@ fn example(key: &str) -> &'static str {
         "nice" => "use -20 (most CPU time) to 19 (least)",
         "ionice" => "as in ionice = { class = \"best-effort\", level = 7 }",
         "restart" => "as in restart = \"on-failure\", or { policy = \"on-failure\", delay = \"1s\" }",
+        "children" => {
+            "as in children = \"one-for-all\", or { strategy = \"one-for-all\", intensity = 3, period = \"5s\" }"
+        }
+        "significant" => "use true or false",
+        "spawn_budget" => "use a whole number, as in 20",
+        "restart_rate" => "as in restart_rate = \"20/s\", \"300/m\" or \"1000/h\"",
+        "restart_burst" => "use 1 to 100000, as in 100",
         "on_main_exit" => "use \"terminate\" or \"wait\"",
         "rules" => "as in rules = [{ pattern = \"^panic\", stream = \"stderr\", action = \"fail\" }]",
         "stop_signal" => "as in stop_signal = \"SIGINT\"",
         "output_max" => "use 64KiB or more, as in output_max = \"16MiB\"",
+        "ready" => "as in ready = \"notify\", { pattern = \"^listening\", stream = \"stdout\" } or { fd = 3 }",
         "admission" => "use \"refuse\" or \"queue\"",
         "auto_cleanup" => "use true or false",
         "max_levels" | "max_agents_per_level" | "max_children" | "max_agents" => "use a whole number, as in 20",

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::model::limits::Knob;
-use crate::model::spec::RestartPolicy;
+use crate::model::spec::{RestartPolicy, Strategy};
 
 const GOOD: &str = r#"
 [herd]
@@ -127,7 +127,7 @@ const BAD: &[(&str, &[Told])] = &[
             (5, 14, "\"a|\" matches every line"),
         ],
     ),
-    ("[agents.a]\nrules = [{ pattern = '\\w{1000}' }]", &[(2, 9, "take more than")]),
+    ("[agents.a]\nrules = [{ pattern = '\\w{1000}' }]", &[(2, 22, "takes more than")]),
     ("[agents.a]\nrestart = 'sometimes'", &[(2, 11, "\"sometimes\" is not known here")]),
     ("[agents.a]\nrestart = { polcy = 'always', delay = 'x' }", &[(2, 13, "\"polcy\""), (2, 39, "not a duration")]),
     ("[agents.a]\nrestart = { delay = '2m' }", &[(2, 11, "delay is above max_delay")]),
@@ -259,5 +259,56 @@ fn no_change_of_a_good_file_makes_the_reader_panic() {
             assert!(!found.is_empty());
             assert!(found.is_sorted());
         }
+    }
+}
+
+#[test]
+fn supervision_is_read_in_its_short_and_its_long_form() {
+    let text = r#"
+[herd]
+restart_rate = "300/m"
+restart_burst = 7
+[agents.fleet]
+children = "one-for-all"
+spawn_budget = 3
+[agents.fleet.agents.a]
+command = "x"
+children = { strategy = "rest-for-one", intensity = 3, period = "5s" }
+significant = true
+"#;
+    let tree = Tree::parse(text.as_bytes()).unwrap();
+    let [fleet, a] = &tree.agents[..] else { panic!("two agents") };
+    assert_eq!((fleet.children.strategy, fleet.children.intensity), (Strategy::OneForAll, None));
+    assert_eq!((a.children.strategy, a.children.intensity), (Strategy::RestForOne, Some(3)));
+    assert_eq!((a.children.period, a.significant, fleet.spawn_budget), (Duration::from_secs(5), true, Some(3)));
+    assert_eq!((tree.config.restart_rate.to_string().as_str(), tree.config.restart_burst), ("300/m", 7));
+}
+
+#[test]
+fn mistakes_in_supervision_are_told_where_they_stand() {
+    let text = r#"
+[herd]
+restart_rate = "20 a second"
+restart_burst = 0
+[agents.empty]
+children = "one-for-all"
+[agents.root]
+command = "x"
+significant = true
+children = "all"
+spawn_budget = 1
+[agents.root.agents.a]
+command = "x"
+spawn_budget = 2
+[agents.root.agents.b]
+command = "x"
+children = "rest-for-one"
+"#;
+    let found: Vec<(usize, String)> = mistakes(text).into_iter().map(|it| (it.line, it.message)).collect();
+    let lines: Vec<usize> = found.iter().map(|(line, _)| *line).collect();
+    assert_eq!(lines, [3, 4, 6, 9, 10, 11, 14], "{found:#?}");
+    for (line, word) in [(3, "rate"), (6, "none in this file"), (9, "no parent"), (11, "2 agents below"), (14, "wider")]
+    {
+        assert!(found.iter().any(|(at, message)| *at == line && message.contains(word)), "{word}: {found:#?}");
     }
 }

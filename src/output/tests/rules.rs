@@ -11,7 +11,7 @@ fn set(rules: &[&str]) -> Arc<RuleSet> {
 }
 
 /// Looks at all that there is, so many bytes at a time; returns rule, offset and line of what was found, and what was gone.
-fn scan(world: &World, spool: &Spool, scan: &mut Scan, step: u64) -> (Vec<(usize, u64, String)>, u64) {
+fn scan(world: &World, spool: &Spool, scan: &mut Sweep, step: u64) -> (Vec<(usize, u64, String)>, u64) {
     let (mut found, mut gone) = (Vec::new(), 0);
     loop {
         let note = |it: Match<'_>| found.push((it.rule, it.offset, String::from_utf8_lossy(it.line).into_owned()));
@@ -30,7 +30,7 @@ fn a_line_is_found_whole_however_it_comes_in() {
     world.write(Stderr, "one\ntwo fatal\r\n\nERROR and fatal$\nfat");
     let rules = set(&["stderr:fatal", "^ERROR", "stdout:one", "fatal$", "^$"]);
     for step in [1, 2, 3, 7, 1000] {
-        let mut scanned = Scan::new(rules.clone(), Stderr, 0);
+        let mut scanned = Sweep::new(rules.clone(), Stderr, 0);
         let (found, gone) = scan(&world, &spool, &mut scanned, step);
         let two = "two fatal".to_owned();
         let error = "ERROR and fatal$".to_owned();
@@ -44,7 +44,7 @@ fn a_line_is_found_whole_however_it_comes_in() {
 fn the_last_line_needs_no_end_when_nothing_follows() {
     let world = World::new();
     let spool = Spool::new(CAP_LEAST);
-    let mut scanned = Scan::new(set(&["panic"]), Stdout, 0);
+    let mut scanned = Sweep::new(set(&["panic"]), Stdout, 0);
     world.write(Stdout, "a pa");
     assert_eq!(scan(&world, &spool, &mut scanned, 100).0, []);
     world.write(Stdout, "nic");
@@ -62,11 +62,11 @@ fn of_a_long_line_its_beginning_is_looked_at_and_at_once() {
     let long = "x".repeat(LINE_MOST);
     world.write(Stdout, format!("near{long}far"));
     for step in [1000, 1 << 20] {
-        let mut scanned = Scan::new(set(&["near", "far", "end$"]), Stdout, 0);
+        let mut scanned = Sweep::new(set(&["near", "far", "end$"]), Stdout, 0);
         let (found, _) = scan(&world, &spool, &mut scanned, step);
         assert_eq!(found.iter().map(|it| (it.0, it.1, it.2.len())).collect::<Vec<_>>(), [(0, 0, LINE_MOST)]);
     }
-    let mut scanned = Scan::new(set(&["far", "end$"]), Stdout, 0);
+    let mut scanned = Sweep::new(set(&["far", "end$"]), Stdout, 0);
     world.write(Stdout, format!("{long}\nthe end\n"));
     let (found, _) = scan(&world, &spool, &mut scanned, 5000);
     assert_eq!(found, [(1, (2 * LINE_MOST + 8) as u64, "the end".to_owned())], "the next line is a line again");
@@ -76,7 +76,7 @@ fn of_a_long_line_its_beginning_is_looked_at_and_at_once() {
 fn what_is_gone_is_counted_and_ends_the_lines_around_it() {
     let world = World::new();
     let mut spool = Spool::new(CAP_LEAST);
-    let mut scanned = Scan::new(set(&["a"]), Stdout, 0);
+    let mut scanned = Sweep::new(set(&["a"]), Stdout, 0);
     world.write(Stdout, "open a");
     assert_eq!(scan(&world, &spool, &mut scanned, 100), (vec![], 0));
     let filler = format!("{}\n", "a".repeat(99)).repeat(10_000);
@@ -100,7 +100,7 @@ fn a_look_ends_where_it_is_told_to_though_a_gap_is_before_it() {
     world.service(&mut spool, Stdout, 1);
     let (start, end) = spool.bounds(Stdout);
     for until in [start - 10, start + 10, end] {
-        let mut scanned = Scan::new(set(&["a"]), Stdout, 0);
+        let mut scanned = Sweep::new(set(&["a"]), Stdout, 0);
         let mut found = 0;
         let looked = scanned.look(&spool, &world.store, &world.id, 1 << 30, until, |_| found += 1).unwrap();
         assert!(looked.at_end, "{looked:?}");

@@ -81,8 +81,9 @@ impl Observer {
         }
     }
 
-    /// Time passes; the clock of a back-off stands still while its agent is paused.
+    /// Time passes; the clocks of an agent stand still while it is paused.
     pub fn passed(&mut self, machine: &Machine, time: Duration) {
+        self.grow_older(machine, time);
         for (key, left) in &mut self.backoffs {
             if machine.key_of_paused(*key) == Some(Paused::No) {
                 *left = left.saturating_sub(time);
@@ -109,6 +110,8 @@ impl Observer {
                 State::Queued => self.assert_no_room(machine, *key),
                 _ => {}
             }
+            let is_watched = self.is_watched(machine, kernel, *key) && status.state == State::Running && !is_paused;
+            assert!(!is_watched, "{key} runs for ever without a heartbeat");
             if status.state.has_ended() {
                 assert!(!self.config.auto_cleanup, "{key} has ended, and is retained for ever");
                 assert!(!kernel.dirs.contains_key(key), "{key} has ended, and its cgroup is there");

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use treeherd::machine::{Adopted, AgentKey, Effect, Left, Machine, Now};
+use treeherd::machine::{Adopted, AgentKey, Effect, Left, Machine, Now, Telling};
 use treeherd::model::id::{Level, Run};
 use treeherd::model::record::Standing;
 
@@ -30,8 +30,12 @@ impl Observer {
         // Who was to start anew together does so one by one, and the herd's rate begins anew.
         self.recovery.crashed();
         self.frosts = self.known.keys().filter_map(|key| Some((*key, kernel.freeze_of(*key)?))).collect();
-        for Adopted { record, found, .. } in herd {
+        for Adopted { record, end, found } in herd {
+            if *end == Telling::Untold {
+                self.note("ends told by the next one");
+            }
             let (key, run, course) = (AgentKey(record.birth.key), record.course.run, &record.course);
+            self.remember(key, run, course);
             if !self.known.contains_key(&key) {
                 // It was written down in the step in which it was asked for, and that was the last one.
                 let parent = record.birth.parent.map(AgentKey);
@@ -82,9 +86,34 @@ impl Observer {
     }
 
     /// Compares what the next supervisor says first with what is true.
-    pub fn adopted(&mut self, machine: &Machine, kernel: &Kernel, now: Now, effects: &[Effect]) {
+    pub fn adopted(&mut self, machine: &Machine, kernel: &Kernel, now: Now, herd: &[Adopted], effects: &[Effect]) {
         let groups = self.groups.len();
         self.after(machine, kernel, now, None, effects);
+        for record in machine.records() {
+            let (key, run, told) = (AgentKey(record.birth.key), record.course.run, record.course.told);
+            let is_told = told != Some(run) || run == Run(0) || self.told.contains(&(key, run));
+            assert!(is_told, "{key}: the end of run {run} is written down as told, and was not");
+        }
+        for Adopted { record, .. } in herd.iter().filter(|it| it.found.is_some_and(|found| found.left == Left::Main)) {
+            let before = &record.course;
+            let mut after = machine.record(AgentKey(record.birth.key)).expect("what lives is adopted").course;
+            let is_kept = match (&before.standing, &after.standing) {
+                (Standing::Running { pid, rung: before }, Standing::Running { pid: now, rung }) => {
+                    pid == now && (before.is_none() || rung.is_some())
+                }
+                _ => false,
+            };
+            assert!(is_kept, "{}: its run goes on as it did: {after:?}", record.id());
+            assert!(before.ending.is_none() || after.ending.is_some(), "{}: what was stopped stays so", record.id());
+            if before.judgement.is_none() && after.judgement.is_some() {
+                // Its time was over meanwhile.
+                (after.judgement, after.told) = (None, before.told);
+            }
+            // A child may have come back meanwhile.
+            after.child_restarts.clone_from(&before.child_restarts);
+            (after.standing, after.ending) = (before.standing.clone(), before.ending.clone());
+            assert_eq!(after, *before, "{}: it is as it was", record.id());
+        }
         // What is stopped again is killed when it was to be killed.
         for group in &mut self.groups[groups..] {
             let due = |key: &AgentKey| machine.record(*key)?.course.ending.map(|ending| ending.kill_at);
@@ -108,6 +137,7 @@ impl Observer {
         self.backoffs.remove(&key);
         self.cascading.remove(&key);
         self.exits.retain(|(it, _), _| *it != key);
+        self.health.retain(|(it, _), _| *it != key);
         for set in
             [&mut self.started, &mut self.told, &mut self.cycles, &mut self.late, &mut self.judged, &mut self.unseen]
         {

@@ -5,6 +5,7 @@
 
 mod always;
 mod crashed;
+mod health;
 mod recovery;
 mod told;
 
@@ -22,6 +23,7 @@ use treeherd::model::status::{Paused, State};
 use treeherd::model::time::Monotonic;
 
 use super::kernel::{Kernel, Tally};
+use health::Health;
 use recovery::Recovery;
 
 /// An agent as it was asked for.
@@ -89,6 +91,8 @@ pub struct Observer {
     /// The last pause or resume of each agent.
     frost_asked: BTreeMap<AgentKey, ReplyTo>,
     backoffs: BTreeMap<AgentKey, Duration>,
+    /// What each run has told of itself, and for how long it has been silent.
+    health: BTreeMap<(AgentKey, Run), Health>,
     queued: BTreeSet<AgentKey>,
     /// Agents that were announced, and not yet ended.
     announced: BTreeSet<AgentKey>,
@@ -126,6 +130,7 @@ impl Observer {
             paused: BTreeSet::new(),
             frost_asked: BTreeMap::new(),
             backoffs: BTreeMap::new(),
+            health: BTreeMap::new(),
             queued: BTreeSet::new(),
             announced: BTreeSet::new(),
             forgotten: BTreeSet::new(),
@@ -191,6 +196,8 @@ impl Observer {
                 let is_asked = self.is_asked(*agent, *run);
                 self.exits.entry((*agent, *run)).or_insert(is_asked);
             }
+            Input::Notified { agent, run, notes } => self.heard(machine, *agent, *run, notes),
+            Input::ReadySeen { agent, run } => self.saw_ready(machine, *agent, *run),
             _ => {}
         }
         None

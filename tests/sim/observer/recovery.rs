@@ -50,7 +50,6 @@ impl Recovery {
     pub fn crashed(&mut self) {
         self.together.clear();
         self.automatic.clear();
-        self.asked.clear();
     }
 
     /// An agent is to end, or starts anew with others.
@@ -85,7 +84,7 @@ impl Observer {
     /// A parent fails for its children.
     pub(super) fn escalated(&mut self, machine: &Machine, now: Now, key: AgentKey, why: &str) {
         let children = self.known[&key].spec.children.clone();
-        if why.contains("significant") {
+        if why.starts_with("its significant") {
             self.note("significant");
             let names = machine.children_of(key).into_iter().filter(|child| self.known[child].spec.significant);
             let is_named = |child: AgentKey| why.contains(&format!(" {} ", self.known[&child].spec.id));
@@ -114,7 +113,8 @@ impl Observer {
             let is_going_on = self.spawning.contains(&key) || self.started.contains(&(key, run));
             if is_going_on && !self.told.contains(&(key, run)) {
                 together.old.insert((key, run));
-                if key != head {
+                // What was killed for its lateness has failed before.
+                if key != head && !self.late.contains(&(key, run)) {
                     self.cycles.insert((key, run));
                 }
             }

@@ -88,8 +88,10 @@ impl Observer {
         match event.kind {
             Kind::Started => {
                 assert!(self.started.insert((key, run)), "{key}: run {run} started twice");
+                self.health.entry((key, run)).or_default().is_going = true;
                 self.announced.insert(key);
             }
+            Kind::Ready => self.told_ready(machine, key, run),
             Kind::Registered => {
                 self.announced.insert(key);
             }
@@ -133,7 +135,7 @@ impl Observer {
             }
             Kind::Completed | Kind::Failed | Kind::Terminated => {
                 self.announced.remove(&key);
-                self.check_end(kernel, key, run, event);
+                self.check_end(machine, kernel, key, run, event);
                 self.check_words(kernel, now, key, run, event);
             }
             _ => {}
@@ -157,7 +159,7 @@ impl Observer {
         );
     }
 
-    pub(super) fn check_end(&mut self, kernel: &Kernel, key: AgentKey, run: Run, event: &Event) {
+    pub(super) fn check_end(&mut self, machine: &Machine, kernel: &Kernel, key: AgentKey, run: Run, event: &Event) {
         let exit = event.exit.as_ref().expect("an end has its record");
         if run == Run(0) || !self.started.contains(&(key, run)) {
             match event.kind {
@@ -174,6 +176,7 @@ impl Observer {
             assert_eq!(event.kind, Kind::Failed, "{key}: run {run} was found in a failure");
             assert!(!self.is_asked(key, run), "{key}: run {run} is judged, and its end was asked for");
             self.judged.insert((key, run));
+            self.check_verdict(machine, key, run, exit.cause);
             self.note(exit.cause.name());
             return;
         }

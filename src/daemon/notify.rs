@@ -1,0 +1,184 @@
+//! What agents tell of themselves: messages over `NOTIFY_SOCKET`, and the newline on a descriptor that says that a run is ready.
+//!
+//! One socket serves the whole herd, and anybody can send to it. Who it was the kernel says; whoever is in no run's cgroup is not
+//! heard. A process of an agent below speaks for that agent and not for the one above. What was sent is read before an end or a
+//! deadline is looked at: a program that tells something and ends at once has told it.
+
+use std::collections::HashMap;
+use std::io::ErrorKind;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
+
+use mio::Interest;
+use mio::unix::SourceFd;
+
+use super::supervisor::{Source, Supervisor};
+use crate::kernel::notify::{Inbox, Letter, Sender};
+use crate::machine::{AgentKey, Input};
+use crate::model::id::Run;
+use crate::model::note::{NOTE_MOST, Note};
+
+/// How many messages one turn takes in: 64 are read in less than 1 ms, and then everybody else has their turn.
+const LETTERS_A_TURN: usize = 64;
+
+/// How much of what is written to a descriptor for readiness one turn takes in, in reads.
+const READS_A_TURN: usize = 16;
+
+/// The socket, and what became of what came in.
+#[derive(Debug)]
+pub(super) struct Mailbox {
+    pub inbox: Inbox,
+    /// Whether more was there than one turn takes in.
+    pub has_more: bool,
+    /// How many messages were not heard.
+    pub refused: u64,
+}
+
+impl Mailbox {
+    pub fn new(inbox: Inbox) -> Self {
+        Self { inbox, has_more: false, refused: 0 }
+    }
+}
+
+/// The cgroups of the runs that have something to tell, by the kernel's identity of them. A hand notes one before its program
+/// begins, so that no message comes too early.
+#[derive(Debug, Default)]
+pub(super) struct Leaves(Mutex<Listed>);
+
+#[derive(Debug, Default)]
+struct Listed {
+    runs: HashMap<u64, (AgentKey, Run)>,
+    ids: HashMap<AgentKey, u64>,
+}
+
+impl Leaves {
+    /// Notes the cgroup of an agent's present run.
+    pub fn note(&self, agent: AgentKey, run: Run, id: u64) {
+        let mut listed = self.lock();
+        listed.forget(agent);
+        listed.runs.insert(id, (agent, run));
+        listed.ids.insert(agent, id);
+    }
+
+    /// Forgets it: the run is over, or never began.
+    pub fn forget(&self, agent: AgentKey) {
+        self.lock().forget(agent);
+    }
+
+    fn find(&self, id: u64) -> Option<(AgentKey, Run)> {
+        self.lock().runs.get(&id).copied()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Listed> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Listed {
+    fn forget(&mut self, agent: AgentKey) {
+        if let Some(id) = self.ids.remove(&agent) {
+            self.runs.remove(&id);
+        }
+    }
+}
+
+impl Supervisor {
+    /// Reads what agents have sent.
+    pub(super) fn read_letters(&mut self) {
+        self.mailbox.has_more = false;
+        for _ in 0..LETTERS_A_TURN {
+            match self.mailbox.inbox.receive() {
+                Ok(Some(letter)) => self.read_letter(&letter),
+                Ok(None) => return,
+                Err(error) => return tracing::error!("{error}"),
+            }
+        }
+        self.mailbox.has_more = true;
+    }
+
+    fn read_letter(&mut self, letter: &Letter) {
+        match (self.speaker(&letter.sender), &letter.text) {
+            (Some((agent, run)), Some(text)) => {
+                let notes = Note::parse(text);
+                if !notes.is_empty() {
+                    self.feed(Input::Notified { agent, run, notes });
+                }
+            }
+            (None, _) => {
+                self.refuse(&letter.sender, "it is in no run's cgroup, or has ended before anybody could look")
+            }
+            (_, None) => self.refuse(&letter.sender, &format!("it is longer than {NOTE_MOST} bytes")),
+        }
+    }
+
+    /// Finds the run that a sender belongs to.
+    fn speaker(&self, sender: &Sender) -> Option<(AgentKey, Run)> {
+        let listed = sender.cgroup_id().and_then(|id| self.tools.leaves.find(id));
+        listed.or_else(|| {
+            let (agent, run) = self.member_of(&sender.cgroup()?)?;
+            Some((agent, run?))
+        })
+    }
+
+    /// Counts a message that is not heard, and tells it: the first, the second, the fourth and so on, since any process on the host
+    /// can send as many as it likes.
+    fn refuse(&mut self, sender: &Sender, why: &str) {
+        self.mailbox.refused += 1;
+        if self.mailbox.refused.is_power_of_two() {
+            let (uid, pid, count) = (sender.uid, sender.pid, self.mailbox.refused);
+            tracing::warn!(
+                "a message of uid {uid}, pid {pid} to the notify socket is not heard: {why}; so far {count}"
+            );
+        }
+    }
+
+    /// Waits for a newline on a run's descriptor.
+    pub(super) fn await_newline(&mut self, key: AgentKey, run: Run, pipe: OwnedFd) {
+        let source = Source::Newline(key);
+        match self.poll.registry().register(&mut SourceFd(&pipe.as_raw_fd()), source.token(), Interest::READABLE) {
+            Ok(()) => {
+                if let Some(body) = self.bodies.get_mut(&key) {
+                    body.newline = Some((run, pipe));
+                }
+            }
+            Err(error) => tracing::error!("wait for the newline of {key}: {error}"),
+        }
+    }
+
+    /// Something was written to a run's descriptor, or its last writer has closed it.
+    pub(super) fn newline_came(&mut self, key: AgentKey) {
+        let Some((run, pipe)) = self.bodies.get(&key).and_then(|body| body.newline.as_ref()) else { return };
+        let run = *run;
+        let mut buffer = [0; 4096];
+        for _ in 0..READS_A_TURN {
+            match rustix::io::read(pipe, &mut buffer) {
+                Ok(read) if memchr::memchr(b'\n', &buffer[..read]).is_some() => {
+                    self.forget_newline(key);
+                    return self.feed(Input::ReadySeen { agent: key, run });
+                }
+                Ok(0) => return self.forget_newline(key),
+                Ok(_) => {}
+                Err(errno) if errno.kind() == ErrorKind::WouldBlock => return,
+                Err(errno) => {
+                    tracing::error!("read the descriptor of {key}: {errno}");
+                    return self.forget_newline(key);
+                }
+            }
+        }
+        // There is more, and an edge-triggered poll tells of it only if it is asked anew.
+        let token = Source::Newline(key).token();
+        if let Err(error) = self.poll.registry().reregister(&mut SourceFd(&pipe.as_raw_fd()), token, Interest::READABLE)
+        {
+            tracing::error!("wait for the newline of {key}: {error}");
+        }
+    }
+
+    /// Waits for no newline of an agent any more.
+    pub(super) fn forget_newline(&mut self, key: AgentKey) {
+        let newline = self.bodies.get_mut(&key).and_then(|body| body.newline.take());
+        let Some((_, pipe)) = newline else { return };
+        if let Err(error) = self.poll.registry().deregister(&mut SourceFd(&pipe.as_raw_fd())) {
+            tracing::warn!("stop waiting for the newline of {key}: {error}");
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! The words of readiness and heartbeat, one life each.
+
+use std::time::Duration;
+
+use treeherd::machine::AgentKey;
+use treeherd::model::event::Kind;
+use treeherd::model::note::Note;
+use treeherd::model::ready::Ready;
+use treeherd::model::request::{Request, Target};
+use treeherd::model::spec::{AgentSpec, RestartPolicy};
+use treeherd::model::status::{Cause, State};
+
+use super::clients::id;
+use super::kernel::Temper;
+use super::scenarios::{Life, SECOND, life};
+
+impl Life {
+    fn says(&mut self, key: AgentKey, notes: &[Note]) {
+        let pid = self.main_of(key);
+        self.world.tell_of(pid, notes.to_vec());
+        self.flush();
+    }
+
+    fn cause(&self, key: AgentKey) -> Cause {
+        self.world.machine.status(key, self.world.now.mono).exit.unwrap().cause
+    }
+
+    fn temper(&mut self, key: AgentKey, temper: Temper) {
+        let main = self.main_of(key);
+        self.world.kernel.processes.get_mut(&main).unwrap().temper = temper;
+    }
+}
+
+fn notify(spec: &mut AgentSpec) {
+    (spec.ready, spec.ready_timeout) = (Some(Ready::Notify), Some(5 * SECOND));
+}
+
+fn beating(spec: &mut AgentSpec) {
+    spec.watchdog = Some(5 * SECOND);
+}
+
+#[test]
+fn ready_is_told_once_and_ends_the_start() {
+    let mut life = life();
+    let key = life.spawn("a", None, notify);
+    assert_eq!(life.state(key), State::Starting);
+    life.pass(4 * SECOND);
+    life.says(key, &[Note::Ready, Note::Ready]);
+    life.says(key, &[Note::Ready]);
+    assert_eq!(life.kinds("a"), [Kind::Spawned, Kind::Started, Kind::Ready]);
+    life.pass(1000 * SECOND);
+    assert_eq!(life.state(key), State::Running, "no deadline is left");
+}
+
+#[test]
+fn a_run_that_is_not_ready_in_time_has_failed_and_its_policy_decides() {
+    let mut life = life();
+    let key = life.spawn("a", None, |spec| {
+        notify(spec);
+        spec.restart.policy = RestartPolicy::OnFailure;
+    });
+    life.pass(5 * SECOND);
+    assert_eq!((life.state(key), life.cause(key)), (State::Backoff, Cause::Ready));
+    life.pass(SECOND);
+    assert_eq!(
+        (life.state(key), life.run(key)),
+        (State::Starting, 2),
+        "what the first run told is no news of the second"
+    );
+    life.says(key, &[Note::Ready]);
+    assert_eq!(life.state(key), State::Running);
+}
+
+#[test]
+fn only_the_sign_that_was_agreed_upon_makes_ready() {
+    let mut life = life();
+    let key = life.spawn("a", None, |spec| spec.ready = Some(Ready::Fd(3)));
+    life.says(key, &[Note::Ready]);
+    assert_eq!(life.state(key), State::Starting);
+    life.world.show_ready(life.main_of(key));
+    life.flush();
+    assert_eq!(life.state(key), State::Running);
+    let other = life.spawn("b", None, notify);
+    life.world.show_ready(life.main_of(other));
+    life.flush();
+    assert_eq!(life.state(other), State::Starting);
+}
+
+#[test]
+fn what_is_told_during_the_spawn_counts_when_it_is_over() {
+    let mut life = life();
+    let spec = AgentSpec { ready: Some(Ready::Notify), ..AgentSpec::new(id("a"), ["work"]) };
+    let (_, effects) = life.world.ask(1, None, Request::Spawn(Box::new(spec)));
+    life.note(effects);
+    let order = life.world.moves()[0];
+    life.world.make(order);
+    let key = life.world.machine.key_of(&id("a")).unwrap();
+    let pid = life.main_of(key);
+    life.world.tell_of(pid, vec![Note::Ready, Note::Status("up".to_owned())]);
+    let effects = life.world.make(super::world::Move::Read);
+    life.note(effects);
+    life.flush();
+    assert_eq!(life.kinds("a"), [Kind::Spawned, Kind::Started, Kind::Ready]);
+    assert_eq!(life.world.machine.status(key, life.world.now.mono).status_text.as_deref(), Some("up"));
+}
+
+#[test]
+fn a_heartbeat_is_expected_from_readiness_on_and_a_missed_one_is_a_failure() {
+    let mut life = life();
+    let key = life.spawn("a", None, |spec| {
+        notify(spec);
+        spec.ready_timeout = Some(60 * SECOND);
+        beating(spec);
+    });
+    life.pass(30 * SECOND);
+    life.says(key, &[Note::Ready]);
+    for _ in 0..3 {
+        life.pass(4 * SECOND);
+        life.says(key, &[Note::Beat]);
+    }
+    assert_eq!(life.state(key), State::Running);
+    life.pass(5 * SECOND);
+    assert_eq!((life.state(key), life.cause(key)), (State::Failed, Cause::Watchdog));
+}
+
+#[test]
+fn a_heartbeat_can_be_asked_for_changed_and_called_off_by_the_agent_itself() {
+    let mut life = life();
+    let key = life.spawn("a", None, |_| {});
+    life.says(key, &[Note::Period(2 * SECOND)]);
+    life.pass(SECOND);
+    life.says(key, &[Note::Period(Duration::from_millis(1))]);
+    life.says(key, &[Note::Period(Duration::ZERO)]);
+    life.pass(1000 * SECOND);
+    assert_eq!(life.state(key), State::Running, "a hasty one is not taken, and none was asked for");
+    life.says(key, &[Note::Trigger]);
+    assert_eq!((life.state(key), life.cause(key)), (State::Failed, Cause::Watchdog));
+}
+
+#[test]
+fn the_clocks_of_a_paused_agent_stand_still() {
+    let mut life = life();
+    let (starting, beating) = (life.spawn("a", None, notify), life.spawn("b", None, beating));
+    life.pass(4 * SECOND);
+    life.ask(Request::Pause(Target::All));
+    life.pass(1000 * SECOND);
+    assert_eq!((life.state(starting), life.state(beating)), (State::Starting, State::Running));
+    life.ask(Request::Resume(Target::All));
+    life.pass(Duration::from_millis(999));
+    assert_eq!((life.state(starting), life.state(beating)), (State::Starting, State::Running));
+    life.pass(Duration::from_millis(1));
+    assert_eq!((life.cause(starting), life.cause(beating)), (Cause::Ready, Cause::Watchdog));
+}
+
+#[test]
+fn what_was_told_before_a_pause_counts_when_it_is_read_during_it() {
+    let mut life = life();
+    let (starting, beating) = (life.spawn("a", None, notify), life.spawn("b", None, beating));
+    life.pass(4 * SECOND);
+    for (key, note) in [(starting, Note::Ready), (beating, Note::Beat)] {
+        let pid = life.main_of(key);
+        life.world.tell_of(pid, vec![note]);
+    }
+    let (_, effects) = life.world.ask(1, None, Request::Pause(Target::All));
+    life.note(effects);
+    life.flush();
+    life.pass(1000 * SECOND);
+    life.ask(Request::Resume(Target::All));
+    life.pass(4 * SECOND);
+    assert_eq!((life.state(starting), life.state(beating)), (State::Running, State::Running));
+}
+
+#[test]
+fn what_says_stopping_needs_no_heartbeat_and_has_its_grace() {
+    let mut life = life();
+    let key = life.spawn("a", None, |spec| {
+        beating(spec);
+        spec.grace = 30 * SECOND;
+    });
+    life.says(key, &[Note::Stopping]);
+    assert_eq!(life.state(key), State::Stopping);
+    life.pass(29 * SECOND);
+    life.says(key, &[Note::Extend(10 * SECOND)]);
+    life.pass(9 * SECOND);
+    assert_eq!(life.kinds("a"), [Kind::Spawned, Kind::Started]);
+    life.exit(key, 0);
+    assert_eq!(life.state(key), State::Completed, "it has ended as it said");
+    let key = life.spawn("b", None, |spec| spec.grace = 30 * SECOND);
+    life.says(key, &[Note::Stopping]);
+    life.pass(30 * SECOND);
+    assert_eq!((life.state(key), life.cause(key)), (State::Failed, Cause::Timeout), "it has not");
+}
+
+#[test]
+fn more_time_is_given_for_what_the_agent_is_about() {
+    let mut life = life();
+    let key = life.spawn("a", None, |spec| {
+        notify(spec);
+        spec.run_timeout = Some(20 * SECOND);
+    });
+    life.pass(4 * SECOND);
+    life.says(key, &[Note::Extend(SECOND), Note::Extend(8 * SECOND)]);
+    life.pass(7 * SECOND);
+    life.says(key, &[Note::Ready]);
+    life.pass(8 * SECOND);
+    life.says(key, &[Note::Extend(10 * SECOND)]);
+    life.pass(9 * SECOND);
+    assert_eq!(life.state(key), State::Running, "beyond its run_timeout, as it asked");
+    life.pass(SECOND);
+    assert_eq!((life.state(key), life.cause(key)), (State::Failed, Cause::Timeout));
+}
+
+#[test]
+fn a_stop_can_be_put_off_where_nobody_said_how_long_it_may_take_and_not_for_ever() {
+    let mut life = life();
+    let (a, b) = (life.spawn("a", None, |_| {}), life.spawn("b", None, |_| {}));
+    life.temper(a, Temper::Stubborn);
+    life.temper(b, Temper::Stubborn);
+    let own = life.terminate(&["a"], None);
+    life.terminate(&["b"], Some(10 * SECOND));
+    for key in [a, b] {
+        life.says(key, &[Note::Extend(25 * SECOND)]);
+    }
+    life.pass(10 * SECOND);
+    assert_eq!((life.state(a), life.state(b)), (State::Stopping, State::Terminated));
+    let mut waited = 10;
+    while life.state(a) == State::Stopping {
+        life.says(a, &[Note::Extend(1000 * SECOND)]);
+        life.pass(10 * SECOND);
+        waited += 10;
+        assert!(waited <= 3700, "it is put off by an hour at most");
+    }
+    assert!(waited > 3000 && life.receipt(own).is_some());
+}
+
+#[test]
+fn a_restart_on_request_is_put_off_and_a_run_that_has_failed_is_not() {
+    let mut life = life();
+    let (a, b) = (life.spawn("a", None, |_| {}), life.spawn("b", None, beating));
+    life.temper(a, Temper::Stubborn);
+    life.temper(b, Temper::Stubborn);
+    life.pass(5 * SECOND);
+    life.ask(Request::Restart(id("a")));
+    for key in [a, b] {
+        life.says(key, &[Note::Extend(25 * SECOND)]);
+    }
+    life.pass(10 * SECOND);
+    assert_eq!((life.run(a), life.state(a), life.state(b)), (1, State::Stopping, State::Failed));
+    life.pass(15 * SECOND);
+    assert_eq!((life.run(a), life.state(a)), (2, State::Running));
+}
