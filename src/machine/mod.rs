@@ -39,6 +39,7 @@ mod escalate;
 mod explain;
 mod input;
 mod limit;
+mod output;
 mod pause;
 mod polite;
 mod pressure;
@@ -243,6 +244,8 @@ impl Machine {
                 self.exited(step, agent, run, run::Death { exit, rusage, oom, descendants });
             }
             Input::RunEmptied { agent, run } => self.run_emptied(step, agent, run),
+            Input::Matched { agent, run, rule, found } => self.matched(step, agent, run, rule, *found),
+            Input::OutputRead { agent, run } => self.output_read(step, agent, run),
             Input::Notified { agent, run, notes } => self.notified(step, agent, run, notes),
             Input::ReadySeen { agent, run } => self.ready_seen(step, agent, run),
             Input::SubtreeEmptied(agent) => self.subtree_emptied(agent),
