@@ -81,12 +81,14 @@ impl Machine {
         self.decide_next(step, key, Outcome::Failed, &record, ran);
     }
 
-    /// Its last run is over and told, or about to be told as completed: that is over, too.
+    /// Its last run is over, and told as failed; or it is about to be told as completed, and has failed all the same.
     fn fail_lingering(&mut self, step: &mut Step, key: AgentKey, why: &str) {
         let mut record = self.agents[&key].last.as_deref().cloned().unwrap_or_else(|| ExitRecord::new(Cause::Child));
         record.judge(Cause::Child, why);
-        self.tell_end(step, key, Outcome::Failed, &record);
-        self.agent_mut(key).last = Some(Box::new(record.clone()));
+        if !self.agents[&key].is_end_told() {
+            self.tell_end(step, key, Outcome::Failed, &record);
+            self.agent_mut(key).last = Some(Box::new(record.clone()));
+        }
         self.end_or_linger(step, key, Outcome::Failed, &record);
     }
 
