@@ -101,6 +101,7 @@ impl Machine {
             }
         }
         self.resume_stops(step, &herd);
+        self.mark_what_is_over(now.mono, &herd);
         // Children first: what has ended by itself was not ended by the end of an agent above.
         for Adopted { record, found, .. } in herd.iter().rev() {
             let key = AgentKey(record.birth.key);
@@ -170,6 +171,17 @@ impl Machine {
         }
         for ((kill_at, by), keys) in stops {
             self.begin_stop(step, &keys, Some(kill_at.since(step.now.mono)), &by, None);
+        }
+    }
+
+    /// Has nobody end a run that is over already, for the sake of another one that is found to be over, too.
+    fn mark_what_is_over(&mut self, now: Monotonic, herd: &[Adopted]) {
+        for Adopted { record, found, .. } in herd {
+            let key = AgentKey(record.birth.key);
+            let is_over = found.is_some_and(|found| found.left == Left::Nothing);
+            if is_over && self.agents[&key].is_unattended() {
+                self.set_ladder(key, Ladder::Polite(now));
+            }
         }
     }
 

@@ -30,6 +30,7 @@ impl Machine {
             Phase::Running { ladder: None, .. } => {
                 let agent = self.agent_mut(key);
                 agent.cycle = Some(caller.name.clone());
+                agent.start = Start::Asked;
                 agent.reply = Some(to);
                 if let Phase::Running { ladder, .. } = &mut agent.phase {
                     *ladder = Some(kill_at);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::agent::{Home, Ladder, Outcome, Phase, Signal, Start};
+use super::agent::{Home, Ladder, Outcome, Phase, Signal};
 use super::clock::Countdown;
 use super::input::{AgentKey, Effect};
 use super::stop::KILL_RETRY;
@@ -211,9 +211,8 @@ impl Machine {
         if cycle.is_some() {
             self.tell_end(step, key, outcome, &record);
             self.agent_mut(key).restarts += 1;
-            // Whoever asked for one start has asked for no other.
-            let is_renewed = self.agents[&key].renewal.is_some();
-            return self.hold(key, if is_renewed { Start::Automatic } else { Start::Asked });
+            // Whoever wanted this end wants the next start.
+            return self.hold(key, self.agents[&key].start);
         }
         self.decide_next(step, key, outcome, &record, ran);
     }

@@ -94,6 +94,8 @@ impl Machine {
         agent.phase = Phase::Spawning { deadline: (!agent.spec.is_group()).then_some(timeout) };
         agent.paused_total = Duration::ZERO;
         agent.told = None;
+        // What was asked of a run that another machine had ordered is not asked of this one.
+        agent.cycle = None;
         agent.verdict = None;
         agent.overdue = None;
         agent.voice = Voice::default();

@@ -157,14 +157,14 @@ impl Machine {
             // What has failed before, or was asked to make place for its next run, is on its way already.
             Phase::Running { .. } | Phase::Draining { .. } | Phase::Reading { .. } => {
                 if is_unattended && !is_head {
-                    agent.cycle = Some(by);
+                    (agent.cycle, agent.start) = (Some(by), Start::Automatic);
                 }
                 true
             }
             Phase::Spawning { deadline } => {
                 // One that is past its deadline is on its way to failing, as well.
                 if !is_head && deadline.is_some() {
-                    agent.cycle = Some(by);
+                    (agent.cycle, agent.start) = (Some(by), Start::Automatic);
                 }
                 true
             }

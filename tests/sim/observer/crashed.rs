@@ -28,7 +28,7 @@ impl Observer {
             self.forget_unrecorded(key);
         }
         // Who was to start anew together does so one by one, and the herd's rate begins anew.
-        self.recovery.crashed();
+        self.recovery.crashed(herd);
         self.frosts = self.known.keys().filter_map(|key| Some((*key, kernel.freeze_of(*key)?))).collect();
         for Adopted { record, end, found } in herd {
             if *end == Telling::Untold {
@@ -48,6 +48,8 @@ impl Observer {
                 Some(_) => drop(self.down.insert(key)),
                 None => drop(self.down.remove(&key)),
             }
+            // A run that was ordered and not written down was not; the next one may have its number.
+            self.cycles.retain(|(it, old)| *it != key || *old < run);
             if course.cycle.is_some() {
                 self.cycles.insert((key, run));
             }
@@ -111,6 +113,10 @@ impl Observer {
             }
             // A child may have come back meanwhile.
             after.child_restarts.clone_from(&before.child_restarts);
+            // Another one's end was found: it counts, and may have others start anew with it.
+            assert!(after.child_restarts.starts_with(&before.child_restarts), "{}: its count goes on", record.id());
+            after.child_restarts.clone_from(&before.child_restarts);
+            after.cycle = after.cycle.filter(|_| before.cycle.is_some());
             (after.standing, after.ending) = (before.standing.clone(), before.ending.clone());
             assert_eq!(after, *before, "{}: it is as it was", record.id());
         }

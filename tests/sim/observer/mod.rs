@@ -256,13 +256,15 @@ impl Observer {
     pub fn after(&mut self, machine: &Machine, kernel: &Kernel, now: Now, asked: Option<ReplyTo>, effects: &[Effect]) {
         self.learn(machine, asked);
         let was_queued = self.queued.clone();
-        let mut together: BTreeMap<String, BTreeSet<AgentKey>> = BTreeMap::new();
+        // Another supervisor goes on with several ends at once: those of one are due at the same time.
+        let due = |key| machine.record(key).and_then(|record| record.course.ending).map(|ending| ending.kill_at);
+        let mut together: BTreeMap<_, BTreeSet<AgentKey>> = BTreeMap::new();
         for effect in effects {
             if let Effect::Publish(event) = effect
                 && event.kind == Kind::Stopping
                 && let Some(key) = event.agent.as_ref().and_then(|id| self.names.get(id))
             {
-                together.entry(event.message.clone()).or_default().insert(*key);
+                together.entry((event.message.clone(), due(*key))).or_default().insert(*key);
             }
         }
         let kill_at = asked.and_then(|to| self.requests[&to].kill_at);

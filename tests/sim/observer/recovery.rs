@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use treeherd::machine::{AgentKey, Machine, Now};
+use treeherd::machine::{Adopted, AgentKey, Machine, Now};
 use treeherd::model::id::Run;
 use treeherd::model::recovery::Strategy;
 use treeherd::model::status::Paused;
@@ -47,9 +47,12 @@ impl Recovery {
     }
 
     /// Another supervisor goes on.
-    pub fn crashed(&mut self) {
+    pub fn crashed(&mut self, herd: &[Adopted]) {
         self.together.clear();
         self.automatic.clear();
+        // What was told last may not be written down.
+        let counted = herd.iter().map(|it| (AgentKey(it.record.birth.key), it.record.course.child_restarts.clone()));
+        self.counted = counted.collect();
     }
 
     /// An agent is to end, or starts anew with others.
