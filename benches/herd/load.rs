@@ -334,8 +334,11 @@ fn settle() {
     std::thread::sleep(std::time::Duration::from_millis(300));
 }
 
+/// What puts a load onto the field.
+type Shake = fn(&mut Field);
+
 /// Loads that stay, and deaths among them, one at a time.
-const STEADY: [(&str, fn(&mut Field)); 6] = [
+const STEADY: [(&str, Shake); 6] = [
     ("a death, nothing else", |_| {}),
     ("every CPU burnt by agents", Field::burn),
     ("a fork bomb at its pids limit", Field::bomb),
@@ -345,7 +348,6 @@ const STEADY: [(&str, fn(&mut Field)); 6] = [
 ];
 
 /// Deaths that are a load themselves, or come with one that does not last.
-type Shake = fn(&mut Field);
 const SUDDEN: [(&str, usize, usize, Shake); 3] = [
     ("1,000 agents die in one instant", 10, VOLLEY, |_| settle()),
     ("a subtree of 10,000 processes is being killed", 10, BYSTANDERS, |field| {

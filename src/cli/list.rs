@@ -147,6 +147,9 @@ fn facts(shown: &Shown) -> Vec<(&'static str, String)> {
     for rule in &spec.pressure {
         add("pressure", Some(rule.to_string()));
     }
+    let found = shown.rules.iter().map(|count| format!("{}: {}", count.rule, count.lines));
+    add("rules", (!shown.rules.is_empty()).then(|| found.collect::<Vec<_>>().join(", ")));
+    add("not looked at", (shown.rules_gone_bytes > 0).then(|| Bytes(shown.rules_gone_bytes).to_string()));
     add("children", (!status.children.is_empty()).then(|| names(&status.children)));
     add("output", output(shown.output_start, shown.output_end));
     facts.extend(shown.usage.iter().flat_map(usage));

@@ -32,6 +32,7 @@ fn facts(stats: &Stats) -> Vec<(&'static str, String)> {
         ("by state", counts(stats.states.iter())),
         ("ends", counts(stats.causes.iter())),
         ("detection", latency(&stats.detection)),
+        ("rule lines", stats.rule_lines.to_string()),
     ];
     facts.extend(stats.detection_by_cause.iter().map(|(cause, of)| ("", format!("{cause}: {}", latency(of)))));
     facts.extend([

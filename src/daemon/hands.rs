@@ -12,6 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use mio::Waker;
 
 use super::job::{Job, Outcome, Tools};
+use crate::kernel::spawn;
 use crate::model::error::{Code, Error};
 
 /// Threads that spawn.
@@ -46,12 +47,14 @@ impl Hands {
     /// Starts the threads.
     pub fn start(tools: &Arc<Tools>, outcomes: &Sender<Outcome>, waker: &Arc<Waker>) -> Result<Self, Error> {
         let hands = Self { spawns: Arc::default(), acts: Arc::default() };
-        for (name, count, queue) in [("spawner", SPAWNERS, &hands.spawns), ("hand", ACTORS, &hands.acts)] {
+        let pools: [(_, _, _, fn(&Tools)); 2] =
+            [("spawner", SPAWNERS, &hands.spawns, get_ready), ("hand", ACTORS, &hands.acts, |_| ())];
+        for (name, count, queue, rest) in pools {
             for _ in 0..count {
                 let (queue, tools, outcomes, waker) = (queue.clone(), tools.clone(), outcomes.clone(), waker.clone());
                 let thread = std::thread::Builder::new().name(name.to_owned()).stack_size(STACK);
                 thread
-                    .spawn(move || queue.work(&tools, &outcomes, &waker))
+                    .spawn(move || queue.work(&tools, &outcomes, &waker, rest))
                     .map_err(|error| Error::new(Code::Kernel, format!("start thread {name}: {error}")))?;
             }
         }
@@ -63,6 +66,14 @@ impl Hands {
         let queue = if matches!(job, Job::Spawn(_)) { &self.spawns } else { &self.acts };
         queue.lock().waiting.push_back(job);
         queue.some.notify_one();
+    }
+}
+
+/// Does for the next spawn what needs no knowledge of it: so it is done already when somebody asks for one.
+fn get_ready(tools: &Tools) {
+    let ready = spawn::get_ready().map_err(|failure| failure.message);
+    if let Err(error) = ready.and_then(|()| tools.store.stock().map_err(|error| error.to_string())) {
+        tracing::warn!("get ready to spawn: {error}");
     }
 }
 
@@ -93,7 +104,9 @@ impl Queue {
         }
     }
 
-    fn work(&self, tools: &Tools, outcomes: &Sender<Outcome>, waker: &Waker) {
+    /// Works until the queue is closed; `rest` is what it does before each wait.
+    fn work(&self, tools: &Tools, outcomes: &Sender<Outcome>, waker: &Waker, rest: fn(&Tools)) {
+        rest(tools);
         while let Some(job) = self.next() {
             let outcome = job.run(tools);
             // Nobody waits for it: the loop is not woken.
@@ -104,6 +117,7 @@ impl Queue {
             if outcomes.send(outcome).is_err() || waker.wake().is_err() {
                 return;
             }
+            rest(tools);
         }
     }
 }

@@ -9,6 +9,7 @@ use rustix::process::Signal;
 use super::launch::{self, Surroundings};
 use super::notify::Leaves;
 use super::pressure;
+use super::rules::Rulebook;
 use crate::kernel::cgroup::{Cgroups, Frozen, Place, Removal};
 use crate::kernel::error::KernelError;
 use crate::kernel::socket::{self, Peer};
@@ -22,7 +23,7 @@ use crate::model::limits::Limits;
 use crate::model::ready::Ready;
 use crate::model::spec::AgentSpec;
 use crate::model::stage::{SpawnFailure, Stage};
-use crate::output::Store;
+use crate::output::{RuleSet, Store};
 
 /// What every hand holds.
 #[derive(Debug)]
@@ -32,6 +33,7 @@ pub(super) struct Tools {
     pub watches: Watches,
     pub way: Way,
     pub surroundings: Surroundings,
+    pub rulebook: Rulebook,
     pub leaves: Leaves,
 }
 
@@ -116,6 +118,8 @@ pub(super) struct Born {
     pub newline: Option<OwnedFd>,
     /// The places that were made with limits.
     pub limited: Vec<(Place, Limits)>,
+    /// Its compiled rules, if it has any.
+    pub rules: Option<Arc<RuleSet>>,
 }
 
 /// How a job came out.
@@ -288,7 +292,14 @@ impl SpawnJob {
             cgroups.make(place, limits).map_err(|error| at(Stage::Cgroup, error))?;
             made.level = Some(place.clone());
         }
-        let mut born = Born { agent: self.agent, run: self.run, process: None, newline: None, limited: Vec::new() };
+        let mut born = Born {
+            agent: self.agent,
+            run: self.run,
+            process: None,
+            newline: None,
+            limited: Vec::new(),
+            rules: tools.rulebook.compiled(&self.spec).map_err(|error| at(Stage::Prepare, error))?,
+        };
         born.limited.extend(self.make_level.clone());
         born.limited.extend(self.make.clone().map(|limits| (self.home.clone(), limits)));
         if let Some(limits) = &self.make {

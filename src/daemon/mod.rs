@@ -38,6 +38,7 @@ mod perform;
 mod pressure;
 mod records;
 mod reread;
+mod rules;
 mod service;
 mod settings;
 mod start;

@@ -2,6 +2,7 @@
 
 use super::body::{Body, Ear};
 use super::job::{Job, SpawnJob};
+use super::rules::Awaited;
 use super::supervisor::Supervisor;
 use crate::kernel::cgroup::Place;
 use crate::machine::{AgentKey, Effect, LimitPlace, SpawnOrder};
@@ -34,6 +35,7 @@ pub(super) fn perform(shell: &mut Supervisor, effect: Effect) {
                 shell.hand(Job::Freeze { agent, place, frost });
             }
         }
+        Effect::ReadOutput { agent, run } => shell.output_ends(agent, run, Awaited::Yes),
         Effect::RemoveRun { agent, run } => remove_run(shell, agent, run),
         Effect::Remove(agent) => {
             if let Some(place) = home(shell, agent) {
@@ -118,6 +120,7 @@ fn spawn(shell: &mut Supervisor, order: SpawnOrder) {
 
 fn remove_run(shell: &mut Supervisor, key: AgentKey, run: Run) {
     shell.stir_followers(key);
+    shell.output_ends(key, run, Awaited::No);
     shell.forget_newline(key);
     shell.tools.leaves.forget(key);
     let Some(body) = shell.bodies.get_mut(&key) else { return };

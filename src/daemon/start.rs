@@ -17,6 +17,7 @@ use super::latency::Detection;
 use super::launch::Surroundings;
 use super::notify::{Leaves, Mailbox};
 use super::records::Records;
+use super::rules::Rulebook;
 use super::service::Service;
 use super::settings::{Residence, Settings};
 use super::supervisor::{Source, Supervisor, now};
@@ -153,6 +154,7 @@ impl Herdsman {
         prepare_cgroups(own, settings.residence, &herd)?;
         let way = canary(own)?;
         let store = Store::open(&settings.state_dir)?;
+        store.clear()?;
         if !store.punches() {
             tracing::warn!(
                 "the file system of {} cannot give space back: output is not bounded there",
@@ -181,6 +183,7 @@ impl Herdsman {
             way,
             surroundings,
             leaves: Leaves::default(),
+            rulebook: Rulebook::default(),
         };
         let root = format!("{}/{}", host.cgroup2.display(), settings.cgroup.trim_matches('/'));
         let machine = Machine::new(herd, root.clone(), not_offered, clock::wall().0);
@@ -319,6 +322,8 @@ impl Parts {
             memory: super::memory::Memory::default(),
             hits: super::hits::Hits::default(),
             triggers: super::pressure::Triggers::default(),
+            rules_room: 0,
+            rule_lines: 0,
             mailbox: Mailbox::new(inbox),
             chores: std::collections::BTreeSet::new(),
             records,

@@ -22,6 +22,7 @@ use super::notify::Mailbox;
 use super::pressure::Triggers;
 use super::records::Records;
 use super::reread::OURSELVES;
+use super::rules::TURN_MOST;
 use super::service::Service;
 use super::settings::Settings;
 use crate::kernel::cgroup::Place;
@@ -106,6 +107,8 @@ pub(super) enum Chore {
     Memory(Place),
     /// Look at the counter of a limit on forks.
     Forks(Place),
+    /// Tell what an agent's rules have found meanwhile.
+    Found(AgentKey),
     /// Tell the service manager the counts.
     Status,
     /// Tell the service manager that the loop turns.
@@ -138,6 +141,10 @@ pub(super) struct Supervisor {
     pub memory: Memory,
     pub hits: Hits,
     pub triggers: Triggers,
+    /// How many bytes of output may still be looked at in this turn.
+    pub rules_room: u64,
+    /// How many lines rules have found and told.
+    pub rule_lines: u64,
     pub mailbox: Mailbox,
     pub chores: BTreeSet<(Monotonic, Chore)>,
     pub records: Records,
@@ -180,6 +187,7 @@ impl Supervisor {
 
     fn turn(&mut self, events: &mut Events) -> Result<(), Error> {
         let timeout = self.timeout();
+        self.rules_room = TURN_MOST;
         self.detection.before_poll();
         match self.poll.poll(events, timeout) {
             Err(error) if error.kind() != std::io::ErrorKind::Interrupted => {
@@ -349,6 +357,7 @@ impl Supervisor {
             self.records.note_process(key, pidfd::identity(process.as_fd(), *pid).ok());
         }
         self.feed(Input::Spawned { agent: key, pid });
+        self.watch_output(key, born.run, born.rules);
         if let Some(pipe) = born.newline {
             self.await_newline(key, born.run, pipe);
         }
@@ -376,17 +385,22 @@ impl Supervisor {
             for fact in facts.drain(..) {
                 match fact {
                     Fact::Modified(watch) => self.watch_fired(watch),
-                    Fact::Gone(watch) => {
-                        if !matches!(self.watched.get(&watch), Some(Watched::Stream(..))) {
-                            self.watched.remove(&watch);
-                        }
-                    }
+                    Fact::Gone(watch) => self.watch_ended(watch),
                     Fact::Overflow => self.look_at_everything(),
                 }
             }
             if left == Left::Nothing {
                 return;
             }
+        }
+    }
+
+    /// A watch has ended by itself. One on a spool file ends when the writer that fired it goes on: if that was stopped in
+    /// between, the watch that was set anew meanwhile was the same one, and has ended unheard.
+    fn watch_ended(&mut self, watch: WatchId) {
+        match self.watched.get(&watch) {
+            Some(Watched::Stream(..)) => self.watch_fired(watch),
+            _ => drop(self.watched.remove(&watch)),
         }
     }
 
@@ -529,6 +543,7 @@ impl Supervisor {
                 Some((_, Chore::Spool(key, stream))) => self.spool_is_due(key, stream),
                 Some((_, Chore::Memory(place))) => self.look_at_memory(&place),
                 Some((_, Chore::Forks(place))) => self.look_at_forks(&place),
+                Some((_, Chore::Found(key))) => self.tell_found(key),
                 Some((_, Chore::Status)) => self.status_is_due(),
                 Some((_, Chore::Heartbeat)) => self.beat(),
                 None => {}

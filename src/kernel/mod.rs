@@ -6,6 +6,7 @@ pub(crate) mod controllers;
 pub mod error;
 pub mod guard;
 pub mod host;
+mod lock;
 pub mod notify;
 pub mod pidfd;
 pub mod pressure;

@@ -1,24 +1,18 @@
 //! The state directory, which one daemon at a time has, and the socket in it.
-//!
-//! The claim is a POSIX record lock, which belongs to the *process*. The usual `flock` belongs to the open file and
-//! is shared by every child until its `exec`: a child that hangs in a frozen cgroup would keep a dead daemon's lock, and the
-//! next daemon, the only one who could free that child, would not start. The price: a second claim in the same process is not
-//! refused by the kernel, so a list here does that.
 
-use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
 use nix::sys::socket::{getsockopt, sockopt};
-use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::error::KernelError;
+use super::lock::{Lock, Refused};
 use super::pidfd;
 use crate::model::error::{Code, Error};
 
@@ -27,13 +21,8 @@ use crate::model::error::{Code, Error};
 pub struct StateDir {
     path: PathBuf,
     dir: OwnedFd,
-    /// Closing it ends the claim.
-    _lock: OwnedFd,
-    key: (u64, u64),
+    _lock: Lock,
 }
-
-/// The state directories that this process has, by device and inode.
-static CLAIMED: Mutex<BTreeSet<(u64, u64)>> = Mutex::new(BTreeSet::new());
 
 impl StateDir {
     /// Returns the directory's path, as it was given.
@@ -49,12 +38,6 @@ impl AsFd for StateDir {
     }
 }
 
-impl Drop for StateDir {
-    fn drop(&mut self) {
-        CLAIMED.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
-    }
-}
-
 /// Takes a state directory for this process, and makes it (0711, ours) if it is not there; its parent must be.
 ///
 /// # Errors
@@ -62,46 +45,25 @@ impl Drop for StateDir {
 /// no directory, belongs to somebody else, others may write to it, or it cannot be made.
 ///
 /// # Kernel
-/// fcntl_locking(2): the lock dies with the process, and children do not inherit it.
+/// fcntl_locking(2): the lock dies with the process.
 pub fn claim_state_dir(path: &Path) -> Result<StateDir, Error> {
     let dir = open_state_dir(path)?;
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let lock_path = path.join("lock");
     let failed =
         |operation: &str, errno| Error::from(KernelError::new(operation, lock_path.display().to_string(), errno));
-    let about = rustix::fs::fstat(&dir).map_err(|errno| failed("stat", errno))?;
-    let key = (about.st_dev, about.st_ino);
-    // Held throughout: opening and closing the file in a second claim would end the first one's lock.
-    let mut claimed = CLAIMED.lock().unwrap_or_else(PoisonError::into_inner);
-    if claimed.contains(&key) {
-        return Err(in_use(path, "this process itself"));
-    }
     let lock =
         rustix::fs::openat(&dir, "lock", flags, Mode::RUSR | Mode::WUSR).map_err(|errno| failed("open", errno))?;
-    match rustix::fs::fcntl_lock(&lock, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(Errno::AGAIN | Errno::ACCESS) => return Err(in_use(path, &holder(&lock))),
-        Err(errno) => return Err(failed("lock", errno)),
-    }
-    claimed.insert(key);
-    Ok(StateDir { path: path.to_owned(), dir, _lock: lock, key })
+    let lock = Lock::take(lock).map_err(|refused| match refused {
+        Refused::Held(by) => in_use(path, &by),
+        Refused::Failed(errno) => failed("lock", errno),
+    })?;
+    Ok(StateDir { path: path.to_owned(), dir, _lock: lock })
 }
 
 fn in_use(path: &Path, holder: &str) -> Error {
     Error::new(Code::InUse, format!("state directory {} is in use by {holder}", path.display()))
         .remedy("talk to that daemon, end it with `treeherd shutdown`, or give this one another --state-dir")
-}
-
-/// Says who has the lock. The kernel knows, unless it is in a pid namespace that we cannot see.
-fn holder(lock: &OwnedFd) -> String {
-    let asked = rustix::process::Flock::from(rustix::process::FlockType::WriteLock);
-    match rustix::process::fcntl_getlk(lock, &asked) {
-        Ok(Some(found)) => match found.pid {
-            Some(pid) => format!("the daemon with pid {pid}"),
-            None => "a daemon outside this pid namespace".to_owned(),
-        },
-        Ok(None) | Err(_) => "a daemon that is just ending".to_owned(),
-    }
 }
 
 fn open_state_dir(path: &Path) -> Result<OwnedFd, Error> {

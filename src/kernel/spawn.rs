@@ -1,17 +1,19 @@
 //! Starting a program inside a cgroup, from its first instruction on.
 //!
 //! ```text
-//! parent thread                       child (same memory, own stack, own descriptor table)
+//! parent thread                       child (same memory and descriptors, own stack)
 //! make everything ready
 //! block all signals
-//! clone3(VM, VFORK, PIDFD, CLEAR_SIGHAND, INTO_CGROUP) ──> born in the leaf
-//!   :  sleeps                         default signals · v1 mirrors · session · stdio · nothing else open ·
-//!   :                                 oom_score_adj, nice, ionice, rlimits · groups, gid, uid · cwd · mask
+//! clone3(VM, VFORK, FILES, PIDFD, CLEAR_SIGHAND, INTO_CGROUP) ──> born in the leaf
+//!   :  sleeps                         default signals · v1 mirrors · session · own descriptors · stdio ·
+//!   :                                 nothing else open · oom_score_adj, nice, ionice, rlimits ·
+//!   :                                 groups, gid, uid · cwd · mask
 //!   :                                 execve ──────────────> the program
 //! reads the stage and errno that the child left <── or it failed, and ended
 //! ```
 //!
-//! No memory is copied (`fork` copies page tables: 40 ms in a process of 1 GiB), no pipe is needed to learn what failed,
+//! No memory is copied (`fork` copies page tables: 40 ms in a process of 1 GiB), nor more descriptors than a child needs
+//! (copying and closing 10,000 costs a millisecond; see [`cradle`]), no pipe is needed to learn what failed,
 //! and no process ever exists outside its leaf.
 //!
 //! Not here: which limits the leaf has, how long a spawn may take. **A spawn blocks its thread until `exec`**, and a child
@@ -27,11 +29,12 @@
 //! dumps of it). Nobody may take it off again: another thread's child could be on its way at that moment.
 
 mod child;
+mod cradle;
 mod entry;
 mod raw;
 mod tell;
 
-use std::cell::OnceCell;
+use std::cell::RefCell;
 use std::ffi::{CString, c_char};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicI32, AtomicU8, AtomicUsize, Ordering};
@@ -39,6 +42,7 @@ use std::sync::atomic::{AtomicI32, AtomicU8, AtomicUsize, Ordering};
 use rustix::io::Errno;
 
 use self::child::{Mission, Orders};
+use self::cradle::Cradle;
 use self::entry::PidEntry;
 use super::pidfd::{self, Exit};
 use super::user::Credentials;
@@ -189,17 +193,37 @@ pub struct Launched {
 /// # Kernel
 /// Linux 5.9 (`close_range(2)`); [`Way::CloneInto`] 5.7. clone(2), execve(2), cgroups(7).
 pub fn spawn(launch: &Launch) -> Result<Launched, SpawnFailure> {
-    // A descriptor of 0, 1 or 2 among those to be placed would be overwritten before its turn.
-    let mut moved = Vec::new();
-    let mut stdio = [0; 3];
-    for (place, fd) in stdio.iter_mut().zip([&launch.stdin, &launch.stdout, &launch.stderr]) {
-        *place = fd.as_raw_fd();
-        if *place < 3 {
-            let copy = rustix::io::fcntl_dupfd_cloexec(fd, 3).map_err(|errno| tell::prepare("stdio", errno))?;
-            *place = copy.as_raw_fd();
-            moved.push(copy);
-        }
+    with_cradle(|cradle| {
+        let stdio = [launch.stdin.as_fd(), launch.stdout.as_fd(), launch.stderr.as_fd()];
+        let laid = cradle.lay(stdio).map_err(|errno| tell::prepare("stdio", errno));
+        let launched = laid.and_then(|()| spawn_laid(launch, cradle));
+        cradle.clear();
+        launched
+    })
+}
+
+/// Opens what the calling thread keeps for its children. A thread that is to spawn among many descriptors calls this
+/// before they are there: each of its children copies the table of descriptors as far as it reaches now.
+///
+/// # Errors
+/// [`Stage::Prepare`]: no descriptor or no memory is left.
+pub fn get_ready() -> Result<(), SpawnFailure> {
+    with_cradle(|_| Ok(()))
+}
+
+fn with_cradle<T>(act: impl FnOnce(&mut Cradle) -> Result<T, SpawnFailure>) -> Result<T, SpawnFailure> {
+    thread_local! {
+        static KEPT: RefCell<Option<Cradle>> = const { RefCell::new(None) };
     }
+    KEPT.with_borrow_mut(|kept| match kept {
+        Some(cradle) => act(cradle),
+        None => act(kept.insert(Cradle::new().map_err(|errno| tell::prepare("what a child is born with", errno))?)),
+    })
+}
+
+/// Does as [`spawn`] with stdin, stdout and stderr in their places.
+fn spawn_laid(launch: &Launch, cradle: &Cradle) -> Result<Launched, SpawnFailure> {
+    let mut moved = Vec::new();
     let mut passed = None;
     if let Some((fd, number)) = &launch.passed {
         let mut source = fd.as_raw_fd();
@@ -216,7 +240,7 @@ pub fn spawn(launch: &Launch) -> Result<Launched, SpawnFailure> {
     let rlimits: Vec<(u32, [u64; 2])> =
         launch.rlimits.iter().map(|limit| (limit.resource.0, [limit.soft, limit.hard])).collect();
     let oom_score_adj = launch.oom_score_adj.unwrap_or(0).to_string();
-    let has_it_by_birth = own_oom_score_adj().is_some_and(|own| own == oom_score_adj);
+    let has_it_by_birth = cradle.own_oom_score_adj().is_some_and(|own| own == oom_score_adj);
     let oom_score_adj = CString::new(oom_score_adj).unwrap_or_default();
     let (search, argv, mut env) = (pointers(&launch.search), pointers(&launch.argv), pointers(&launch.env));
     let pid_entry = launch.pid_variable.as_deref().map(PidEntry::new);
@@ -225,7 +249,7 @@ pub fn spawn(launch: &Launch) -> Result<Launched, SpawnFailure> {
     }
     let orders = Orders {
         enter: &enter,
-        stdio,
+        stdio: cradle.places(),
         passed,
         pid_entry: pid_entry.as_ref(),
         oom_score_adj: (!has_it_by_birth).then_some(&oom_score_adj),
@@ -242,7 +266,7 @@ pub fn spawn(launch: &Launch) -> Result<Launched, SpawnFailure> {
         env: &env,
         ..Orders::new(Mission::Exec)
     };
-    let child = give_birth(launch.leaf.as_fd(), launch.way, &orders)?;
+    let child = give_birth(cradle, launch.leaf.as_fd(), launch.way, &orders)?;
     judge(launch, &orders, child)
 }
 
@@ -272,45 +296,21 @@ impl Orders<'_> {
     }
 }
 
-/// Reads the value that a child of ours is born with: a kept descriptor costs half a microsecond, while the child's own
-/// file in `/proc` costs it ten, and the kernel more when it ends.
-fn own_oom_score_adj() -> Option<String> {
-    thread_local! {
-        static FILE: Option<std::fs::File> = std::fs::File::open("/proc/self/oom_score_adj").ok();
-    }
-    let mut text = [0; 16];
-    let read = FILE.with(|file| rustix::io::pread(file.as_ref()?, &mut text, 0).ok())?;
-    Some(std::str::from_utf8(&text[..read]).ok()?.trim_end().to_owned())
-}
-
 /// Makes the list of pointers that `execve` wants, a null at its end.
 fn pointers(texts: &[CString]) -> Vec<*const c_char> {
     texts.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect()
 }
 
-thread_local! {
-    static STACK: OnceCell<raw::Stack> = const { OnceCell::new() };
-}
-
 /// Makes the child and returns when it has executed its program or ended.
-fn give_birth(leaf: BorrowedFd<'_>, way: Way, orders: &Orders<'_>) -> Result<Launched, SpawnFailure> {
-    STACK.with(|kept| {
-        let stack = match kept.get() {
-            Some(stack) => stack,
-            None => {
-                let new = raw::Stack::new().map_err(|errno| tell::prepare("a stack for the child", errno))?;
-                kept.get_or_init(|| new)
-            }
-        };
-        clone_on(stack, leaf, way, orders).map_err(|errno| tell::clone(leaf, errno))
-    })
+fn give_birth(cradle: &Cradle, leaf: BorrowedFd<'_>, way: Way, orders: &Orders<'_>) -> Result<Launched, SpawnFailure> {
+    clone_on(&cradle.stack, leaf, way, orders).map_err(|errno| tell::clone(leaf, errno))
 }
 
 #[allow(unsafe_code)]
 fn clone_on(stack: &raw::Stack, leaf: BorrowedFd<'_>, way: Way, orders: &Orders<'_>) -> Result<Launched, Errno> {
     let mut pidfd: i32 = -1;
     let mut args = raw::CloneArgs {
-        flags: raw::CLONE_VM | raw::CLONE_VFORK | raw::CLONE_PIDFD | raw::CLONE_CLEAR_SIGHAND,
+        flags: raw::CLONE_VM | raw::CLONE_VFORK | raw::CLONE_FILES | raw::CLONE_PIDFD | raw::CLONE_CLEAR_SIGHAND,
         pidfd: std::ptr::from_mut(&mut pidfd).expose_provenance() as u64,
         exit_signal: u64::from(libc::SIGCHLD.cast_unsigned()),
         stack: stack.usable(),
@@ -383,7 +383,7 @@ fn process_flags(stat: &[u8]) -> Option<u64> {
 /// `CLONE_INTO_CGROUP`: Linux 5.7, clone(2). The bug: about 6.14 to 6.18.44.
 pub fn way_that_works(leaf: BorrowedFd<'_>) -> Result<Way, SpawnFailure> {
     let orders = Orders::new(Mission::Exit);
-    let child = give_birth(leaf, Way::CloneInto, &orders)?;
+    let child = with_cradle(|cradle| give_birth(cradle, leaf, Way::CloneInto, &orders))?;
     match pidfd::wait(child.pidfd.as_fd()).map(|ended| ended.status) {
         Ok(Exit::Signal { .. }) => Ok(Way::EnterItself),
         // With SIGCHLD ignored the kernel reaps for us and tells nothing.

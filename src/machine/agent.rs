@@ -68,6 +68,8 @@ pub(super) enum Phase {
     Running { pid: i32, ladder: Option<Ladder> },
     /// The main process has ended, descendants live. Without a ladder they are waited for.
     Draining { record: Box<ExitRecord>, ladder: Option<Ladder> },
+    /// Nothing of the run lives, and it ended well; but its last words could mean failure. At the deadline they do not.
+    Reading { record: Box<ExitRecord>, deadline: Monotonic },
     /// The last run is over, agents below are still there.
     Lingering { outcome: Outcome },
     /// It waits for its next run.
@@ -303,7 +305,8 @@ impl Agent {
 
     /// Says whether its run goes on and nobody has asked for its end yet: only such a run can be found in a failure.
     pub fn is_unattended(&self) -> bool {
-        self.has_run() && self.ladder().is_none() && self.down.is_none() && self.cycle.is_none()
+        let goes_on = self.has_run() || matches!(self.phase, Phase::Reading { .. });
+        goes_on && self.ladder().is_none() && self.down.is_none() && self.cycle.is_none()
     }
 
     /// Says whether the terminal event of its present run was told.
@@ -346,7 +349,7 @@ impl Agent {
             Phase::Queued => State::Queued,
             Phase::Held | Phase::Spawning { .. } => up(State::Starting),
             Phase::Running { ladder: Some(_), .. } | Phase::Draining { ladder: Some(_), .. } => State::Stopping,
-            Phase::Running { .. } | Phase::Draining { .. } => up(match self.voice.told {
+            Phase::Running { .. } | Phase::Draining { .. } | Phase::Reading { .. } => up(match self.voice.told {
                 Told::Nothing => State::Starting,
                 Told::Ready => State::Running,
                 Told::Stopping => State::Stopping,

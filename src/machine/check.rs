@@ -98,6 +98,13 @@ impl Machine {
         if agent.has_run() || matches!(agent.phase, Phase::Group) {
             assert_eq!(agent.home, Home::Made, "{id}: what runs has a cgroup");
         }
+        if let Phase::Reading { record, .. } = &agent.phase {
+            assert!(
+                record.is_success() && agent.verdict.is_none(),
+                "{id}: only what ended well waits for its last words"
+            );
+            assert!(!agent.is_end_told(), "{id}: what is told waits for nothing");
+        }
         let is_ending = agent.ladder().is_some() || agent.down.is_some();
         assert!(agent.verdict.is_none() || !agent.has_run() || is_ending, "{id}: what has failed is ended");
         if let Some(parent) = agent.parent.filter(|_| agent.home == Home::Made) {

@@ -81,12 +81,15 @@ impl Machine {
         self.decide_next(step, key, Outcome::Failed, &record, ran);
     }
 
-    /// Its last run is over and told, or about to be told as completed: that is over, too.
+    /// Its last run is over. An end that was told stays what it was; one that was about to be told as completed is a failure.
     fn fail_lingering(&mut self, step: &mut Step, key: AgentKey, why: &str) {
-        let mut record = self.agents[&key].last.as_deref().cloned().unwrap_or_else(|| ExitRecord::new(Cause::Child));
-        record.judge(Cause::Child, why);
-        self.tell_end(step, key, Outcome::Failed, &record);
-        self.agent_mut(key).last = Some(Box::new(record.clone()));
+        let agent = &self.agents[&key];
+        let mut record = agent.last.as_deref().cloned().unwrap_or_else(|| ExitRecord::new(Cause::Child));
+        if !agent.is_end_told() {
+            record.judge(Cause::Child, why);
+            self.tell_end(step, key, Outcome::Failed, &record);
+            self.agent_mut(key).last = Some(Box::new(record.clone()));
+        }
         self.end_or_linger(step, key, Outcome::Failed, &record);
     }
 

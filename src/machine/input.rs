@@ -13,6 +13,7 @@ use crate::model::limits::Limits;
 use crate::model::note::Note;
 use crate::model::record::{AgentRecord, HerdRecord};
 use crate::model::request::{Answer, Request};
+use crate::model::rule::Found;
 use crate::model::spec::{AgentSpec, StopSignal};
 use crate::model::stage::SpawnFailure;
 use crate::model::status::{Exit, Oom, Rusage};
@@ -103,6 +104,24 @@ pub enum Input {
     },
     /// The cgroup of a run became empty.
     RunEmptied {
+        /// Whose.
+        agent: AgentKey,
+        /// Of which run.
+        run: Run,
+    },
+    /// A rule has found lines in the output of a run. Of those that one write brings, the first is told at once.
+    Matched {
+        /// Whose.
+        agent: AgentKey,
+        /// Of which run.
+        run: Run,
+        /// Which rule, by its place in the specification.
+        rule: usize,
+        /// The line.
+        found: Box<Found>,
+    },
+    /// All that a run has written was looked at, and what the rules have found in it was told.
+    OutputRead {
         /// Whose.
         agent: AgentKey,
         /// Of which run.
@@ -238,6 +257,13 @@ pub enum Effect {
         agent: AgentKey,
         /// What.
         frost: Frost,
+    },
+    /// Look at all that an ended run has written. Answered by `OutputRead`.
+    ReadOutput {
+        /// Whose.
+        agent: AgentKey,
+        /// Of which run.
+        run: Run,
     },
     /// Remove the empty cgroup of a run.
     RemoveRun {

@@ -17,10 +17,10 @@
 //!
 //! | who decides | by | and then |
 //! | --- | --- | --- |
-//! | the agent | `restart`: policy, intensity | it comes back after its delay, or has ended for good ([`restart`]) |
-//! | its parent | `children`: strategy | it comes back alone, or others start anew with it ([`strategy`]) |
-//! | its parent | `children`: intensity | one too many: the parent has failed itself, and so on upwards ([`escalate`]) |
-//! | the herd | `restart_rate`, `restart_burst` | a restart beyond them waits for its turn ([`storm`]) |
+//! | the agent | `restart`: policy, intensity | it comes back after its delay, or has ended for good (`restart.rs`) |
+//! | its parent | `children`: strategy | it comes back alone, or others start anew with it (`strategy.rs`) |
+//! | its parent | `children`: intensity | one too many: the parent has failed itself, and so on upwards (`escalate.rs`) |
+//! | the herd | `restart_rate`, `restart_burst` | a restart beyond them waits for its turn (`storm.rs`) |
 //!
 //! * `settle` moves one agent as far as it can go now. It is idempotent: after a step, settling anything again orders nothing
 //!   ([`Machine::settle_everything`] is how tests prove that).
@@ -39,6 +39,7 @@ mod escalate;
 mod explain;
 mod input;
 mod limit;
+mod output;
 mod pause;
 mod polite;
 mod pressure;
@@ -243,6 +244,8 @@ impl Machine {
                 self.exited(step, agent, run, run::Death { exit, rusage, oom, descendants });
             }
             Input::RunEmptied { agent, run } => self.run_emptied(step, agent, run),
+            Input::Matched { agent, run, rule, found } => self.matched(step, agent, run, rule, *found),
+            Input::OutputRead { agent, run } => self.output_read(step, agent, run),
             Input::Notified { agent, run, notes } => self.notified(step, agent, run, notes),
             Input::ReadySeen { agent, run } => self.ready_seen(step, agent, run),
             Input::SubtreeEmptied(agent) => self.subtree_emptied(agent),

@@ -192,6 +192,7 @@ impl Machine {
             },
             Phase::Spawning { .. } => Some("its program to execute".to_owned()),
             Phase::Draining { .. } => Some("the processes that its main process left behind".to_owned()),
+            Phase::Reading { .. } => Some("its last output to be looked at".to_owned()),
             Phase::Lingering { .. } => Some("the agents below it to end".to_owned()),
             Phase::Backoff { countdown: Countdown::Until(until) } => Some(format!("its next run, in {}", left(*until))),
             Phase::Backoff { countdown: Countdown::Suspended(_) } => {
@@ -221,6 +222,7 @@ impl Machine {
             exit: None,
             oom: None,
             delay_ms: None,
+            found: None,
             limits: None,
             message: String::new(),
         }

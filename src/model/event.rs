@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::id::{AgentId, Level, Run, SessionId};
 use super::limits::Limits;
+use super::rule::Found;
 use super::status::{ExitRecord, Oom};
 use super::time::Wall;
 
@@ -75,6 +76,8 @@ kinds! {
     Oom = "process:oom",
     /// A limit was hit.
     Limit = "process:limit",
+    /// A rule has found a line in the output; or output was gone before the rules had looked at it.
+    Notice = "process:notice",
     /// Limits were changed.
     LimitsChanged = "process:limits-changed",
     /// Processes do not die or do not freeze; which ones, and where they hang, is in the message.
@@ -150,6 +153,9 @@ pub struct Event {
     /// How long until the next run, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delay_ms: Option<u64>,
+    /// What a rule has found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub found: Option<Found>,
     /// The limits that are in force now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<Limits>,

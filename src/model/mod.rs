@@ -16,6 +16,7 @@ pub mod ready;
 pub mod record;
 pub mod recovery;
 pub mod request;
+pub mod rule;
 pub mod spec;
 pub mod stage;
 pub mod status;

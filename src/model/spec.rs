@@ -14,6 +14,7 @@ use super::limits::Limits;
 use super::pressure::PressureRule;
 use super::ready::Ready;
 pub use super::recovery::{Children, Restart, RestartPolicy, Strategy};
+use super::rule::{self, Rule};
 use super::time::text as duration_text;
 use super::units::{Bytes, Max};
 
@@ -116,6 +117,9 @@ pub struct AgentSpec {
     /// What is done when its subtree waits for memory, CPU time or I/O for too long; its level's rules by default.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pressure: Vec<PressureRule>,
+    /// What is looked for in the lines of its output, 32 rules at most.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<Rule>,
     /// How it tells that it is ready; without this it is as soon as its program executes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready: Option<Ready>,
@@ -181,6 +185,7 @@ impl AgentSpec {
             grace: default_grace(),
             run_timeout: None,
             pressure: Vec::new(),
+            rules: Vec::new(),
             ready: None,
             ready_timeout: None,
             watchdog: None,
@@ -261,6 +266,10 @@ impl AgentSpec {
             return bad("run_timeout", "a group has no process and no run".to_owned());
         }
         PressureRule::check_all(&self.pressure)?;
+        rule::check(&self.rules).or_else(|why| bad("rules", why))?;
+        if self.is_group() && !self.rules.is_empty() {
+            return bad("rules", "a group has no process and no output".to_owned());
+        }
         self.check_ready().or_else(|(field, why)| bad(field, why))?;
         if self.metadata.values().any(|value| !is_shallow(value, METADATA_DEPTH_MAX)) {
             return bad("metadata", format!("it is nested more than {METADATA_DEPTH_MAX} deep"));

@@ -124,6 +124,8 @@ pub enum Cause {
     Timeout,
     /// A rule on pressure ended it: it was the one of the lowest priority.
     Pressure,
+    /// A rule found a line in its output that means failure.
+    Output,
     /// Its children failed: too often for its `children.intensity`, or a significant one for good.
     Child,
     /// It was not ready within its `ready_timeout`.
@@ -145,6 +147,7 @@ impl Cause {
             Self::Lost => "lost",
             Self::Timeout => "timeout",
             Self::Pressure => "pressure",
+            Self::Output => "output",
             Self::Child => "child",
             Self::Ready => "ready",
             Self::Watchdog => "watchdog",
@@ -156,7 +159,7 @@ impl Cause {
     pub fn is_verdict(self) -> bool {
         match self {
             Self::Exit | Self::Signal | Self::Oom | Self::Exec | Self::Terminated | Self::Lost => false,
-            Self::Timeout | Self::Child | Self::Pressure | Self::Ready | Self::Watchdog => true,
+            Self::Timeout | Self::Output | Self::Child | Self::Pressure | Self::Ready | Self::Watchdog => true,
         }
     }
 }

@@ -2,8 +2,9 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{self, AtFlags, CWD, Mode, OFlags, ResolveFlags};
+use rustix::fs::{self, AtFlags, CWD, Mode, OFlags, RenameFlags, ResolveFlags};
 use rustix::io::{self, Errno};
 
 use super::file::{SpoolFile, fault, punch};
@@ -17,6 +18,9 @@ const AGENTS: &str = "agents";
 /// The scratch file for the trial of punching; no agent can have a name with a dot.
 const SCRATCH: &str = ".scratch";
 
+/// How many agents to come have their files already: one for each thread that spawns is enough.
+const SPARES: usize = 4;
+
 /// How many digits a stored shift has: the number of digits of `u64::MAX`.
 const BASE_DIGITS: usize = 20;
 
@@ -25,6 +29,8 @@ const BASE_DIGITS: usize = 20;
 pub struct Store {
     agents: OwnedFd,
     punches: bool,
+    /// The files of agents to come, in directories that are called by their number here.
+    spares: Mutex<[Option<Inlet>; SPARES]>,
 }
 
 /// Where the output of one run goes in.
@@ -50,7 +56,7 @@ impl Store {
         }
         let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::PATH | OFlags::CLOEXEC;
         let agents = fs::openat(CWD, &path, flags, Mode::empty()).map_err(|errno| fault("open", &name, errno))?;
-        let mut store = Self { agents, punches: false };
+        let mut store = Self { agents, punches: false, spares: Mutex::default() };
         store.punches = store.try_punching().map_err(|errno| fault("write a scratch file in", &name, errno))?;
         Ok(store)
     }
@@ -64,6 +70,53 @@ impl Store {
         self.punches
     }
 
+    /// Removes the spare files that an earlier daemon left. Only for the one to whom the state directory belongs, and before it
+    /// makes any.
+    ///
+    /// # Errors
+    /// As [`Store::remove`].
+    pub fn clear(&self) -> Result<(), Error> {
+        (0..SPARES).try_for_each(|number| self.remove_dir(&spare_name(number)))
+    }
+
+    /// Makes the files of an agent that is yet to come, so that its spawn need not wait for them; none if enough are there.
+    ///
+    /// # Errors
+    /// Those of the kernel; then nothing is left.
+    pub fn stock(&self) -> Result<(), Error> {
+        let Some(number) = self.spares().iter().position(Option::is_none) else { return Ok(()) };
+        let name = spare_name(number);
+        match fs::mkdirat(&self.agents, &name, Mode::RWXU) {
+            Ok(()) => {}
+            // Another thread is at it.
+            Err(Errno::EXIST) => return Ok(()),
+            Err(errno) => return Err(fault("make directory", &shown(&name), errno)),
+        }
+        let inlet = self.fill(&name)?;
+        self.spares()[number] = Some(inlet);
+        Ok(())
+    }
+
+    fn spares(&self) -> MutexGuard<'_, [Option<Inlet>; SPARES]> {
+        self.spares.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives spare files to an agent, if there are any and nothing stands in their way.
+    fn give_spare(&self, id: &AgentId) -> Option<Inlet> {
+        let mut spares = self.spares();
+        let number = spares.iter().position(Option::is_some)?;
+        let name = spare_name(number);
+        match fs::renameat_with(&self.agents, &name, &self.agents, id.as_str(), RenameFlags::NOREPLACE) {
+            Ok(()) => spares[number].take(),
+            Err(Errno::EXIST) => None,
+            Err(_) => {
+                // Somebody took it away, or this file system cannot do that: it is never tried again.
+                spares[number] = None;
+                None
+            }
+        }
+    }
+
     /// Makes the directory of an agent with two empty files, and opens them for the child; what an earlier agent of the
     /// same name left is removed.
     ///
@@ -71,6 +124,9 @@ impl Store {
     /// Those of the kernel; then nothing is left. What is in a leftover directory and is not treeherd's stops it
     /// ([`Code::WrongState`]).
     pub fn create(&self, id: &AgentId) -> Result<Inlet, Error> {
+        if let Some(inlet) = self.give_spare(id) {
+            return Ok(inlet);
+        }
         let make = || fs::mkdirat(&self.agents, id.as_str(), Mode::RWXU);
         let mut made = make();
         if made == Err(Errno::EXIST) {
@@ -78,24 +134,21 @@ impl Store {
             made = make();
         }
         made.map_err(|errno| fault("make directory", &directory(id), errno))?;
-        let inlet = self.fill(id);
-        if inlet.is_err() {
-            // The first error is the one to tell.
-            self.remove(id).unwrap_or_default();
-        }
-        inlet
+        self.fill(id.as_str())
     }
 
-    /// Makes the files in a directory that was just made.
-    fn fill(&self, id: &AgentId) -> Result<Inlet, Error> {
+    /// Makes the files in a directory that was just made, or removes it.
+    fn fill(&self, dir: &str) -> Result<Inlet, Error> {
         // An exclusive file is a new one: it cannot be a link, and there is no fifo to wait for.
         let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let make = |stream: Stream| {
-            let name = entry(id, stream.as_str());
+            let name = format!("{dir}/{stream}");
             fs::openat2(&self.agents, &name, flags, Mode::RUSR | Mode::WUSR, beneath())
                 .map_err(|errno| entry_fault("make", &shown(&name), errno))
         };
-        Ok(Inlet { stdout: make(Stream::Stdout)?, stderr: make(Stream::Stderr)? })
+        let inlet = make(Stream::Stdout).and_then(|stdout| Ok(Inlet { stdout, stderr: make(Stream::Stderr)? }));
+        // The first error is the one to tell.
+        inlet.inspect_err(|_| self.remove_dir(dir).unwrap_or_default())
     }
 
     /// Opens the files of an agent for the child of a further run.
@@ -123,8 +176,12 @@ impl Store {
     /// # Errors
     /// [`Code::WrongState`] if something that is not treeherd's stands in the directory; those of the kernel.
     pub fn remove(&self, id: &AgentId) -> Result<(), Error> {
-        let directory = directory(id);
-        match self.watch_dir(id) {
+        self.remove_dir(id.as_str())
+    }
+
+    fn remove_dir(&self, dir: &str) -> Result<(), Error> {
+        let directory = shown(dir);
+        match self.open_dir(dir) {
             Ok(inside) => {
                 for stream in Stream::ALL {
                     for name in [stream.as_str(), base_name(stream)] {
@@ -132,12 +189,11 @@ impl Store {
                             .map_err(|errno| entry_fault("remove", &format!("{directory}/{name}"), errno))?;
                     }
                 }
-                unlink(&self.agents, id.as_str(), AtFlags::REMOVEDIR)
-                    .map_err(|errno| entry_fault("remove", &directory, errno))
+                unlink(&self.agents, dir, AtFlags::REMOVEDIR).map_err(|errno| entry_fault("remove", &directory, errno))
             }
             Err(error) if error.code == Code::NoSuchAgent => Ok(()),
             // Something that is not a directory: a link, a file.
-            Err(error) => unlink(&self.agents, id.as_str(), AtFlags::empty()).map_err(|_| error),
+            Err(error) => unlink(&self.agents, dir, AtFlags::empty()).map_err(|_| error),
         }
     }
 
@@ -146,8 +202,11 @@ impl Store {
     /// # Errors
     /// [`Code::NoSuchAgent`]; [`Code::WrongState`] if something else stands in its place; those of the kernel.
     pub fn watch_dir(&self, id: &AgentId) -> Result<OwnedFd, Error> {
-        self.open_entry(id.as_str(), OFlags::DIRECTORY | OFlags::PATH)
-            .map_err(|errno| entry_fault("open", &directory(id), errno))
+        self.open_dir(id.as_str())
+    }
+
+    fn open_dir(&self, dir: &str) -> Result<OwnedFd, Error> {
+        self.open_entry(dir, OFlags::DIRECTORY | OFlags::PATH).map_err(|errno| entry_fault("open", &shown(dir), errno))
     }
 
     /// Opens a spool file to stat, read and punch it.
@@ -206,6 +265,22 @@ impl Store {
         io::pwrite(&scratch, &[b'x'; 8192], 0)?;
         Ok(punch(scratch.as_fd(), 0, 4096).is_ok())
     }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        for number in 0..SPARES {
+            if self.spares()[number].take().is_some() {
+                // What is left behind the next daemon clears away.
+                self.remove_dir(&spare_name(number)).unwrap_or_default();
+            }
+        }
+    }
+}
+
+/// Names the directory of a spare; no agent can have a name with a dot.
+fn spare_name(number: usize) -> String {
+    format!(".spare-{number}")
 }
 
 fn beneath() -> ResolveFlags {

@@ -176,6 +176,10 @@ impl Own {
             }
             // A child of the dead one, on its way to its program, may still hold the old socket.
             self.herd = Herd::connect(&socket).ok().filter(|herd| herd.agents().is_ok());
+            if self.herd.is_none() {
+                // Whoever looks all the time leaves a slow machine no time to start anything.
+                let_pass("0.02");
+            }
             self.herd.is_some()
         });
     }
@@ -293,7 +297,9 @@ impl Own {
     /// Lists what of the herd's output is on disk, by agent.
     pub fn spools(&self) -> BTreeSet<String> {
         let entries = std::fs::read_dir(self.dir.path().join("state/agents")).into_iter().flatten().flatten();
-        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+        let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        // The files of agents to come have names that no agent can have.
+        names.filter(|name| !name.starts_with('.')).collect()
     }
 
     pub fn socket(&self) -> PathBuf {

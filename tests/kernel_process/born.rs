@@ -79,6 +79,20 @@ fn a_child_has_no_signal_blocked_or_ignored() {
 }
 
 #[test]
+#[allow(unsafe_code)]
+fn a_signal_that_is_ignored_since_the_last_spawn_is_not_ignored_in_the_next_child() {
+    crate::leaf::in_a_process_of_its_own("a_signal_that_is_ignored_since_the_last_spawn", || {
+        let ignored = || status_line(&shell("exec cat /proc/self/status", |_| {}), "SigIgn").to_owned();
+        assert_eq!(ignored(), "0000000000000000");
+        for signal in [libc::SIGUSR1, libc::SIGRTMIN(), libc::SIGRTMAX()] {
+            // SAFETY: to ignore a signal runs no code of ours.
+            assert_ne!(unsafe { libc::signal(signal, libc::SIG_IGN) }, libc::SIG_ERR);
+        }
+        assert_eq!(ignored(), "0000000000000000");
+    });
+}
+
+#[test]
 fn a_child_leads_a_session_of_its_own_inside_its_leaf() {
     let (room, out) = (Room::new(), sink());
     let child = spawn(&room.launch(&["/bin/sh", "-c", "cat /proc/$$/stat; exec cat /proc/self/cgroup"], &out)).unwrap();

@@ -1,11 +1,11 @@
-//! Descriptors: a child has three of them, and ours stay as they are.
+//! The table of descriptors, which a child shares with us until it has one of its own.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
-use treeherd::kernel::spawn::spawn;
+use treeherd::kernel::spawn::{get_ready, spawn};
 
 use crate::room::{Room, end, shell, sink};
 
@@ -25,11 +25,10 @@ fn a_child_changes_none_of_our_descriptors_however_far_it_comes() {
         no_directory.cwd = c"/no/such".to_owned();
         let mut no_program = room.launch(&["/no/such"], &out);
         no_program.search = vec![c"/no/such".to_owned()];
-        // A file for reading cannot be entered through.
+        // A file for reading cannot be entered through: the child fails before its table is its own.
         let mut no_entry = room.launch(&["/bin/true"], &out);
         no_entry.enter.push(fs::File::open("/dev/null").unwrap().into());
-        // A thread's first spawn opens what it keeps for all of them.
-        end(&spawn(&launch).unwrap());
+        get_ready().unwrap();
         let before = table();
         end(&spawn(&launch).unwrap());
         assert_eq!(table(), before, "after a program was executed");
@@ -51,6 +50,7 @@ fn a_child_among_ten_thousand_descriptors_has_three() {
     crate::leaf::in_a_process_of_its_own("a_child_among_ten_thousand_descriptors", || {
         let most = treeherd::kernel::process::raise_descriptor_limit().unwrap();
         assert!(most > MANY + 100, "the limit on descriptors is {most}");
+        get_ready().unwrap();
         // One in ten is left open on exec, as a careless library would do.
         let file = sink();
         let many: Vec<OwnedFd> = (0..MANY)

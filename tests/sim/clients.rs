@@ -147,6 +147,9 @@ impl Habits {
         if !spec.is_group() && chance.comes(20) {
             spec.run_timeout = chance.of(&[Some(Duration::from_millis(1)), Some(Duration::from_secs(2))]);
         }
+        if !spec.is_group() && chance.comes(25) {
+            spec.rules = ["fail:fatal", "strange"].iter().map(|rule| rule.parse().unwrap()).collect();
+        }
         if chance.comes(self.supervision) {
             spec.children = Children {
                 strategy: chance.of(&[Strategy::OneForOne, Strategy::OneForAll, Strategy::RestForOne]),

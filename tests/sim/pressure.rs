@@ -141,7 +141,7 @@ fn an_agents_rule_is_about_its_subtree_and_ends_with_it() {
     press(&mut life, Some(other));
     assert_eq!(life.state(other), State::Running, "who has no rule is not pressed");
     life.exit(boss, 0);
-    assert_eq!(life.world.machine.next_deadline().is_some(), true, "it is retained for a while");
+    assert!(life.world.machine.next_deadline().is_some(), "it is retained for a while");
     press(&mut life, Some(boss));
     assert_eq!(life.kinds("a").iter().filter(|kind| **kind == Kind::PressureRose).count(), 0);
 }

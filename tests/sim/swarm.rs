@@ -7,6 +7,7 @@ use treeherd::machine::{Input, PressKey};
 use treeherd::model::config::{Bounds, HerdConfig};
 use treeherd::model::id::Level;
 use treeherd::model::request::Request;
+use treeherd::model::rule::{Action, Rule};
 use treeherd::model::status::Exit;
 
 use super::chance::Chance;
@@ -242,6 +243,13 @@ fn live_on(world: &mut World) {
         world.kernel.processes.get_mut(&pid).unwrap().is_jammed = true;
     } else if !is_main && world.chance.comes(world.faults.strays) {
         world.kernel.stray(pid);
+    } else if world.chance.comes(20) && !rules_of(world, pid).is_empty() {
+        let rules = rules_of(world, pid);
+        let rule = world.chance.pick(rules.len());
+        world.kernel.say(pid, rule, rules[rule].action == Action::Fail);
+        if world.chance.comes(40) {
+            world.kernel.exit(pid, Exit::Status(0), false);
+        }
     } else if world.chance.comes(50) && world.kernel.processes.len() < 60 {
         let temper = world.some_temper();
         world.kernel.fork(pid, temper);
@@ -251,6 +259,13 @@ fn live_on(world: &mut World) {
         world.kernel.exit(pid, exit, is_oom);
     }
     world.kernel.update();
+}
+
+/// Returns the rules that look at what a process says: none of one that has left its run.
+fn rules_of(world: &World, pid: u64) -> Vec<Rule> {
+    let process = &world.kernel.processes[&pid];
+    let spec = world.machine.spec_of(process.agent).filter(|_| !process.has_strayed);
+    spec.map(|spec| spec.rules.clone()).unwrap_or_default()
 }
 
 #[test]
@@ -306,6 +321,9 @@ fn swarm() {
         "strategy rest-for-one",
         "significant",
         "spawn_budget",
+        "lost",
+        "output",
+        "last words",
         "process:ready",
         "ready",
         "watchdog",

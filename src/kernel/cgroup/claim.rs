@@ -1,34 +1,21 @@
 //! Whose the root cgroup is: one supervisor's at a time.
 
-use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
-use std::sync::{Mutex, PoisonError};
 
-use rustix::fs::{FlockOperation, OFlags};
-use rustix::io::Errno;
+use rustix::fs::OFlags;
 
 use super::{Cgroups, Place};
 use crate::kernel::error::{KernelError, Result};
+use crate::kernel::lock::{Lock, Refused};
 use crate::model::error::{Code, Error};
 
-/// A file that nothing else opens (closing any descriptor of it would give the lock up), and that is writable where a cgroup is
-/// delegated: cgroup-v2.rst, Model of Delegation.
+/// A file that nothing else locks, and that is writable where a cgroup is delegated: cgroup-v2.rst, Model of Delegation.
 const LOCKED: &str = "cgroup.threads";
-
-/// The roots that supervisors of this very process have: a record lock does not keep a process out of its own.
-static CLAIMED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
 /// A root cgroup that is ours as long as this lives.
 #[derive(Debug)]
 pub struct RootClaim {
-    _lock: OwnedFd,
-    root: String,
-}
-
-impl Drop for RootClaim {
-    fn drop(&mut self) {
-        CLAIMED.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.root);
-    }
+    _lock: Lock,
 }
 
 impl Cgroups {
@@ -38,21 +25,13 @@ impl Cgroups {
     /// [`Code::InUse`]: another supervisor, named by its pid, has it. Else what the kernel answered.
     ///
     /// # Kernel
-    /// fcntl_locking(2): the lock needs a descriptor for writing, which strangers do not get; it dies with the process, and
-    /// children do not inherit it.
+    /// fcntl_locking(2): the lock needs a descriptor for writing, which strangers do not get; it dies with the process.
     pub fn claim(&self) -> std::result::Result<RootClaim, Error> {
-        let mut claimed = CLAIMED.lock().unwrap_or_else(PoisonError::into_inner);
-        if claimed.contains(&self.root) {
-            return Err(self.in_use("this process itself"));
-        }
-        let lock = self.spine.open(LOCKED, OFlags::RDWR)?;
-        match rustix::fs::fcntl_lock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(Errno::AGAIN | Errno::ACCESS) => return Err(self.in_use("another daemon")),
-            Err(errno) => return Err(KernelError::new("lock", self.spine.object(LOCKED), errno).into()),
-        }
-        claimed.insert(self.root.clone());
-        Ok(RootClaim { _lock: lock, root: self.root.clone() })
+        let lock = Lock::take(self.spine.open(LOCKED, OFlags::RDWR)?).map_err(|refused| match refused {
+            Refused::Held(by) => self.in_use(&by),
+            Refused::Failed(errno) => KernelError::new("lock", self.spine.object(LOCKED), errno).into(),
+        })?;
+        Ok(RootClaim { _lock: lock })
     }
 
     fn in_use(&self, by: &str) -> Error {

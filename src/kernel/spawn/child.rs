@@ -25,7 +25,8 @@ pub(super) struct Orders<'a> {
     pub mission: Mission,
     /// Descriptors of `cgroup.procs` files.
     pub enter: &'a [i32],
-    /// Descriptors of 3 and above: dup2 onto 0, 1 and 2 must not overwrite one that is still needed.
+    /// Descriptors of 3 and above, and low ones: dup2 onto 0, 1 and 2 must not overwrite one that is still needed, and the
+    /// table is copied as far as the highest of them.
     pub stdio: [i32; 3],
     /// A descriptor of 3 and above, and the other number of 3 and above under which the program has it.
     pub passed: Option<(i32, i32)>,
@@ -140,9 +141,17 @@ fn enter(orders: &Orders<'_>) -> Result<(), Failed> {
     Ok(())
 }
 
-/// Puts the descriptors in their places and closes every other one.
+/// Takes a table of descriptors of its own, puts the descriptors in their places and closes every other one.
 fn stdio(orders: &Orders<'_>) -> Result<(), Failed> {
+    const CLOSE_RANGE_UNSHARE: usize = 2;
     orders.at(Stage::Stdio);
+    let [stdin, stdout, stderr] = orders.stdio;
+    let passed = orders.passed.map_or(0, |(fd, _)| fd);
+    // A whole word of the kernel's bitmap: before 5.18 it copied a part of one wrongly.
+    let unneeded = (int(stdin.max(stdout).max(stderr).max(passed)) | 63) + 1;
+    // Up to here the table is our parent's, and every change of it would be one of his.
+    call(libc::SYS_close_range, [unneeded, u32::MAX as usize, CLOSE_RANGE_UNSHARE, 0, 0])
+        .map_err(|errno| (3, errno))?;
     for (place, fd) in orders.stdio.iter().enumerate() {
         call(libc::SYS_dup3, [int(*fd), place, 0, 0, 0]).map_err(|errno| (place, errno))?;
     }

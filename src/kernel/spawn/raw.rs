@@ -28,6 +28,7 @@ pub(super) struct CloneArgs {
 
 // Own constants: libc's are C ints, and those above 32 bits come out as 0.
 pub(super) const CLONE_VM: u64 = 0x100;
+pub(super) const CLONE_FILES: u64 = 0x400;
 pub(super) const CLONE_PIDFD: u64 = 0x1000;
 pub(super) const CLONE_VFORK: u64 = 0x4000;
 pub(super) const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;

@@ -219,3 +219,38 @@ fn an_agents_directory_is_made_anew_and_the_child_gets_a_plain_appending_descrip
     world.store.remove(&world.id).unwrap();
     assert_eq!(fs::read_dir(world.state.path().join("agents")).unwrap().count(), 0);
 }
+
+#[test]
+fn spare_files_become_an_agents_own_and_what_stands_in_their_way_goes() {
+    let world = World::new();
+    let names = || {
+        let mut names: Vec<_> = fs::read_dir(world.state.path().join("agents"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    };
+    for _ in 0..10 {
+        world.store.stock().unwrap();
+    }
+    assert_eq!(names(), [".spare-0", ".spare-1", ".spare-2", ".spare-3", "a"], "a bounded number of them");
+    let spare = fs::metadata(world.state.path().join("agents/.spare-0/stdout")).unwrap().ino();
+    let b = "b".parse().unwrap();
+    let inlet = world.store.create(&b).unwrap();
+    assert_eq!(names(), [".spare-1", ".spare-2", ".spare-3", "a", "b"]);
+    assert_eq!(rustix::fs::fstat(&inlet.stdout).unwrap().st_ino, spare);
+    assert_eq!(fs::metadata(world.state.path().join("agents/b/stdout")).unwrap().ino(), spare);
+    world.write(Stdout, "of an earlier one");
+    world.store.create(&world.id).unwrap();
+    assert_eq!(fs::metadata(world.path(Stdout)).unwrap().len(), 0);
+    assert_eq!(names().len(), 5, "the spare that found its place taken is still there");
+    // A daemon that was killed has left its spares; the next one begins with none.
+    let next = Store::open(world.state.path()).unwrap();
+    assert_eq!(names().len(), 5, "who only looks takes nothing away");
+    next.clear().unwrap();
+    assert_eq!(names(), ["a", "b"]);
+    next.stock().unwrap();
+    drop(next);
+    assert_eq!(names(), ["a", "b"], "and leaves none");
+}
