@@ -101,6 +101,11 @@ fn watchdog() -> Sender<()> {
 fn clear(cgroup: &str) {
     for path in leftovers(cgroup) {
         let _unified_only = std::fs::write(path.join("herd/cgroup.kill"), "1");
+        let lives = |_: &u32| {
+            std::fs::read_to_string(path.join("herd/cgroup.events")).is_ok_and(|text| text.contains("populated 1"))
+        };
+        // A moment each, a few seconds together: whoever cleans up does not wait for ever.
+        (0..200).take_while(lives).for_each(|_| let_pass("0.02"));
         for dir in directories_below(&path).iter().rev() {
             let _busy = std::fs::remove_dir(dir);
         }
