@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use treeherd::api::client::Client;
 use treeherd::api::message::Outgoing;
-use treeherd::api::method::{Call, Ending, EventNote, EventQuery, Events, Grace, OfAgents, OfTarget};
+use treeherd::api::method::{Call, Ending, EventNote, EventQuery, Events, Grace, Hello, Nothing, OfAgents, OfTarget};
 use treeherd::daemon::{Residence, Settings};
 use treeherd::kernel::host::Host;
 use treeherd::model::event::{Event, Kind};
@@ -37,12 +37,14 @@ pub fn play_role() -> bool {
         "stamp" => stamp(Path::new(argument)),
         "crowd" => crowd(argument.parse().unwrap()),
         "echo" => echo(Path::new(argument)),
-        other => panic!("{other} is no role"),
+        other => crate::load::play(other, argument),
     }
     true
 }
 
 fn daemon(cgroup: &str, dir: &Path) {
+    // As a service manager does: whoever measures is not in the daemon's session, nor in its share of the CPUs.
+    rustix::process::setsid().unwrap();
     let mut settings = Settings::new(dir);
     settings.cgroup = cgroup.to_owned();
     settings.residence = Residence::OwnLeaf;
@@ -105,6 +107,10 @@ impl Page {
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
+
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
 }
 
 /// Reads the clock that all processes share, in nanoseconds.
@@ -165,6 +171,11 @@ impl Daemon {
 
     pub fn connect(&self) -> Client {
         Client::connect(&self.dir.path().join("state/treeherd.sock")).unwrap()
+    }
+
+    /// Returns the herd's root cgroup.
+    pub fn root(&mut self) -> String {
+        self.client.call::<Hello>(&Call::Hello(Nothing {})).unwrap().cgroup
     }
 
     pub fn wire(&self) -> Wire {
@@ -269,12 +280,20 @@ impl Follower {
     /// Waits for an event of one of these kinds about an agent; returns it and when it was there.
     pub fn await_event(&mut self, kinds: &[Kind], id: &AgentId) -> (Event, u64) {
         loop {
+            let (event, at) = self.await_any(kinds);
+            if event.agent.as_ref() == Some(id) {
+                return (event, at);
+            }
+        }
+    }
+
+    /// Waits for an event of one of these kinds; returns it and when it was there.
+    pub fn await_any(&mut self, kinds: &[Kind]) -> (Event, u64) {
+        loop {
             let note = self.0.note().unwrap();
             let at = monotonic_ns();
             let note: EventNote = serde_json::from_value(note.params).unwrap();
-            if let Some(event) = note.event.filter(|event| event.agent.as_ref() == Some(id))
-                && kinds.contains(&event.kind)
-            {
+            if let Some(event) = note.event.filter(|event| kinds.contains(&event.kind)) {
                 return (event, at);
             }
         }

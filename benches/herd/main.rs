@@ -14,6 +14,7 @@ mod bare;
 mod crowd;
 mod guest;
 mod idle;
+mod load;
 mod measure;
 mod output;
 mod spawn;
@@ -64,7 +65,7 @@ fn main() {
         return;
     }
     let plan = Plan::from_args();
-    let benches: [(&str, Bench); 8] = [
+    let benches: [(&str, Bench); 9] = [
         ("hello", spawn::hello),
         ("spawn", spawn::spawn),
         ("spawn-kept", spawn::spawn_kept),
@@ -73,6 +74,7 @@ fn main() {
         ("pause", crowd::pause),
         ("idle", idle::idle),
         ("output", output::output),
+        ("load", load::load),
     ];
     let mut table = Table::default();
     for (name, bench) in benches {

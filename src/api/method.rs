@@ -14,6 +14,7 @@ use crate::model::event::Event;
 use crate::model::id::{AgentId, Level};
 use crate::model::limits::Limits;
 use crate::model::request::{LimitScope, Target};
+use crate::model::rule::RuleCount;
 use crate::model::spec::AgentSpec;
 use crate::model::status::{AgentStatus, Cause, State};
 use crate::model::stream::Stream;
@@ -391,6 +392,12 @@ pub struct Shown {
     pub output_start: Offsets,
     /// What of its streams is kept: the offset after the last byte.
     pub output_end: Offsets,
+    /// What its rules have found, in the order of the rules.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<RuleCount>,
+    /// How much of its output was gone before its rules had looked at it, in bytes.
+    #[serde(default)]
+    pub rules_gone_bytes: u64,
 }
 
 /// Counts over the herd.
@@ -404,12 +411,18 @@ pub struct Stats {
     pub states: BTreeMap<State, u64>,
     /// Runs that have ended, by cause.
     pub causes: BTreeMap<Cause, u64>,
-    /// From the kernel's fact to the event.
+    /// From the kernel's fact, or the deadline, to the event that tells the end of a run.
     pub detection: Latency,
+    /// The same for each cause of an end.
+    #[serde(default)]
+    pub detection_by_cause: BTreeMap<Cause, Latency>,
     /// What the whole herd uses.
     pub usage: Option<Usage>,
     /// What the subtrees that begin at each level use, summed.
     pub usage_by_level: BTreeMap<Level, Usage>,
+    /// Lines that rules have found and told.
+    #[serde(default)]
+    pub rule_lines: u64,
     /// Clients that are connected.
     pub clients: u64,
     /// Messages to `NOTIFY_SOCKET` that were not heard, since no run's process had sent them or they were too long.

@@ -144,6 +144,12 @@ fn facts(shown: &Shown) -> Vec<(&'static str, String)> {
     add("ready", spec.ready.as_ref().map(ready));
     add("watchdog", spec.watchdog.map(|watchdog| format!("every {}", duration(millis(watchdog)))));
     add("run timeout", spec.run_timeout.map(|timeout| duration(millis(timeout))));
+    for rule in &spec.pressure {
+        add("pressure", Some(rule.to_string()));
+    }
+    let found = shown.rules.iter().map(|count| format!("{}: {}", count.rule, count.lines));
+    add("rules", (!shown.rules.is_empty()).then(|| found.collect::<Vec<_>>().join(", ")));
+    add("not looked at", (shown.rules_gone_bytes > 0).then(|| Bytes(shown.rules_gone_bytes).to_string()));
     add("children", (!status.children.is_empty()).then(|| names(&status.children)));
     add("output", output(shown.output_start, shown.output_end));
     facts.extend(shown.usage.iter().flat_map(usage));

@@ -9,7 +9,9 @@ use serde::de::DeserializeOwned;
 use crate::model::error::{Code, Error};
 use crate::model::id::{AgentId, Level, Priority, SessionId};
 use crate::model::limits::{Knob, Limits, Setting};
+use crate::model::pressure::PressureRule;
 use crate::model::ready::Ready;
+use crate::model::rule::Rule;
 use crate::model::spec::{
     Admission, AgentSpec, Children, IoClass, IoNice, OnMainExit, Restart, RestartPolicy, Rlimit, RlimitPair,
     StopSignal, Strategy,
@@ -139,6 +141,13 @@ pub(super) struct SpawnArgs {
     /// How long a run may last before it has failed [default: for ever]
     #[arg(long, value_name = "TIME", value_parser = duration)]
     run_timeout: Option<Duration>,
+    /// What is done when its subtree waits too long: 'RESOURCE [some|full] SHARE% [WINDOW] [STEPS]', as in 'memory some 15%
+    /// 2s warn,pause,terminate'; may be repeated
+    #[arg(long, value_name = "RULE")]
+    pressure: Vec<PressureRule>,
+    /// What is looked for in the lines of its output, told or a failure: `stderr:fail:^panic`; may be repeated
+    #[arg(long = "rule", value_name = "[STREAM:][ACTION:]REGEX")]
+    rules: Vec<Rule>,
     #[command(flatten)]
     health: HealthArgs,
     /// How much of each of its streams is kept [default: 16MiB]
@@ -266,6 +275,8 @@ impl SpawnArgs {
         spec.stop_signal = self.stop_signal.unwrap_or_default();
         spec.grace = self.grace.unwrap_or(spec.grace);
         spec.run_timeout = self.run_timeout;
+        spec.pressure = self.pressure;
+        spec.rules = self.rules;
         spec.ready = self.health.ready;
         spec.ready_timeout = self.health.ready_timeout;
         spec.watchdog = self.health.watchdog;
@@ -379,7 +390,7 @@ mod tests {
                     --restart-delay 2m --restart-factor 3 --restart-jitter 0 --restart-healthy-after 5s \
                     --restart-intensity 3 --restart-period 1m --significant --strategy rest-for-one \
                     --child-intensity 3 --child-period 5s --spawn-budget 9 --on-main-exit wait --stop-signal INT --grace 250ms \
-                    --run-timeout 9s --ready stderr:^up --ready-timeout 5s --watchdog 2s --output-max 1MiB --queue --pids-max 9 -- sh -c --json";
+                    --run-timeout 9s --ready stderr:^up --ready-timeout 5s --watchdog 2s --rule stderr:fail:panic --output-max 1MiB --queue --pids-max 9 -- sh -c --json";
         let spec = spawn(&line.split_whitespace().collect::<Vec<_>>());
         let plain = serde_json::to_value(AgentSpec::new("a".parse().unwrap(), ["x"])).unwrap();
         let json = serde_json::to_value(&spec).unwrap();
@@ -387,7 +398,7 @@ mod tests {
             assert!(field == "id" || plain.get(field) != Some(value), "{field} is not set");
         }
         let names = json.as_object().unwrap().len();
-        assert_eq!(names, 33, "a field that no flag reaches, or a new one: {json:#}");
+        assert_eq!(names, 34, "a field that no flag reaches, or a new one: {json:#}");
         assert_eq!(spec.command, ["sh", "-c", "--json"]);
         assert_eq!((spec.metadata["k"].as_str(), spec.metadata["n"].as_i64()), (Some("v"), Some(7)));
     }

@@ -32,10 +32,14 @@ fn facts(stats: &Stats) -> Vec<(&'static str, String)> {
         ("by state", counts(stats.states.iter())),
         ("ends", counts(stats.causes.iter())),
         ("detection", latency(&stats.detection)),
+        ("rule lines", stats.rule_lines.to_string()),
+    ];
+    facts.extend(stats.detection_by_cause.iter().map(|(cause, of)| ("", format!("{cause}: {}", latency(of)))));
+    facts.extend([
         ("clients", stats.clients.to_string()),
         ("last event", stats.last_event.to_string()),
         ("uptime", duration(stats.uptime_ms)),
-    ];
+    ]);
     if stats.notes_refused > 0 {
         facts.push(("not heard", format!("{} messages to the notify socket", stats.notes_refused)));
     }

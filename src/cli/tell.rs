@@ -63,6 +63,7 @@ mod tests {
             exit: Some(ExitRecord { status: Some(3), ..ExitRecord::new(Cause::Exit) }),
             oom: None,
             delay_ms: None,
+            found: None,
             limits: None,
             message: String::new(),
         };

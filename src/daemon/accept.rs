@@ -1,15 +1,17 @@
 //! Who comes in: connections, who is behind them, and how they go.
 
 use std::io::ErrorKind;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use mio::Interest;
 
 use super::client::Client;
+use super::job::Job;
 use super::supervisor::{Source, Supervisor};
 use crate::api::CLIENTS_MAX;
 use crate::api::message::answer_line;
-use crate::kernel::{pidfd, socket};
+use crate::kernel::socket::Peer;
 use crate::machine::{AgentKey, Caller, Input};
 use crate::model::error::{Code, Error};
 use crate::model::id::Run;
@@ -17,12 +19,19 @@ use crate::model::id::Run;
 /// The key of no agent: a process inside the herd that no agent of ours owns may do nothing.
 const NOBODY: AgentKey = AgentKey(0);
 
+/// How many connections may be on their way in: what comes faster than it can be found out who it is waits in the socket.
+const ARRIVING_MOST: usize = 32;
+
 impl Supervisor {
+    /// Takes in who connects. Who it is a hand finds out: the kernel tells a process's cgroup only while nobody kills one.
     pub(super) fn accept(&mut self) {
-        loop {
+        while self.arriving < ARRIVING_MOST {
             let Some(listener) = &self.listener else { return };
             match listener.accept() {
-                Ok((stream, _)) => self.welcome(stream),
+                Ok((stream, _)) => {
+                    self.arriving += 1;
+                    self.hand(Job::Identify(stream.into()));
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => {
@@ -33,12 +42,17 @@ impl Supervisor {
         }
     }
 
-    fn welcome(&mut self, stream: mio::net::UnixStream) {
-        let stream: std::os::unix::net::UnixStream = stream.into();
-        let caller = match self.caller(&stream) {
-            Ok(caller) => caller,
-            Err(error) => return tracing::warn!("who connected: {error}"),
-        };
+    /// A hand has found out who connected.
+    pub(super) fn arrived(&mut self, stream: UnixStream, peer: Result<Peer, Error>) {
+        self.arriving -= 1;
+        match peer {
+            Ok(peer) => self.welcome(stream, &peer),
+            Err(error) => tracing::warn!("who connected: {error}"),
+        }
+        self.accept();
+    }
+
+    fn welcome(&mut self, stream: UnixStream, peer: &Peer) {
         if self.clients.len() >= CLIENTS_MAX {
             let error =
                 Error::new(Code::TooManyClients, format!("{CLIENTS_MAX} clients are connected, the most there may be"));
@@ -47,11 +61,12 @@ impl Supervisor {
             drop(std::io::Write::write(&mut &stream, &line));
             return;
         }
+        let caller = self.caller(peer);
         self.take_client(stream, caller);
     }
 
     /// Adds a connection.
-    pub(super) fn take_client(&mut self, stream: std::os::unix::net::UnixStream, caller: Caller) {
+    pub(super) fn take_client(&mut self, stream: UnixStream, caller: Caller) {
         if let Err(error) = stream.set_nonblocking(true) {
             return tracing::warn!("take a client: {error}");
         }
@@ -63,17 +78,15 @@ impl Supervisor {
         }
     }
 
-    /// Finds out who is behind a connection: whoever is inside the herd speaks as its agent.
-    fn caller(&self, stream: &std::os::unix::net::UnixStream) -> Result<Caller, Error> {
-        let peer = socket::peer(stream)?;
+    /// Says who is behind a connection: whoever is inside the herd speaks as its agent.
+    fn caller(&self, peer: &Peer) -> Caller {
         let name: Arc<str> = format!("uid {}, pid {}", peer.uid, peer.pid).into();
-        let cgroup = peer.cgroup.or_else(|| pidfd::cgroup_of(peer.pid));
-        let agent = cgroup.and_then(|cgroup| self.agent_of(&cgroup));
+        let agent = peer.cgroup.as_deref().and_then(|cgroup| self.agent_of(cgroup));
         let name = match agent.and_then(|key| self.machine.id_of(key)) {
             Some(id) => format!("agent {id}, {name}").into(),
             None => name,
         };
-        Ok(Caller { name, agent })
+        Caller { name, agent }
     }
 
     /// Finds the agent in whose cgroup a process is; [`NOBODY`] for a process in the herd that belongs to none.

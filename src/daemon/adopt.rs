@@ -15,6 +15,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::body::Body;
 use super::records::{Legacy, Mark, Records};
+use super::rules::Watcher;
 use super::supervisor::{Source, Supervisor, now};
 use crate::kernel::cgroup::{Cgroups, Frozen, Place};
 use crate::kernel::error::{KernelError, Result as KernelResult};
@@ -26,6 +27,7 @@ use crate::model::error::{Code, Error};
 use crate::model::id::{Level, Run};
 use crate::model::limits::Limits;
 use crate::model::record::{AgentRecord, Standing};
+use crate::model::spec::AgentSpec;
 use crate::model::stream::Stream;
 use crate::output::Spool;
 
@@ -250,6 +252,9 @@ impl Supervisor {
         }
         for key in keys {
             self.listen_at_home(key);
+            if self.machine.has_cgroup(key) {
+                self.take_up_pressure(Some(key));
+            }
             for stream in Stream::ALL {
                 self.look_at_spool(key, stream);
             }
@@ -265,7 +270,10 @@ impl Supervisor {
         let mut body = Body::new(spec.id.clone(), heir.home.clone());
         if !spec.is_group() && heir.record.course.run > Run(0) {
             match Spool::recover(&self.tools.store, &spec.id, spec.output_max) {
-                Ok(spool) => body.spool = Some(spool),
+                Ok(spool) => {
+                    body.watcher = self.go_on_watching(&spec, &spool, heir.record.course.run);
+                    body.spool = Some(spool);
+                }
                 Err(error) => tracing::warn!("go on with the output of {}: {error}", spec.id),
             }
         }
@@ -273,6 +281,14 @@ impl Supervisor {
             body.last_lines = std::mem::take(&mut last.last_lines);
         }
         self.bodies.insert(key, body);
+    }
+
+    /// Has the rules of an agent look at what it writes from now on: how far they had come is not known.
+    fn go_on_watching(&self, spec: &AgentSpec, spool: &Spool, run: Run) -> Option<Box<Watcher>> {
+        let compiled = self.tools.rulebook.compiled(spec);
+        let set = compiled.map_err(|error| tracing::warn!("go on with the rules of {}: {error}", spec.id)).ok()??;
+        let begins = Stream::ALL.map(|stream| spool.bounds(stream).1);
+        Some(Box::new(Watcher::new(&spec.rules, &set, begins, run)))
     }
 
     /// Sets the limits that are written down, where the kernel has others: a change may have been under way.

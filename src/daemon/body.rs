@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
+use super::rules::Watcher;
 use crate::kernel::cgroup::Place;
 use crate::kernel::watch::WatchId;
 use crate::model::id::{AgentId, Run};
@@ -28,6 +29,8 @@ pub(super) struct Body {
     pub spool_from: Option<Run>,
     /// The watches on its two spool files.
     pub streams: [Ear; 2],
+    /// What its rules have seen, if it has any.
+    pub watcher: Option<Box<Watcher>>,
     /// The last lines of stderr at its last failure.
     pub last_lines: Vec<String>,
 }
@@ -57,6 +60,7 @@ impl Body {
             spool: None,
             spool_from: None,
             streams: [Ear::Deaf; 2],
+            watcher: None,
             last_lines: Vec::new(),
         }
     }

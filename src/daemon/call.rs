@@ -135,7 +135,10 @@ impl Supervisor {
                 return now_with(&self.machine.explain(key, now().mono));
             }
             Call::Stats(_) => return self.stats(client_id, id),
-            Call::Spawn(spec) => Request::Spawn(spec),
+            Call::Spawn(spec) => {
+                self.check_pressure(&spec.pressure)?;
+                Request::Spawn(spec)
+            }
             Call::Pause(of) => Request::Pause(of.target),
             Call::Resume(of) => Request::Resume(of.target),
             Call::Terminate(ending) => Request::Terminate(ending.target, grace(ending.grace_ms)),
@@ -338,6 +341,7 @@ impl Supervisor {
         let spool = self.bodies.get(&key).and_then(|body| body.spool.as_ref());
         let bounds = |stream| spool.map(|spool| spool.bounds(stream));
         let (stdout, stderr) = (bounds(Stream::Stdout), bounds(Stream::Stderr));
+        let watcher = self.bodies.get(&key).and_then(|body| body.watcher.as_ref());
         let uptime_ms = status
             .started
             .filter(|_| status.pid.is_some())
@@ -349,6 +353,8 @@ impl Supervisor {
             uptime_ms,
             output_start: Offsets { stdout: stdout.map(|it| it.0), stderr: stderr.map(|it| it.0) },
             output_end: Offsets { stdout: stdout.map(|it| it.1), stderr: stderr.map(|it| it.1) },
+            rules: watcher.map(|watcher| watcher.counts()).unwrap_or_default(),
+            rules_gone_bytes: watcher.map_or(0, |watcher| watcher.gone),
             status,
         })
     }
@@ -361,8 +367,10 @@ impl Supervisor {
             states: counts.states,
             causes: counts.causes,
             detection: self.detection.report(),
+            detection_by_cause: self.detection.report_by_cause(),
             usage: sample.herd,
             usage_by_level: sample.levels,
+            rule_lines: self.rule_lines,
             clients: self.clients.len() as u64,
             notes_refused: self.mailbox.refused,
             last_event: self.journal.last(),

@@ -45,7 +45,6 @@ impl Supervisor {
         if let Err(error) = self.poll.registry().deregister(&mut SourceFd(&process.as_raw_fd())) {
             tracing::warn!("stop watching the main process of {}: {error}", body.id);
         }
-        self.detection.note_death();
         let descendants = self.descendants(key, run);
         let exit = status.map_or(Exit::Unknown, |status| match status {
             pidfd::Exit::Code(status) => Exit::Status(status),

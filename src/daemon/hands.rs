@@ -109,6 +109,10 @@ impl Queue {
         rest(tools);
         while let Some(job) = self.next() {
             let outcome = job.run(tools);
+            // Nobody waits for it: the loop is not woken.
+            if matches!(outcome, Outcome::Nothing) {
+                continue;
+            }
             // Nobody listens any more once the supervisor has ended: then the outcome is nobody's.
             if outcomes.send(outcome).is_err() || waker.wake().is_err() {
                 return;

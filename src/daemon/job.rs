@@ -1,17 +1,21 @@
 //! What the hands do: one job is one order of the machine, carried out against the kernel.
 
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use rustix::process::Signal;
 
 use super::launch::{self, Surroundings};
 use super::notify::Leaves;
+use super::pressure;
+use super::rules::Rulebook;
 use crate::kernel::cgroup::{Cgroups, Frozen, Place, Removal};
 use crate::kernel::error::KernelError;
+use crate::kernel::socket::{self, Peer};
 use crate::kernel::spawn::{self, Way};
-use crate::kernel::stat;
 use crate::kernel::watch::Watches;
+use crate::kernel::{pidfd, stat};
 use crate::machine::{AgentKey, Frost, Input, ReplyTo};
 use crate::model::error::Error;
 use crate::model::id::Run;
@@ -19,7 +23,7 @@ use crate::model::limits::Limits;
 use crate::model::ready::Ready;
 use crate::model::spec::AgentSpec;
 use crate::model::stage::{SpawnFailure, Stage};
-use crate::output::Store;
+use crate::output::{RuleSet, Store};
 
 /// What every hand holds.
 #[derive(Debug)]
@@ -29,6 +33,7 @@ pub(super) struct Tools {
     pub watches: Watches,
     pub way: Way,
     pub surroundings: Surroundings,
+    pub rulebook: Rulebook,
     pub leaves: Leaves,
 }
 
@@ -62,10 +67,16 @@ pub(super) enum Job {
         change: u64,
         settings: Vec<(Place, Limits)>,
     },
+    /// Set `memory.high` below what is used; nobody waits for the outcome.
+    Tighten(Place),
+    /// Set `memory.high` back; nobody waits for the outcome.
+    Loosen(Place, Limits),
     FindLaggards {
         agents: Vec<(AgentKey, Place)>,
         reply: Option<ReplyTo>,
     },
+    /// Find out who is at the other end of a connection.
+    Identify(UnixStream),
     Measure {
         call: Measured,
         places: Vec<(AgentKey, Place)>,
@@ -107,6 +118,8 @@ pub(super) struct Born {
     pub newline: Option<OwnedFd>,
     /// The places that were made with limits.
     pub limited: Vec<(Place, Limits)>,
+    /// Its compiled rules, if it has any.
+    pub rules: Option<Arc<RuleSet>>,
 }
 
 /// How a job came out.
@@ -120,6 +133,8 @@ pub(super) enum Outcome {
     Limited(u64, Vec<(Place, Limits)>),
     /// Who hangs, in words.
     Laggards { found: Vec<(AgentKey, String)>, reply: Option<ReplyTo> },
+    /// Who connected.
+    Identified(UnixStream, Result<Peer, Error>),
     /// Figures.
     Measured { call: Measured, herd: Option<stat::Usage>, agents: Vec<(AgentKey, stat::Usage, Place)> },
     /// Something nobody waits for failed.
@@ -132,7 +147,7 @@ impl Job {
     /// Says whether it may be done before what was decided is written down: it changes nothing, or what it makes is taken back
     /// by whoever finds no record of it.
     pub fn is_unrecorded(&self) -> bool {
-        matches!(self, Self::Spawn(_) | Self::FindLaggards { .. } | Self::Measure { .. })
+        matches!(self, Self::Spawn(_) | Self::Identify(_) | Self::FindLaggards { .. } | Self::Measure { .. })
     }
 
     pub fn run(self, tools: &Tools) -> Outcome {
@@ -162,9 +177,15 @@ impl Job {
                 }
             }),
             Self::SetLimits { change, settings } => set_limits(cgroups, change, &settings),
+            Self::Tighten(place) => done(pressure::tighten(cgroups, &place)),
+            Self::Loosen(place, limits) => done(cgroups.set_limits(&place, &limits)),
             Self::FindLaggards { agents, reply } => {
                 let found = agents.into_iter().map(|(key, place)| (key, laggards(cgroups, &place))).collect();
                 Outcome::Laggards { found, reply }
+            }
+            Self::Identify(stream) => {
+                let peer = identify(&stream);
+                Outcome::Identified(stream, peer)
             }
             Self::Measure { call, places } => {
                 let herd = matches!(call, Measured::Herd(_)).then(|| cgroups.usage(&Place::herd()).ok()).flatten();
@@ -181,6 +202,17 @@ impl Job {
 fn note<T: Default>(error: &crate::kernel::error::KernelError) -> T {
     tracing::warn!("{error}");
     T::default()
+}
+
+/// Finds out who connected. Where the kernel does not prove the process, its cgroup is looked up by its number.
+fn identify(stream: &UnixStream) -> Result<Peer, Error> {
+    let mut peer = socket::peer(stream)?;
+    peer.cgroup = peer.cgroup.or_else(|| pidfd::cgroup_of(peer.pid));
+    Ok(peer)
+}
+
+fn done(outcome: Result<(), Error>) -> Outcome {
+    outcome.map_or_else(Outcome::Fault, |()| Outcome::Nothing)
 }
 
 fn nothing<T>(outcome: crate::kernel::error::Result<T>) -> Outcome {
@@ -260,7 +292,14 @@ impl SpawnJob {
             cgroups.make(place, limits).map_err(|error| at(Stage::Cgroup, error))?;
             made.level = Some(place.clone());
         }
-        let mut born = Born { agent: self.agent, run: self.run, process: None, newline: None, limited: Vec::new() };
+        let mut born = Born {
+            agent: self.agent,
+            run: self.run,
+            process: None,
+            newline: None,
+            limited: Vec::new(),
+            rules: tools.rulebook.compiled(&self.spec).map_err(|error| at(Stage::Prepare, error))?,
+        };
         born.limited.extend(self.make_level.clone());
         born.limited.extend(self.make.clone().map(|limits| (self.home.clone(), limits)));
         if let Some(limits) = &self.make {

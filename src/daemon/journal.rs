@@ -226,6 +226,7 @@ mod tests {
             exit: None,
             oom: None,
             delay_ms: None,
+            found: None,
             limits: None,
             message,
         }

@@ -1,16 +1,18 @@
-//! How late deaths are told: from the kernel's fact to the event.
+//! How late the end of a run is told: from the fact to the event, for each cause.
 //!
-//! The kernel does not say when a pidfd became readable. What can be said is an upper bound, and that is what is measured: if
-//! the poll had to wait, then the loop's own wait for a CPU since (its run-queue delay) and everything until the event was
-//! handed to the clients; if the poll returned at once, everything since the poll before it, as the death may have come
-//! right after that one.
+//! The kernel does not say when a pidfd became readable, or a cgroup empty. What can be said is an upper bound, and that is
+//! what is measured: if the poll had to wait, then the loop's own wait for a CPU since (its run-queue delay) and everything until
+//! the event was handed to the clients; if the poll returned at once, everything since the poll before it, as the fact may have
+//! come right after that one. A deadline that was missed is a fact from the deadline on.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
 use crate::api::method::Latency;
 use crate::kernel::clock::{self, RunDelay};
+use crate::model::status::Cause;
 use crate::model::time::Monotonic;
 
 /// A poll that took less than this did not wait for anything.
@@ -19,32 +21,69 @@ const NO_WAIT: Duration = Duration::from_micros(30);
 /// The measuring device.
 #[derive(Debug)]
 pub(super) struct Detection {
-    histogram: Histogram<u64>,
+    all: Series,
+    causes: BTreeMap<Cause, Series>,
     bound: Duration,
-    late: u64,
     delay: Option<RunDelay>,
     /// From when on a fact that this turn handles can date.
     since: Monotonic,
     /// When the poll before this turn returned.
     polled: Monotonic,
     before_poll: Option<(Monotonic, Option<u64>)>,
-    /// Deaths of this turn that are not told yet.
-    pending: u64,
+    /// The ends of this turn that are not told yet, and from when on each can date.
+    pending: Vec<(Cause, Monotonic)>,
+}
+
+/// What was told too late.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Late {
+    pub cause: Cause,
+    pub latency: Duration,
+}
+
+/// The latencies of one kind, in microseconds.
+#[derive(Debug)]
+struct Series {
+    histogram: Histogram<u64>,
+    late: u64,
+}
+
+impl Series {
+    fn new() -> Self {
+        let histogram = Histogram::new_with_bounds(1, 3_600_000_000, 2).expect("the bounds are constants and valid");
+        Self { histogram, late: 0 }
+    }
+
+    fn record(&mut self, latency: Duration, bound: Duration) {
+        self.histogram.saturating_record(u64::try_from(latency.as_micros()).unwrap_or(u64::MAX).max(1));
+        self.late += u64::from(latency > bound);
+    }
+
+    fn report(&self) -> Latency {
+        let buckets = self.histogram.iter_log(1, 2.0).filter(|step| step.count_since_last_iteration() > 0);
+        Latency {
+            count: self.histogram.len(),
+            p50_us: self.histogram.value_at_quantile(0.5),
+            p99_us: self.histogram.value_at_quantile(0.99),
+            max_us: self.histogram.max(),
+            late: self.late,
+            histogram: buckets.map(|step| (step.value_iterated_to() + 1, step.count_since_last_iteration())).collect(),
+        }
+    }
 }
 
 impl Detection {
     pub fn new(bound: Duration) -> Self {
-        let histogram = Histogram::new_with_bounds(1, 3_600_000_000, 2).expect("the bounds are constants and valid");
         let now = clock::monotonic();
         Self {
-            histogram,
+            all: Series::new(),
+            causes: BTreeMap::new(),
             bound,
-            late: 0,
             delay: RunDelay::of_this_thread(),
             since: now,
             polled: now,
             before_poll: None,
-            pending: 0,
+            pending: Vec::new(),
         }
     }
 
@@ -71,42 +110,47 @@ impl Detection {
         self.polled = now;
     }
 
-    /// A death was read in this turn.
-    pub fn note_death(&mut self) {
-        self.pending += 1;
+    /// A deadline is being handled: what follows from it in this turn dates from then, or from before.
+    pub fn note_deadline(&mut self, due: Monotonic) {
+        self.since = self.since.min(due);
     }
 
-    /// Says how many deaths are not told yet.
-    pub fn pending(&self) -> u64 {
-        self.pending
+    /// The end of a run was found in this turn.
+    pub fn note_end(&mut self, cause: Cause) {
+        self.pending.push((cause, self.since));
     }
 
-    /// What this turn had to tell is told. Returns how late it was, if that was too late.
-    pub fn told(&mut self) -> Option<Duration> {
-        if self.pending == 0 {
+    /// Says how many ends are not told yet.
+    pub fn pending(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// What this turn had to tell is told. Returns the worst of what was too late.
+    pub fn told(&mut self) -> Option<Late> {
+        if self.pending.is_empty() {
             return None;
         }
-        let latency = clock::monotonic().since(self.since);
-        let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX).max(1);
-        self.histogram.saturating_record_n(micros, self.pending);
-        let is_late = latency > self.bound;
-        if is_late {
-            self.late += self.pending;
+        let now = clock::monotonic();
+        let mut worst = None;
+        for (cause, since) in self.pending.drain(..) {
+            let latency = now.since(since);
+            self.all.record(latency, self.bound);
+            self.causes.entry(cause).or_insert_with(Series::new).record(latency, self.bound);
+            if latency > worst.map_or(self.bound, |worst: Late| worst.latency) {
+                worst = Some(Late { cause, latency });
+            }
         }
-        self.pending = 0;
-        is_late.then_some(latency)
+        worst
     }
 
+    /// Tells the latencies of all ends together.
     pub fn report(&self) -> Latency {
-        let buckets = self.histogram.iter_log(1, 2.0).filter(|step| step.count_since_last_iteration() > 0);
-        Latency {
-            count: self.histogram.len(),
-            p50_us: self.histogram.value_at_quantile(0.5),
-            p99_us: self.histogram.value_at_quantile(0.99),
-            max_us: self.histogram.max(),
-            late: self.late,
-            histogram: buckets.map(|step| (step.value_iterated_to() + 1, step.count_since_last_iteration())).collect(),
-        }
+        self.all.report()
+    }
+
+    /// Tells the latencies of each cause.
+    pub fn report_by_cause(&self) -> BTreeMap<Cause, Latency> {
+        self.causes.iter().map(|(cause, series)| (*cause, series.report())).collect()
     }
 }
 
@@ -115,16 +159,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn deaths_are_counted_and_the_late_ones_are_told() {
+    fn ends_are_counted_by_cause_and_the_worst_late_one_is_told() {
         let mut detection = Detection::new(Duration::ZERO);
         detection.before_poll();
         detection.after_poll(clock::monotonic(), false);
-        assert_eq!(detection.told(), None, "nothing died");
-        detection.note_death();
-        detection.note_death();
-        assert!(detection.told().is_some(), "everything is later than a bound of zero");
-        let report = detection.report();
-        assert_eq!((report.count, report.late), (2, 2));
-        assert_eq!(report.histogram.values().sum::<u64>(), 2);
+        assert_eq!(detection.told(), None, "nothing ended");
+        detection.note_end(Cause::Exit);
+        detection.note_end(Cause::Exit);
+        detection.note_deadline(clock::monotonic() - Duration::from_secs(2));
+        detection.note_end(Cause::Timeout);
+        let late = detection.told().unwrap();
+        assert!(late.cause == Cause::Timeout && late.latency >= Duration::from_secs(2), "{late:?}");
+        let (all, causes) = (detection.report(), detection.report_by_cause());
+        assert_eq!((all.count, all.late), (3, 3), "everything is later than a bound of zero");
+        assert_eq!(all.histogram.values().sum::<u64>(), 3);
+        assert_eq!((causes[&Cause::Exit].count, causes[&Cause::Timeout].count), (2, 1));
+        assert_eq!(detection.told(), None, "nothing is told twice");
     }
 }

@@ -29,18 +29,20 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 #[derive(Debug)]
 pub(super) struct Surroundings {
     own: Credentials,
+    /// The nice value of agents that ask for none, where it is not the daemon's own.
+    nice: Option<i8>,
     /// Where agents tell how they are.
     notify_socket: String,
 }
 
 impl Surroundings {
     /// Looks up who we are.
-    pub fn look(notify_socket: &Path) -> Result<Self, Error> {
+    pub fn look(notify_socket: &Path, nice: Option<i8>) -> Result<Self, Error> {
         let notify_socket = notify_socket.to_str().map(str::to_owned).ok_or_else(|| {
             Error::new(Code::BadValue, format!("{} is not UTF-8", notify_socket.display()))
                 .remedy("give another --state-dir")
         })?;
-        Ok(Self { own: user::lookup(None, None)?, notify_socket })
+        Ok(Self { own: user::lookup(None, None)?, notify_socket, nice })
     }
 }
 
@@ -84,7 +86,7 @@ pub(super) fn prepare(
         credentials,
         rlimits: rlimits(spec)?,
         oom_score_adj: spec.oom_score_adj,
-        nice: spec.nice,
+        nice: spec.nice.or(tools.surroundings.nice),
         ionice: spec.ionice.map(io_priority),
         no_new_privs: false,
         way: tools.way,

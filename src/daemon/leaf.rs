@@ -15,7 +15,8 @@ use crate::model::id::Run;
 pub(super) const WATCH_RETRY: Duration = Duration::from_millis(50);
 
 impl Supervisor {
-    /// Counts what a main process left behind, and listens to it; 0 only if the kernel says that the run's cgroup is empty.
+    /// Counts what a main process left behind, hundreds at most, and listens to it; 0 only if the kernel says that the run's
+    /// cgroup is empty.
     pub(super) fn descendants(&mut self, key: AgentKey, run: Run) -> u64 {
         let place = self.bodies[&key].run_place(run);
         if self.is_empty(&place) {
@@ -26,8 +27,7 @@ impl Supervisor {
         if self.is_empty(&place) {
             return 0;
         }
-        let processes = self.tools.cgroups.processes(&place).map_or(0, |pids| pids.len() as u64);
-        processes.max(1)
+        self.tools.cgroups.count_some(&place).unwrap_or(0).max(1)
     }
 
     fn is_empty(&self, place: &Place) -> bool {

@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use super::body::{Ear, Watched};
+use super::rules::Rest;
 use super::supervisor::{Chore, Supervisor, now};
 use crate::kernel::clock;
 use crate::machine::{AgentKey, Input};
@@ -24,11 +25,18 @@ const LAST_BYTES: usize = 4096;
 impl Supervisor {
     /// A spool file was written to: it is looked at when the damping interval is over.
     pub(super) fn spool_written(&mut self, key: AgentKey, stream: Stream) {
+        self.spool_due_in(key, stream, DAMPING);
+    }
+
+    /// Has a spool file looked at when this time has gone by, or earlier if it is due already.
+    pub(super) fn spool_due_in(&mut self, key: AgentKey, stream: Stream, delay: Duration) {
         let Some(body) = self.bodies.get_mut(&key) else { return };
-        let ear = &mut body.streams[stream as usize];
-        if *ear != Ear::Due {
-            *ear = Ear::Due;
-            self.chores.insert((clock::monotonic() + DAMPING, Chore::Spool(key, stream)));
+        let ear = std::mem::replace(&mut body.streams[stream as usize], Ear::Due);
+        if ear != Ear::Due {
+            self.chores.insert((clock::monotonic() + delay, Chore::Spool(key, stream)));
+        }
+        if let Ear::Armed(watch) = ear {
+            self.unwatch(watch);
         }
     }
 
@@ -52,13 +60,17 @@ impl Supervisor {
                 *ear = Ear::Deaf;
             }
         }
-        let is_unfinished = self.service(key, stream) || {
-            self.arm(key, stream);
-            // What was written between the look and the watch has woken nobody.
-            self.service(key, stream)
-        };
-        let has_more = self.look_for_line(key, stream);
-        if is_unfinished || has_more {
+        // Rules first: what they have looked at may be given back.
+        let rest = self.look_for_rules(key, stream);
+        let has_more = self.service(key, stream) | self.look_for_line(key, stream);
+        match rest {
+            Rest::Now => return self.spool_due_in(key, stream, Duration::ZERO),
+            Rest::Nothing if !has_more => {}
+            Rest::Nothing | Rest::More => return self.spool_written(key, stream),
+        }
+        self.arm(key, stream);
+        // What was written between the look and the watch has woken nobody.
+        if self.service(key, stream) | self.look_for_line(key, stream) | self.is_unread(key, stream) {
             self.spool_written(key, stream);
         }
     }

@@ -2,6 +2,7 @@
 
 use super::body::{Body, Ear};
 use super::job::{Job, SpawnJob};
+use super::rules::Awaited;
 use super::supervisor::Supervisor;
 use crate::kernel::cgroup::Place;
 use crate::machine::{AgentKey, Effect, LimitPlace, SpawnOrder};
@@ -34,6 +35,7 @@ pub(super) fn perform(shell: &mut Supervisor, effect: Effect) {
                 shell.hand(Job::Freeze { agent, place, frost });
             }
         }
+        Effect::ReadOutput { agent, run } => shell.output_ends(agent, run, Awaited::Yes),
         Effect::RemoveRun { agent, run } => remove_run(shell, agent, run),
         Effect::Remove(agent) => {
             if let Some(place) = home(shell, agent) {
@@ -45,6 +47,16 @@ pub(super) fn perform(shell: &mut Supervisor, effect: Effect) {
                 settings.into_iter().filter_map(|(place, limits)| Some((limit_place(shell, &place)?, limits)));
             let settings = settings.collect();
             shell.hand(Job::SetLimits { change, settings });
+        }
+        Effect::Tighten(of) => {
+            if let Some(place) = limit_place(shell, &of) {
+                shell.hand(Job::Tighten(place));
+            }
+        }
+        Effect::Loosen(of) => {
+            if let Some(place) = limit_place(shell, &of) {
+                shell.loosen(&of, place);
+            }
         }
         Effect::FindLaggards { agents, reply } => {
             let agents = agents.into_iter().filter_map(|key| Some((key, home(shell, key)?))).collect();
@@ -108,6 +120,7 @@ fn spawn(shell: &mut Supervisor, order: SpawnOrder) {
 
 fn remove_run(shell: &mut Supervisor, key: AgentKey, run: Run) {
     shell.stir_followers(key);
+    shell.output_ends(key, run, Awaited::No);
     shell.forget_newline(key);
     shell.tools.leaves.forget(key);
     let Some(body) = shell.bodies.get_mut(&key) else { return };
@@ -140,6 +153,7 @@ fn forget(shell: &mut Supervisor, key: AgentKey) {
         }
     }
     shell.forget_limits(&body.home);
+    shell.forget_pressure(key);
     shell.end_follows(key);
     if body.spool.is_some() {
         // Before a new agent of this name makes its own: the removal is done here and now, it is two unlinks.

@@ -17,6 +17,7 @@ use super::latency::Detection;
 use super::launch::Surroundings;
 use super::notify::{Leaves, Mailbox};
 use super::records::Records;
+use super::rules::Rulebook;
 use super::service::Service;
 use super::settings::{Residence, Settings};
 use super::supervisor::{Source, Supervisor, now};
@@ -144,6 +145,7 @@ impl Herdsman {
         let root_claim = cgroups.claim()?;
         let mut cgroups = Undo(Some(cgroups));
         let own = cgroups.0.as_ref().expect("it was just put there");
+        check_pressure(own, &settings)?;
         let root = settings.cgroup.trim_matches('/').to_owned();
         let records = Records::new(&settings.state_dir, clock::boot_id()?, root);
         let legacy = adopt::read(&settings.state_dir, &records, &host)?;
@@ -159,8 +161,12 @@ impl Herdsman {
                 settings.state_dir.display()
             );
         }
+        let nice = match settings.residence {
+            Residence::OwnLeaf => super::guard::protect(),
+            Residence::Stay => None,
+        };
         let notify_socket = settings.notify_socket();
-        let (watches, surroundings) = (Watches::new()?, Surroundings::look(&notify_socket)?);
+        let (watches, surroundings) = (Watches::new()?, Surroundings::look(&notify_socket, nice)?);
         let inbox = Inbox::bind(&claim, &notify_socket)?;
         let inherited = if manner == Manner::Daemon { socket::inherited()? } else { None };
         let own_socket = inherited.is_none().then(|| settings.socket());
@@ -177,6 +183,7 @@ impl Herdsman {
             way,
             surroundings,
             leaves: Leaves::default(),
+            rulebook: Rulebook::default(),
         };
         let root = format!("{}/{}", host.cgroup2.display(), settings.cgroup.trim_matches('/'));
         let machine = Machine::new(herd, root.clone(), not_offered, clock::wall().0);
@@ -212,6 +219,12 @@ fn check_offers(host: &Host, settings: &Settings) -> Result<BTreeMap<Knob, Error
         Some(error) => Err(error.clone()),
         None => Ok(not_offered),
     }
+}
+
+/// Refuses a configuration with rules on pressure that the host cannot carry out.
+fn check_pressure(cgroups: &Cgroups, settings: &Settings) -> Result<(), Error> {
+    let of_levels = settings.herd.levels.values().flat_map(|level| &level.pressure);
+    settings.herd.pressure.iter().chain(of_levels).try_for_each(|rule| cgroups.check_pressure(rule))
 }
 
 /// Takes the root cgroup: ourselves in a leaf of it if asked for, the herd's own limits set.
@@ -296,9 +309,11 @@ impl Parts {
             hands,
             held: Vec::new(),
             outcomes,
+            tidying: Vec::new(),
             poll,
             signals,
             listener: Some(listener),
+            arriving: 0,
             clients: BTreeMap::new(),
             eager: std::collections::BTreeSet::new(),
             stirred: std::collections::BTreeSet::new(),
@@ -306,6 +321,9 @@ impl Parts {
             watched: std::collections::HashMap::new(),
             memory: super::memory::Memory::default(),
             hits: super::hits::Hits::default(),
+            triggers: super::pressure::Triggers::default(),
+            rules_room: 0,
+            rule_lines: 0,
             mailbox: Mailbox::new(inbox),
             chores: std::collections::BTreeSet::new(),
             records,
@@ -327,6 +345,7 @@ impl Supervisor {
     fn announce(&mut self, estate: Estate) {
         let limits = self.machine.config().limits.clone();
         self.watch_limits(&[(Place::herd(), limits)]);
+        self.take_up_pressure(None);
         let now = now();
         let mut event = self.machine.event_about(now.mono, now.wall, Kind::HerdStarted, None);
         event.pid = i32::try_from(std::process::id()).ok();

@@ -16,11 +16,13 @@ use super::hands::Hands;
 use super::hits::Hits;
 use super::job::{Born, Job, Outcome, Tools};
 use super::journal::Journal;
-use super::latency::Detection;
+use super::latency::{Detection, Late};
 use super::memory::{Domain, Holder, LOOKS, Memory};
 use super::notify::Mailbox;
+use super::pressure::Triggers;
 use super::records::Records;
 use super::reread::OURSELVES;
+use super::rules::TURN_MOST;
 use super::service::Service;
 use super::settings::Settings;
 use crate::kernel::cgroup::Place;
@@ -39,7 +41,7 @@ use crate::model::time::Monotonic;
 const EVENTS: usize = 1024;
 
 /// How many deaths are written down and told together.
-const DEATHS_A_TELL: u64 = 32;
+const DEATHS_A_TELL: usize = 32;
 
 /// What a token stands for: the kind in its lowest bits, a number above.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +53,7 @@ pub(super) enum Source {
     Client(u64),
     Process(AgentKey),
     Memory(usize),
+    Pressure(u64),
     Notify,
     Newline(AgentKey),
 }
@@ -68,6 +71,7 @@ impl Source {
             Self::Memory(id) => number(6, id as u64),
             Self::Notify => Token(7),
             Self::Newline(key) => number(8, key.0),
+            Self::Pressure(id) => number(9, id),
         }
     }
 
@@ -82,7 +86,8 @@ impl Source {
             5 => Self::Process(AgentKey(number)),
             6 => Self::Memory(token.0 >> 4),
             7 => Self::Notify,
-            _ => Self::Newline(AgentKey(number)),
+            8 => Self::Newline(AgentKey(number)),
+            _ => Self::Pressure(number),
         }
     }
 }
@@ -102,6 +107,8 @@ pub(super) enum Chore {
     Memory(Place),
     /// Look at the counter of a limit on forks.
     Forks(Place),
+    /// Tell what an agent's rules have found meanwhile.
+    Found(AgentKey),
     /// Tell the service manager the counts.
     Status,
     /// Tell the service manager that the loop turns.
@@ -117,9 +124,13 @@ pub(super) struct Supervisor {
     /// Jobs for the hands, until what was decided is written down.
     pub held: Vec<Job>,
     pub outcomes: Receiver<Outcome>,
+    /// Removals that wait for the end of this turn.
+    pub tidying: Vec<Job>,
     pub poll: Poll,
     pub signals: Option<signal_hook_mio::v1_0::Signals>,
     pub listener: Option<mio::net::UnixListener>,
+    /// Connections of which a hand finds out whose they are.
+    pub arriving: usize,
     pub clients: BTreeMap<u64, Client>,
     /// Clients that have more for the next turn.
     pub eager: BTreeSet<u64>,
@@ -129,6 +140,11 @@ pub(super) struct Supervisor {
     pub watched: HashMap<WatchId, Watched>,
     pub memory: Memory,
     pub hits: Hits,
+    pub triggers: Triggers,
+    /// How many bytes of output may still be looked at in this turn.
+    pub rules_room: u64,
+    /// How many lines rules have found and told.
+    pub rule_lines: u64,
     pub mailbox: Mailbox,
     pub chores: BTreeSet<(Monotonic, Chore)>,
     pub records: Records,
@@ -171,6 +187,7 @@ impl Supervisor {
 
     fn turn(&mut self, events: &mut Events) -> Result<(), Error> {
         let timeout = self.timeout();
+        self.rules_room = TURN_MOST;
         self.detection.before_poll();
         match self.poll.poll(events, timeout) {
             Err(error) if error.kind() != std::io::ErrorKind::Interrupted => {
@@ -201,6 +218,7 @@ impl Supervisor {
                 }
                 Source::Watches => self.watches_fired(),
                 Source::Memory(id) => self.memory_fired(id),
+                Source::Pressure(id) => self.pressure_fired(id),
                 Source::Waker => {}
                 Source::Signals | Source::Listener | Source::Client(_) => {}
                 Source::Notify | Source::Newline(_) => {}
@@ -223,12 +241,16 @@ impl Supervisor {
             self.serve_client(id);
         }
         self.do_chores();
-        if self.machine.next_deadline().is_some_and(|at| at <= clock::monotonic()) {
+        if let Some(due) = self.machine.next_deadline().filter(|due| *due <= clock::monotonic()) {
+            self.detection.note_deadline(due);
             // What was sent in time counts.
             self.read_letters();
             self.feed(Input::Ticked);
         }
         self.tell();
+        for job in std::mem::take(&mut self.tidying) {
+            self.hands.take(job);
+        }
         Ok(())
     }
 
@@ -238,11 +260,12 @@ impl Supervisor {
         for id in std::mem::take(&mut self.stirred) {
             self.pump(id);
         }
-        if let Some(latency) = self.detection.told() {
+        if let Some(Late { cause, latency }) = self.detection.told() {
             let now = now();
             let mut event = self.machine.event_about(now.mono, now.wall, Kind::Late, None);
             let bound = humantime::format_duration(self.settings.herd.failure_detection_timeout);
-            event.message = format!("a death was told after up to {} ms; the bound is {bound}", latency.as_millis());
+            let after = latency.as_millis();
+            event.message = format!("the end of a run ({cause}) was told after up to {after} ms; the bound is {bound}");
             self.publish(event);
         }
     }
@@ -293,6 +316,7 @@ impl Supervisor {
                     self.watch_limits(&places);
                 }
                 Outcome::Laggards { found, reply } => self.laggards_found(&found, reply),
+                Outcome::Identified(stream, peer) => self.arrived(stream, peer),
                 Outcome::Measured { call, herd, agents } => self.measured(call, herd, agents),
                 Outcome::Fault(error) => tracing::warn!("{error}"),
                 Outcome::Nothing => {}
@@ -327,11 +351,13 @@ impl Supervisor {
     fn born(&mut self, born: Born) {
         let key = born.agent;
         self.watch_limits(&born.limited);
+        self.watch_pressure(Some(key));
         let pid = born.process.as_ref().map(|(pid, _)| *pid);
         if let Some((pid, process)) = &born.process {
             self.records.note_process(key, pidfd::identity(process.as_fd(), *pid).ok());
         }
         self.feed(Input::Spawned { agent: key, pid });
+        self.watch_output(key, born.run, born.rules);
         if let Some(pipe) = born.newline {
             self.await_newline(key, born.run, pipe);
         }
@@ -359,17 +385,22 @@ impl Supervisor {
             for fact in facts.drain(..) {
                 match fact {
                     Fact::Modified(watch) => self.watch_fired(watch),
-                    Fact::Gone(watch) => {
-                        if !matches!(self.watched.get(&watch), Some(Watched::Stream(..))) {
-                            self.watched.remove(&watch);
-                        }
-                    }
+                    Fact::Gone(watch) => self.watch_ended(watch),
                     Fact::Overflow => self.look_at_everything(),
                 }
             }
             if left == Left::Nothing {
                 return;
             }
+        }
+    }
+
+    /// A watch has ended by itself. One on a spool file ends when the writer that fired it goes on: if that was stopped in
+    /// between, the watch that was set anew meanwhile was the same one, and has ended unheard.
+    fn watch_ended(&mut self, watch: WatchId) {
+        match self.watched.get(&watch) {
+            Some(Watched::Stream(..)) => self.watch_fired(watch),
+            _ => drop(self.watched.remove(&watch)),
         }
     }
 
@@ -512,6 +543,7 @@ impl Supervisor {
                 Some((_, Chore::Spool(key, stream))) => self.spool_is_due(key, stream),
                 Some((_, Chore::Memory(place))) => self.look_at_memory(&place),
                 Some((_, Chore::Forks(place))) => self.look_at_forks(&place),
+                Some((_, Chore::Found(key))) => self.tell_found(key),
                 Some((_, Chore::Status)) => self.status_is_due(),
                 Some((_, Chore::Heartbeat)) => self.beat(),
                 None => {}
@@ -543,6 +575,9 @@ impl Supervisor {
     /// Numbers an event, writes it down and tells those who are up to date.
     pub fn publish(&mut self, mut event: Event) {
         self.decorate(&mut event);
+        if let (true, Some(exit)) = (event.kind.is_terminal(), &event.exit) {
+            self.detection.note_end(exit.cause);
+        }
         self.journal.append(&mut event);
         if let (true, Some(id)) = (event.kind.is_terminal(), &event.agent)
             && let Some(key) = self.machine.key_of(id)
@@ -564,6 +599,7 @@ impl Supervisor {
         let mut keys = vec![key];
         while let Some(key) = keys.pop() {
             keys.extend(self.machine.children_of(key));
+            self.forget_pressure(key);
             let Some(body) = self.bodies.get_mut(&key) else { continue };
             let watches = body.home_watch.take().into_iter().chain(body.leaf_watch.take().map(|(_, watch)| watch));
             for watch in watches.collect::<Vec<_>>() {
@@ -593,9 +629,12 @@ impl Supervisor {
         drop(self.tools.watches.remove(watch));
     }
 
-    /// Sends a job to the hands, when the decision that it follows from is written down.
+    /// Sends a job to the hands, when the decision that it follows from is written down. What only tidies up waits until all of
+    /// this turn's news is told: whoever dies meanwhile, and whoever wants to know of it, needs the CPU.
     pub fn hand(&mut self, job: Job) {
-        if job.is_unrecorded() {
+        if matches!(job, Job::RemoveRun(_) | Job::Remove { .. }) {
+            self.tidying.push(job);
+        } else if job.is_unrecorded() {
             self.hands.take(job);
         } else {
             self.held.push(job);

@@ -13,7 +13,7 @@
 //! ```
 //!
 //! No memory is copied (`fork` copies page tables: 40 ms in a process of 1 GiB), nor more descriptors than a child needs
-//! (copying and closing 10,000 costs a millisecond; see [`cradle`]), no pipe is needed to learn what failed,
+//! (copying and closing 10,000 costs a millisecond), no pipe is needed to learn what failed,
 //! and no process ever exists outside its leaf.
 //!
 //! Not here: which limits the leaf has, how long a spawn may take. **A spawn blocks its thread until `exec`**, and a child

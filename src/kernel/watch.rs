@@ -81,7 +81,8 @@ impl Watches {
     /// Watches a file of a directory for being written to once: [`Fact::Modified`], then [`Fact::Gone`], and then its
     /// writers pay nothing any more.
     ///
-    /// A write between the last look at the file and this call is not told: look again after it.
+    /// A write between the last look at the file and this call is not told: look again after it. The watch that fired ends only
+    /// when its writer runs on, which may be after this call: then this one is the same, and [`Fact::Gone`] is its only fact.
     ///
     /// # Errors
     /// As [`Watches::add_modify`].

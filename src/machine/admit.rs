@@ -239,7 +239,7 @@ impl Machine {
     pub(super) fn is_held_by_frost(&self, key: AgentKey) -> bool {
         std::iter::once(key).chain(self.ancestors(key)).any(|key| {
             let freezer = &self.agents[&key].freezer;
-            freezer.own == Frost::Frozen || freezer.written == Frost::Frozen || freezer.ordered.is_some()
+            freezer.wanted() == Frost::Frozen || freezer.written == Frost::Frozen || freezer.ordered.is_some()
         })
     }
 }

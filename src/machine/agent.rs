@@ -68,6 +68,8 @@ pub(super) enum Phase {
     Running { pid: i32, ladder: Option<Ladder> },
     /// The main process has ended, descendants live. Without a ladder they are waited for.
     Draining { record: Box<ExitRecord>, ladder: Option<Ladder> },
+    /// Nothing of the run lives, and it ended well; but its last words could mean failure. At the deadline they do not.
+    Reading { record: Box<ExitRecord>, deadline: Monotonic },
     /// The last run is over, agents below are still there.
     Lingering { outcome: Outcome },
     /// It waits for its next run.
@@ -96,6 +98,8 @@ pub(super) enum Home {
 pub(super) struct Freezer {
     /// Whether a user paused this very agent.
     pub own: Frost,
+    /// Whether a rule on pressure holds it.
+    pub hold: Frost,
     /// The write that is on a hand.
     pub ordered: Option<Frost>,
     /// The last write that was carried out.
@@ -107,6 +111,11 @@ pub(super) struct Freezer {
 }
 
 impl Freezer {
+    /// Returns what is wanted of it: it is frozen as long as anybody wants that.
+    pub fn wanted(&self) -> Frost {
+        if self.own == Frost::Frozen { self.own } else { self.hold }
+    }
+
     /// Says whether the kernel has confirmed that the subtree is frozen, and nothing is on its way to change that.
     pub fn is_confirmed(&self) -> bool {
         self.seen == Frost::Frozen && self.written == Frost::Frozen && self.ordered.is_none()
@@ -296,7 +305,8 @@ impl Agent {
 
     /// Says whether its run goes on and nobody has asked for its end yet: only such a run can be found in a failure.
     pub fn is_unattended(&self) -> bool {
-        self.has_run() && self.ladder().is_none() && self.down.is_none() && self.cycle.is_none()
+        let goes_on = self.has_run() || matches!(self.phase, Phase::Reading { .. });
+        goes_on && self.ladder().is_none() && self.down.is_none() && self.cycle.is_none()
     }
 
     /// Says whether the terminal event of its present run was told.
@@ -339,7 +349,7 @@ impl Agent {
             Phase::Queued => State::Queued,
             Phase::Held | Phase::Spawning { .. } => up(State::Starting),
             Phase::Running { ladder: Some(_), .. } | Phase::Draining { ladder: Some(_), .. } => State::Stopping,
-            Phase::Running { .. } | Phase::Draining { .. } => up(match self.voice.told {
+            Phase::Running { .. } | Phase::Draining { .. } | Phase::Reading { .. } => up(match self.voice.told {
                 Told::Nothing => State::Starting,
                 Told::Ready => State::Running,
                 Told::Stopping => State::Stopping,
@@ -357,7 +367,7 @@ impl Agent {
 
     /// Returns its own part of the pause; whether an agent above is paused, the tree knows.
     pub fn paused(&self, inherited: bool) -> Paused {
-        match (self.freezer.own, inherited) {
+        match (self.freezer.wanted(), inherited) {
             (Frost::Frozen, _) => Paused::Own,
             (Frost::Thawed, true) => Paused::Inherited,
             (Frost::Thawed, false) => Paused::No,

@@ -37,6 +37,11 @@ impl Machine {
                 assert_eq!(self.agents[key].due, Some(*at), "an agent has the one timer that it knows of");
             }
         }
+        for (key, press) in &self.presses {
+            let is_over = key.place.is_some_and(|place| self.agents.get(&place).is_none_or(super::Agent::has_ended));
+            assert!(!is_over, "{key:?}: a rule on pressure ends with its place");
+            assert!(press.has_timer(*key, &self.timers), "{key:?}: what a rule does is undone in time");
+        }
         for renewal in self.renewals.values() {
             assert!(!renewal.pending.is_empty(), "a renewal that waits for nobody is over");
             assert!(renewal.pending.is_subset(&renewal.members), "a renewal waits for its members only");
@@ -93,6 +98,13 @@ impl Machine {
         if agent.has_run() || matches!(agent.phase, Phase::Group) {
             assert_eq!(agent.home, Home::Made, "{id}: what runs has a cgroup");
         }
+        if let Phase::Reading { record, .. } = &agent.phase {
+            assert!(
+                record.is_success() && agent.verdict.is_none(),
+                "{id}: only what ended well waits for its last words"
+            );
+            assert!(!agent.is_end_told(), "{id}: what is told waits for nothing");
+        }
         let is_ending = agent.ladder().is_some() || agent.down.is_some();
         assert!(agent.verdict.is_none() || !agent.has_run() || is_ending, "{id}: what has failed is ended");
         if let Some(parent) = agent.parent.filter(|_| agent.home == Home::Made) {
@@ -102,6 +114,9 @@ impl Machine {
                 "{id}: a cgroup stands in its parent's"
             );
         }
+        let holders = self.presses.values().filter(|press| press.holds(key)).count();
+        let is_held = agent.freezer.hold == super::Frost::Frozen;
+        assert_eq!(holders, usize::from(is_held), "{id}: whoever is held is held by one rule, which will let it go");
         assert!(agent.told.is_none_or(|told| told <= agent.run), "{id}: nothing is told of a run that was not");
         if agent.down.is_some() {
             assert!(

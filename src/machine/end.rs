@@ -80,6 +80,7 @@ impl Machine {
         self.frost_moved.insert(key);
         self.dirty.insert(key);
         self.retained.insert((now.mono, key));
+        self.end_presses(step, key);
         if let Some(parent) = self.agents[&key].parent {
             self.agent_mut(parent).live_children -= 1;
             self.dirty.insert(parent);

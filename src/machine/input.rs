@@ -13,6 +13,7 @@ use crate::model::limits::Limits;
 use crate::model::note::Note;
 use crate::model::record::{AgentRecord, HerdRecord};
 use crate::model::request::{Answer, Request};
+use crate::model::rule::Found;
 use crate::model::spec::{AgentSpec, StopSignal};
 use crate::model::stage::SpawnFailure;
 use crate::model::status::{Exit, Oom, Rusage};
@@ -108,6 +109,24 @@ pub enum Input {
         /// Of which run.
         run: Run,
     },
+    /// A rule has found lines in the output of a run. Of those that one write brings, the first is told at once.
+    Matched {
+        /// Whose.
+        agent: AgentKey,
+        /// Of which run.
+        run: Run,
+        /// Which rule, by its place in the specification.
+        rule: usize,
+        /// The line.
+        found: Box<Found>,
+    },
+    /// All that a run has written was looked at, and what the rules have found in it was told.
+    OutputRead {
+        /// Whose.
+        agent: AgentKey,
+        /// Of which run.
+        run: Run,
+    },
     /// A process of a run told something of it.
     Notified {
         /// Whose.
@@ -158,12 +177,23 @@ pub enum Input {
     Removed(AgentKey),
     /// An agent's cgroup could not be removed: something lives in it.
     RemoveRefused(AgentKey),
+    /// Tasks have waited for longer than a rule on pressure allows.
+    Pressed(PressKey),
     /// A change of limits is done.
     LimitsSet(u64),
     /// A change of limits was refused by the kernel, and nothing was changed.
     LimitsRefused(u64, Error),
     /// Time went by.
     Ticked,
+}
+
+/// One rule on pressure: of the herd, or of an agent's subtree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PressKey {
+    /// Whose; the herd's if none.
+    pub place: Option<AgentKey>,
+    /// Which of its rules, from 0.
+    pub rule: usize,
 }
 
 /// Where limits are to be set.
@@ -228,6 +258,13 @@ pub enum Effect {
         /// What.
         frost: Frost,
     },
+    /// Look at all that an ended run has written. Answered by `OutputRead`.
+    ReadOutput {
+        /// Whose.
+        agent: AgentKey,
+        /// Of which run.
+        run: Run,
+    },
     /// Remove the empty cgroup of a run.
     RemoveRun {
         /// Whose.
@@ -244,6 +281,10 @@ pub enum Effect {
         /// Where and which.
         settings: Vec<(LimitPlace, Limits)>,
     },
+    /// Set `memory.high` below what is used now. Nobody waits for it.
+    Tighten(LimitPlace),
+    /// Set `memory.high` back to what was asked for.
+    Loosen(LimitPlace),
     /// Tell which processes neither freeze nor die: as an event, and to whoever waits.
     FindLaggards {
         /// Below which agents.

@@ -39,8 +39,10 @@ mod escalate;
 mod explain;
 mod input;
 mod limit;
+mod output;
 mod pause;
 mod polite;
+mod pressure;
 mod ready;
 mod record;
 mod report;
@@ -60,9 +62,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 pub use adopt::{Adopted, Found, FoundHome, Left, Telling};
 use agent::{Agent, Home, Phase};
-pub use input::{AgentKey, Caller, Effect, Frost, Input, LimitPlace, Now, ReplyTo, SpawnOrder};
+pub use input::{AgentKey, Caller, Effect, Frost, Input, LimitPlace, Now, PressKey, ReplyTo, SpawnOrder};
 use limit::Change;
 use pause::Frosting;
+use pressure::Press;
 pub use report::Counts;
 use stop::{Stop, StopKey};
 use storm::Storm;
@@ -96,6 +99,8 @@ pub struct Machine {
     renewals: BTreeMap<RenewalKey, Renewal>,
     storm: Storm,
     frostings: BTreeMap<u64, Frosting>,
+    /// The rules whose pressure is not gone.
+    presses: BTreeMap<PressKey, Press>,
     waits: BTreeMap<u64, Wait>,
     changes: BTreeMap<u64, Change>,
     /// The changes of limits that wait for the one before.
@@ -103,6 +108,7 @@ pub struct Machine {
     timers: BTreeSet<(Monotonic, Timer)>,
     dirty: BTreeSet<AgentKey>,
     dirty_stops: BTreeSet<StopKey>,
+    dirty_presses: BTreeSet<PressKey>,
     queue_moved: bool,
     /// Agents that may have to be written down anew.
     unrecorded: BTreeSet<AgentKey>,
@@ -128,6 +134,7 @@ enum Timer {
     Agent(AgentKey),
     Stop(StopKey),
     Frosting(u64),
+    Press(PressKey),
     Storm,
 }
 
@@ -175,12 +182,14 @@ impl Machine {
             renewals: BTreeMap::new(),
             storm: Storm::default(),
             frostings: BTreeMap::new(),
+            presses: BTreeMap::new(),
             waits: BTreeMap::new(),
             changes: BTreeMap::new(),
             waiting_changes: VecDeque::new(),
             timers: BTreeSet::new(),
             dirty: BTreeSet::new(),
             dirty_stops: BTreeSet::new(),
+            dirty_presses: BTreeSet::new(),
             queue_moved: false,
             unrecorded: BTreeSet::new(),
             frost_moved: BTreeSet::new(),
@@ -209,7 +218,8 @@ impl Machine {
     /// that is below what is there already keeps out what comes, and ends nothing.
     pub fn reconfigure(&mut self, now: Now, config: &HerdConfig, effects: &mut Vec<Effect>) {
         let (limits, levels) = (std::mem::take(&mut self.config.limits), std::mem::take(&mut self.config.levels));
-        self.config = HerdConfig { limits, levels, ..config.clone() };
+        let pressure = std::mem::take(&mut self.config.pressure);
+        self.config = HerdConfig { limits, levels, pressure, ..config.clone() };
         self.queue_moved = true;
         self.settle_dirty(&mut Step { now, effects });
     }
@@ -218,6 +228,7 @@ impl Machine {
     pub fn settle_everything(&mut self, now: Now, effects: &mut Vec<Effect>) {
         self.dirty.extend(self.agents.keys());
         self.dirty_stops.extend(self.stops.keys());
+        self.dirty_presses.extend(self.presses.keys());
         self.frost_moved.extend(self.agents.keys());
         self.queue_moved = true;
         self.settle_dirty(&mut Step { now, effects });
@@ -233,6 +244,8 @@ impl Machine {
                 self.exited(step, agent, run, run::Death { exit, rusage, oom, descendants });
             }
             Input::RunEmptied { agent, run } => self.run_emptied(step, agent, run),
+            Input::Matched { agent, run, rule, found } => self.matched(step, agent, run, rule, *found),
+            Input::OutputRead { agent, run } => self.output_read(step, agent, run),
             Input::Notified { agent, run, notes } => self.notified(step, agent, run, notes),
             Input::ReadySeen { agent, run } => self.ready_seen(step, agent, run),
             Input::SubtreeEmptied(agent) => self.subtree_emptied(agent),
@@ -242,6 +255,7 @@ impl Machine {
             Input::FrostSeen { agent, frost } => self.frost_seen(step, agent, frost),
             Input::Removed(agent) => self.removed(agent),
             Input::RemoveRefused(agent) => self.remove_refused(step, agent),
+            Input::Pressed(key) => self.pressed(step, key),
             Input::LimitsSet(change) => self.limits_set(step, change),
             Input::LimitsRefused(change, error) => self.limits_refused(step, change, error),
             Input::Ticked => {}
@@ -265,6 +279,9 @@ impl Machine {
                 Timer::Stop(key) => {
                     self.dirty_stops.insert(key);
                 }
+                Timer::Press(key) => {
+                    self.dirty_presses.insert(key);
+                }
                 Timer::Frosting(key) => {
                     if let Some(frosting) = self.frostings.get_mut(&key) {
                         frosting.is_late = true;
@@ -281,6 +298,8 @@ impl Machine {
                 self.settle(step, key);
             } else if let Some(stop) = self.dirty_stops.pop_first() {
                 self.settle_stop(step, stop);
+            } else if let Some(press) = self.dirty_presses.pop_first() {
+                self.settle_press(step, press);
             } else if std::mem::take(&mut self.queue_moved) {
                 self.settle_queue(step);
             } else if !self.settle_storm(step) {

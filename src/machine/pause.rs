@@ -45,11 +45,10 @@ impl Machine {
             let agent = self.agent_mut(*key);
             agent.freezer.own = wanted;
             agent.paused_by = (wanted == Frost::Frozen).then(|| caller.name.clone());
-            self.frost_moved.insert(*key);
-            for below in self.subtree(*key) {
-                self.note_pause(step.now, below);
-                self.dirty.insert(below);
+            if wanted == Frost::Thawed {
+                self.spare(*key);
             }
+            self.freezer_is_wanted(step.now, *key);
         }
         let deadline = step.now.mono + self.config.freeze_timeout;
         let pending = can.iter().copied().collect();
@@ -60,13 +59,22 @@ impl Machine {
         Ok(())
     }
 
+    /// What is wanted of an agent's freezer has changed: all below it is to be looked at.
+    pub(super) fn freezer_is_wanted(&mut self, now: Now, key: AgentKey) {
+        self.frost_moved.insert(key);
+        for below in self.subtree(key) {
+            self.note_pause(now, below);
+            self.dirty.insert(below);
+        }
+    }
+
     /// Says whether an agent is paused, by itself or from above.
     pub(super) fn is_paused(&self, key: AgentKey) -> bool {
-        self.agents[&key].freezer.own == Frost::Frozen || self.is_paused_from_above(key)
+        self.agents[&key].freezer.wanted() == Frost::Frozen || self.is_paused_from_above(key)
     }
 
     pub(super) fn is_paused_from_above(&self, key: AgentKey) -> bool {
-        self.ancestors(key).any(|above| self.agents[&above].freezer.own == Frost::Frozen)
+        self.ancestors(key).any(|above| self.agents[&above].freezer.wanted() == Frost::Frozen)
     }
 
     /// Starts or stops the account of paused time, and every clock of the agent with it.
@@ -101,7 +109,7 @@ impl Machine {
             // Its cgroup goes as it is.
             return agent.freezer.written;
         }
-        let Some(down) = &agent.down else { return agent.freezer.own };
+        let Some(down) = &agent.down else { return agent.freezer.wanted() };
         let Some(stop) = self.stops.get(&down.stop) else { return agent.freezer.written };
         match stop.stage {
             Stage::Freezing(_) if stop.is_top(key) => Frost::Frozen,
@@ -156,7 +164,7 @@ impl Machine {
 
     fn tell_pause(&mut self, step: &mut Step, key: AgentKey) {
         let freezer = &mut self.agent_mut(key).freezer;
-        if freezer.is_confirmed() && freezer.own == Frost::Frozen && freezer.told == Frost::Thawed {
+        if freezer.is_confirmed() && freezer.wanted() == Frost::Frozen && freezer.told == Frost::Thawed {
             freezer.told = Frost::Frozen;
             self.unrecorded.insert(key);
             self.publish(step, Kind::Paused, key, |_| {});
@@ -199,6 +207,6 @@ fn is_waited_for(agent: &Agent, wanted: Frost) -> bool {
         Frost::Frozen => freezer.is_confirmed(),
         Frost::Thawed => freezer.written == Frost::Thawed && freezer.ordered.is_none(),
     };
-    let is_moot = agent.has_ended() || agent.home == Home::None || freezer.own != wanted;
+    let is_moot = agent.has_ended() || agent.home == Home::None || freezer.wanted() != wanted;
     !(is_settled || is_moot)
 }

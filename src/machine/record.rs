@@ -62,7 +62,7 @@ impl Machine {
 fn record(agent: &Agent, course: Course) -> AgentRecord {
     let birth = Birth { key: agent.key.0, parent: agent.parent.map(|parent| parent.0), spec: agent.spec.clone() };
     let last = match &agent.phase {
-        Phase::Draining { record, .. } => Some(record.clone()),
+        Phase::Draining { record, .. } | Phase::Reading { record, .. } => Some(record.clone()),
         _ => agent.last.clone(),
     };
     AgentRecord { birth, course, last }
@@ -109,6 +109,8 @@ fn standing(phase: &Phase) -> Standing {
         Phase::Held | Phase::Spawning { .. } => Standing::Held,
         Phase::Running { pid, ladder } => Standing::Running { pid: *pid, rung: ladder.map(rung) },
         Phase::Draining { ladder, .. } => Standing::Draining { rung: ladder.map(rung) },
+        // Whoever comes next finds it empty, and has its last words looked at.
+        Phase::Reading { .. } => Standing::Draining { rung: None },
         Phase::Lingering { outcome } => Standing::Lingering(*outcome),
         Phase::Backoff { countdown: Countdown::Until(until) } => Standing::Backoff(Wait::Until(*until)),
         Phase::Backoff { countdown: Countdown::Suspended(left) } => Standing::Backoff(Wait::Suspended(*left)),

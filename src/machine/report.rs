@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::agent::{Home, Phase};
 use super::clock::{Clock, Countdown};
-use super::input::{AgentKey, Caller, Effect, Now};
+use super::input::{AgentKey, Caller, Effect, Frost, Now};
 use super::{Machine, Step};
 use crate::model::config::HerdConfig;
 use crate::model::error::Error;
@@ -182,6 +182,7 @@ impl Machine {
             })
         };
         match &agent.phase {
+            _ if agent.freezer.hold == Frost::Frozen => self.held_by(key),
             Phase::Queued => Some("room in the tree".to_owned()),
             Phase::Held if agent.renewal.is_some() => Some("others to end: they start anew together".to_owned()),
             Phase::Held if self.is_held_by_frost(key) => Some("its subtree to be resumed".to_owned()),
@@ -191,6 +192,7 @@ impl Machine {
             },
             Phase::Spawning { .. } => Some("its program to execute".to_owned()),
             Phase::Draining { .. } => Some("the processes that its main process left behind".to_owned()),
+            Phase::Reading { .. } => Some("its last output to be looked at".to_owned()),
             Phase::Lingering { .. } => Some("the agents below it to end".to_owned()),
             Phase::Backoff { countdown: Countdown::Until(until) } => Some(format!("its next run, in {}", left(*until))),
             Phase::Backoff { countdown: Countdown::Suspended(_) } => {
@@ -220,6 +222,7 @@ impl Machine {
             exit: None,
             oom: None,
             delay_ms: None,
+            found: None,
             limits: None,
             message: String::new(),
         }

@@ -38,6 +38,12 @@ impl Machine {
                 step.order(signal);
                 self.dirty.insert(key);
             }
+            Phase::Reading { .. } => {
+                let agent = self.agent_mut(key);
+                agent.cycle = Some(caller.name.clone());
+                agent.reply = Some(to);
+                self.dirty.insert(key);
+            }
             Phase::Backoff { .. } => {
                 self.agent_mut(key).reply = Some(to);
                 self.hold(key, Start::Asked);

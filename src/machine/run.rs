@@ -174,11 +174,14 @@ impl Machine {
     }
 
     /// Nothing of the run lives: decides what follows.
-    fn run_is_over(&mut self, step: &mut Step, key: AgentKey, mut record: ExitRecord) {
-        let now = step.now.mono;
+    pub(super) fn run_is_over(&mut self, step: &mut Step, key: AgentKey, mut record: ExitRecord) {
         if self.agents[&key].has_run() {
             self.count_run(key, |count| count - 1);
         }
+        if self.awaits_last_words(key, &record) {
+            return self.read_output(step, key, record);
+        }
+        let now = step.now.mono;
         let agent = self.agent_mut(key);
         let has_begun = agent.began.is_some();
         let ran = agent.began.map_or(Duration::ZERO, |began| now.since(began.mono));

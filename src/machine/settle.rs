@@ -38,6 +38,7 @@ impl Machine {
                 self.settle_clocks(step, key);
                 self.settle_ladder(step, key);
             }
+            Phase::Reading { record, deadline } => self.settle_reading(step, key, *record, deadline),
             Phase::Lingering { .. } if is_childless => {
                 let outcome = self.outcome_when_down(key);
                 self.end(step, key, outcome);
@@ -164,6 +165,7 @@ impl Machine {
                 let rung = ladder.map(Ladder::due).or_else(clocks);
                 rung.into_iter().chain(self.signal_due(now, agent)).min()
             }
+            Phase::Reading { deadline, .. } => Some(*deadline),
             Phase::Backoff { countdown } if agent.down.is_none() => countdown.due(),
             Phase::Ended { .. } => match agent.home {
                 Home::Emptying(retry) => Some(retry),

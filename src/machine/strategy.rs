@@ -128,9 +128,12 @@ impl Machine {
     fn can_start_anew(&self, key: AgentKey) -> bool {
         let agent = &self.agents[&key];
         let has_or_waits = match agent.phase {
-            Phase::Queued | Phase::Held | Phase::Running { .. } | Phase::Draining { .. } | Phase::Backoff { .. } => {
-                true
-            }
+            Phase::Queued
+            | Phase::Held
+            | Phase::Running { .. }
+            | Phase::Draining { .. }
+            | Phase::Reading { .. }
+            | Phase::Backoff { .. } => true,
             Phase::Spawning { .. } => !agent.spec.is_group(),
             Phase::Group | Phase::Lingering { .. } | Phase::Ended { .. } => false,
         };
@@ -154,7 +157,7 @@ impl Machine {
                 false
             }
             // What has failed before, or was asked to make place for its next run, is on its way already.
-            Phase::Running { .. } | Phase::Draining { .. } => {
+            Phase::Running { .. } | Phase::Draining { .. } | Phase::Reading { .. } => {
                 if is_unattended && !is_head {
                     (agent.cycle, agent.start) = (Some(by), Start::Automatic);
                 }

@@ -18,6 +18,11 @@ impl Machine {
         if !agent.is_unattended() {
             return;
         }
+        if let Phase::Reading { record, .. } = &agent.phase {
+            let mut record = record.as_ref().clone();
+            record.judge(verdict.cause, &verdict.why);
+            return self.run_is_over(step, key, record);
+        }
         let (run, grace) = (agent.run, agent.spec.grace);
         self.judge(step, key, verdict);
         step.order(Effect::Signal { agent: key, run, signal });

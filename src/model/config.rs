@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::error::{Code, Error};
 use super::id::Level;
 use super::limits::{LevelLimits, Limits};
+use super::pressure::PressureRule;
 use super::recovery::Rate;
 use super::time::text as duration_text;
 
@@ -113,6 +114,9 @@ pub struct HerdConfig {
     pub bounds: Bounds,
     /// Limits over all agents together.
     pub limits: Limits,
+    /// What is done when the agents together wait for memory, CPU time or I/O for too long. Read at start only.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pressure: Vec<PressureRule>,
     /// What each level gives to its agents, by level.
     pub levels: BTreeMap<Level, LevelLimits>,
     /// Whether ended agents go by themselves after `cleanup_retention`: true by default.
@@ -144,6 +148,7 @@ impl Default for HerdConfig {
         Self {
             bounds: Bounds::default(),
             limits: Limits::default(),
+            pressure: Vec::new(),
             levels: BTreeMap::new(),
             auto_cleanup: true,
             cleanup_retention: Duration::from_secs(60),
@@ -164,6 +169,7 @@ impl HerdConfig {
     /// [`Code::BadValue`] or [`Code::LimitTooWide`] for the first fault, naming the field.
     pub fn check(&self) -> Result<(), Error> {
         self.bounds.check()?;
+        PressureRule::check_all(&self.pressure)?;
         range("restart_burst", self.restart_burst, AGENTS_MOST)?;
         for (level, limits) in &self.levels {
             if level.0 >= self.bounds.max_levels {
@@ -174,6 +180,7 @@ impl HerdConfig {
                 );
                 return Err(Error::new(Code::BadValue, message).remedy("raise max_levels or drop the level"));
             }
+            PressureRule::check_all(&limits.pressure)?;
             for (part, inner) in [("each", &limits.each), ("siblings", &limits.siblings)] {
                 if let Some((knob, mine, theirs)) = inner.first_wider_than(&self.limits) {
                     let message = format!("level {level} {part}: {knob} = {mine} is wider than the herd's {theirs}");

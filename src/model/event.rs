@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::id::{AgentId, Level, Run, SessionId};
 use super::limits::Limits;
+use super::rule::Found;
 use super::status::{ExitRecord, Oom};
 use super::time::Wall;
 
@@ -75,12 +76,26 @@ kinds! {
     Oom = "process:oom",
     /// A limit was hit.
     Limit = "process:limit",
+    /// A rule has found a line in the output; or output was gone before the rules had looked at it.
+    Notice = "process:notice",
     /// Limits were changed.
     LimitsChanged = "process:limits-changed",
     /// Processes do not die or do not freeze; which ones, and where they hang, is in the message.
     Lagging = "process:lagging",
     /// An ended agent, its record and its output are gone; its id is free again.
     Removed = "process:removed",
+    /// Tasks stood still for longer than a rule on pressure allows.
+    PressureRose = "pressure:rose",
+    /// `memory.high` was set below what is used, by a rule on pressure.
+    PressureTightens = "pressure:tightens",
+    /// An agent is paused by a rule on pressure.
+    PressurePauses = "pressure:pauses",
+    /// An agent is resumed that a rule on pressure had paused.
+    PressureResumes = "pressure:resumes",
+    /// An agent is ended by a rule on pressure.
+    PressureTerminates = "pressure:terminates",
+    /// The pressure that a rule is about is gone, and everything that the rule had done, but the ends, is undone.
+    PressureGone = "pressure:gone",
     /// Restarts begin to wait for their turn.
     Storm = "herd:storm",
     /// No restart waits for its turn any more.
@@ -138,6 +153,9 @@ pub struct Event {
     /// How long until the next run, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delay_ms: Option<u64>,
+    /// What a rule has found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub found: Option<Found>,
     /// The limits that are in force now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<Limits>,

@@ -11,6 +11,7 @@ use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::error::{Code, Error};
+use super::pressure::PressureRule;
 use super::units::{Bytes, CpuMax, CpuSet, IoMax, Max};
 
 /// A resource controller of the kernel, bound at start to cgroup2, to a v1 hierarchy, or to nothing.
@@ -482,6 +483,9 @@ pub struct LevelLimits {
     /// For the sum of the agents' own limits over all branches, kept by admission. Amounts and counts only.
     #[serde(skip_serializing_if = "Limits::is_empty")]
     pub total: Limits,
+    /// The rules on pressure of every agent of the level, unless the agent has its own. Read at start only.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pressure: Vec<PressureRule>,
 }
 
 #[cfg(test)]

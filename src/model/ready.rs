@@ -199,7 +199,7 @@ mod tests {
             (r#"{"fd":2}"#, "3 to 1023"),
             (r#"{"fd":-1}"#, "3 to 1023"),
             (r#"{"fd":1024}"#, "3 to 1023"),
-            (r#"{"pattern":"("}"#, "not a regular expression"),
+            (r#"{"pattern":"("}"#, "unclosed group"),
             (r#"{"pattern":"x","stream":"stdin"}"#, "readiness is"),
             (r#"{"pattern":"x","fd":3}"#, "readiness is"),
             ("3", "readiness is"),

@@ -11,8 +11,10 @@ use serde::{Deserialize, Serialize};
 use super::error::{Code, Error};
 use super::id::{AgentId, Level, Priority, SessionId};
 use super::limits::Limits;
+use super::pressure::PressureRule;
 use super::ready::Ready;
 pub use super::recovery::{Children, Restart, RestartPolicy, Strategy};
+use super::rule::{self, Rule};
 use super::time::text as duration_text;
 use super::units::{Bytes, Max};
 
@@ -112,6 +114,12 @@ pub struct AgentSpec {
     /// How long a run may last, paused time not counted; then it has failed. For ever by default.
     #[serde(default, with = "duration_text::option", skip_serializing_if = "Option::is_none")]
     pub run_timeout: Option<Duration>,
+    /// What is done when its subtree waits for memory, CPU time or I/O for too long; its level's rules by default.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pressure: Vec<PressureRule>,
+    /// What is looked for in the lines of its output, 32 rules at most.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<Rule>,
     /// How it tells that it is ready; without this it is as soon as its program executes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready: Option<Ready>,
@@ -176,6 +184,8 @@ impl AgentSpec {
             stop_signal: StopSignal::default(),
             grace: default_grace(),
             run_timeout: None,
+            pressure: Vec::new(),
+            rules: Vec::new(),
             ready: None,
             ready_timeout: None,
             watchdog: None,
@@ -254,6 +264,11 @@ impl AgentSpec {
         }
         if self.is_group() && self.run_timeout.is_some() {
             return bad("run_timeout", "a group has no process and no run".to_owned());
+        }
+        PressureRule::check_all(&self.pressure)?;
+        rule::check(&self.rules).or_else(|why| bad("rules", why))?;
+        if self.is_group() && !self.rules.is_empty() {
+            return bad("rules", "a group has no process and no output".to_owned());
         }
         self.check_ready().or_else(|(field, why)| bad(field, why))?;
         if self.metadata.values().any(|value| !is_shallow(value, METADATA_DEPTH_MAX)) {

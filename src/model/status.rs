@@ -122,6 +122,10 @@ pub enum Cause {
     Lost,
     /// It ran for longer than its `run_timeout`, or went on for longer than its grace after it had said `STOPPING=1`.
     Timeout,
+    /// A rule on pressure ended it: it was the one of the lowest priority.
+    Pressure,
+    /// A rule found a line in its output that means failure.
+    Output,
     /// Its children failed: too often for its `children.intensity`, or a significant one for good.
     Child,
     /// It was not ready within its `ready_timeout`.
@@ -142,6 +146,8 @@ impl Cause {
             Self::Terminated => "terminated",
             Self::Lost => "lost",
             Self::Timeout => "timeout",
+            Self::Pressure => "pressure",
+            Self::Output => "output",
             Self::Child => "child",
             Self::Ready => "ready",
             Self::Watchdog => "watchdog",
@@ -153,7 +159,7 @@ impl Cause {
     pub fn is_verdict(self) -> bool {
         match self {
             Self::Exit | Self::Signal | Self::Oom | Self::Exec | Self::Terminated | Self::Lost => false,
-            Self::Timeout | Self::Child | Self::Ready | Self::Watchdog => true,
+            Self::Timeout | Self::Output | Self::Child | Self::Pressure | Self::Ready | Self::Watchdog => true,
         }
     }
 }
@@ -233,7 +239,7 @@ pub struct ExitRecord {
     /// Whether it did not stop within its grace and was killed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub overdue: bool,
-    /// How many processes the main process left behind.
+    /// How many processes the main process left behind; some hundreds stand for that many or more.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub descendants: u64,
     /// How long the run lasted, paused time included, in milliseconds.

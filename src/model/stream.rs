@@ -35,7 +35,7 @@ impl fmt::Display for Stream {
 }
 
 /// Which of the two streams something is about.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Streams {
     /// Descriptor 1 alone.

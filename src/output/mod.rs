@@ -9,8 +9,8 @@
 //! The supervisor never stands between an agent and its output: the child holds the file itself. What happens here is
 //! bookkeeping beside it. [`Store`] is the directory and opens files on demand, so that an agent costs no descriptor.
 //! [`Spool`] is one agent's bookkeeping: it notes how far the files have grown and when, gives space below the cap back,
-//! and reads. [`Scan`] looks for a line. [`Lines`] and [`escape`] are for whoever shows the bytes to a person. Nothing here waits, has a thread or a
-//! clock; nothing here looks for meaning in the bytes.
+//! and reads. [`Lines`] and [`escape`] are for whoever shows the bytes to a person; a [`Scan`] looks for one line, a [`Sweep`]
+//! for all that a [`RuleSet`] says has a meaning. Nothing here waits, has a thread or a clock.
 //!
 //! # Offsets
 //! A stream's offset counts every byte that the stream was ever seen to have, and never goes back. It is the file's
@@ -52,6 +52,7 @@ mod file;
 mod lines;
 mod marks;
 mod read;
+mod rules;
 mod scan;
 mod spool;
 mod store;
@@ -60,6 +61,7 @@ mod tests;
 
 pub use lines::{Colours, Line, Lines, PARTIAL_MOST, escape};
 pub use read::{Cursor, Gone, Piece, Read};
+pub use rules::{LINE_MOST, Match, RuleSet, Sweep, Swept};
 pub use scan::{Looked, Scan};
 pub use spool::{CAP_DEFAULT, CAP_LEAST, Serviced, Spool};
 pub use store::{Inlet, Store};

@@ -6,6 +6,7 @@ use treeherd::machine::AgentKey;
 use treeherd::model::id::{AgentId, Level};
 use treeherd::model::limits::Limits;
 use treeherd::model::note::Note;
+use treeherd::model::pressure::PressureRule;
 use treeherd::model::ready::Ready;
 use treeherd::model::request::{LimitScope, Request, Target};
 use treeherd::model::spec::{Admission, AgentSpec, Children, OnMainExit, Restart, RestartPolicy, Strategy};
@@ -146,6 +147,9 @@ impl Habits {
         if !spec.is_group() && chance.comes(20) {
             spec.run_timeout = chance.of(&[Some(Duration::from_millis(1)), Some(Duration::from_secs(2))]);
         }
+        if !spec.is_group() && chance.comes(25) {
+            spec.rules = ["fail:fatal", "strange"].iter().map(|rule| rule.parse().unwrap()).collect();
+        }
         if chance.comes(self.supervision) {
             spec.children = Children {
                 strategy: chance.of(&[Strategy::OneForOne, Strategy::OneForAll, Strategy::RestForOne]),
@@ -154,6 +158,9 @@ impl Habits {
             };
             spec.significant = chance.comes(20);
             spec.spawn_budget = chance.of(&[None, None, None, Some(0), Some(2), Some(9)]);
+        }
+        if chance.comes(20) {
+            spec.pressure = some_rules(chance);
         }
         if !spec.is_group() && chance.comes(self.health) {
             let times = [Duration::from_millis(20), Duration::from_millis(500), Duration::from_secs(5)];
@@ -167,6 +174,17 @@ impl Habits {
         }
         spec
     }
+}
+
+pub fn some_rules(chance: &mut Chance) -> Vec<PressureRule> {
+    let rules = [
+        "memory 10%",
+        "memory 10% 2s tighten,pause",
+        "cpu full 50% 10s warn",
+        "io 1% 500ms terminate",
+        "memory 10% 500ms pause,terminate",
+    ];
+    (0..1 + chance.pick(2)).map(|_| chance.of(&rules).parse().unwrap()).collect()
 }
 
 fn some_level(chance: &mut Chance) -> Level {

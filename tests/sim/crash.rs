@@ -105,6 +105,7 @@ impl World {
         self.kernel.clear_strays(&records);
         self.kernel.update();
         self.kernel.notices.clear();
+        self.kernel.forget_words();
         let mut config = self.machine.config().clone();
         if let Some(herd) = &self.disk.herd {
             (config.limits, config.levels) = (herd.limits.clone(), herd.levels.clone());

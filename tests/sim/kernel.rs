@@ -1,6 +1,6 @@
 //! The model kernel: cgroups and processes, and what is true of them. Every rule here is a fact about the real one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use treeherd::machine::{AgentKey, Frost, LimitPlace, SpawnOrder};
 use treeherd::model::id::Run;
@@ -48,6 +48,7 @@ pub struct Death {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Notice {
     Exit(AgentKey, Run),
+    Said(AgentKey, Run),
     Run(AgentKey, Run),
     Subtree(AgentKey),
     Frost(AgentKey),
@@ -94,6 +95,12 @@ pub struct Kernel {
     pub hanging: BTreeMap<AgentKey, Hanging>,
     pub notices: BTreeSet<Notice>,
     pub tallies: BTreeMap<AgentKey, Tally>,
+    /// Lines that rules find, by the rule, as long as nobody has looked at them.
+    pub unread: BTreeMap<(AgentKey, Run), VecDeque<usize>>,
+    /// Runs that have said something that means failure.
+    pub fatal: BTreeSet<(AgentKey, Run)>,
+    /// Those of them whose words were not lost with a supervisor.
+    pub heard: BTreeSet<(AgentKey, Run)>,
     pub herd: Limits,
     /// Whether processes freeze one by one, when chance says so.
     pub freezes_slowly: bool,
@@ -266,6 +273,24 @@ impl Kernel {
         let child = self.add(parent.agent, parent.run, temper);
         self.processes.get_mut(&child).unwrap().has_strayed = parent.has_strayed;
         self.tally(parent.agent).forks += 1;
+    }
+
+    /// A process says something that a rule of its agent finds.
+    pub fn say(&mut self, pid: u64, rule: usize, is_fatal: bool) {
+        let process = &self.processes[&pid];
+        let run = (process.agent, process.run);
+        self.unread.entry(run).or_default().push_back(rule);
+        self.notices.insert(Notice::Said(run.0, run.1));
+        if is_fatal {
+            self.fatal.insert(run);
+            self.heard.insert(run);
+        }
+    }
+
+    /// What was said up to now is looked at by nobody: the next supervisor begins with what is said from then on.
+    pub fn forget_words(&mut self) {
+        self.unread.clear();
+        self.heard.clear();
     }
 
     pub fn stray(&mut self, pid: u64) {

@@ -19,6 +19,7 @@ pub mod exhaustive;
 pub mod health;
 pub mod kernel;
 pub mod observer;
+pub mod pressure;
 pub mod recovery;
 pub mod scenarios;
 pub mod swarm;

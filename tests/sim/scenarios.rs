@@ -5,10 +5,10 @@ use std::time::Duration;
 use treeherd::machine::{AgentKey, Effect, Input, ReplyTo};
 use treeherd::model::config::HerdConfig;
 use treeherd::model::event::{Event, Kind};
-use treeherd::model::id::Level;
+use treeherd::model::id::{Level, Run};
 use treeherd::model::request::{Answer, Request, Target};
 use treeherd::model::spec::{Admission, AgentSpec, OnMainExit, RestartPolicy};
-use treeherd::model::status::{Exit, Paused, Receipt, State};
+use treeherd::model::status::{Cause, Exit, Paused, Receipt, State};
 
 use super::chance::Chance;
 use super::clients::id;
@@ -18,7 +18,7 @@ use super::world::{Lane, Move, World};
 pub(super) const SECOND: Duration = Duration::from_secs(1);
 
 /// A world in which everything goes on in the order in which it was begun.
-pub(super) struct Life {
+pub struct Life {
     pub world: World,
     pub replies: Vec<(ReplyTo, Answer)>,
     /// What was told, in its order.
@@ -113,6 +113,18 @@ impl Life {
         self.world.machine.run_of(key).unwrap().0
     }
 
+    fn last_cause(&self, key: AgentKey) -> Option<Cause> {
+        self.world.machine.status(key, self.world.now.mono).exit.map(|exit| exit.cause)
+    }
+
+    /// Tells what has happened, and carries out no order that follows.
+    fn tell_notices(&mut self) {
+        while let Some(notice) = self.world.moves().into_iter().find(|it| matches!(it, Move::Notice(_))) {
+            let effects = self.world.make(notice);
+            self.note(effects);
+        }
+    }
+
     pub fn kinds(&self, name: &str) -> Vec<Kind> {
         self.told.iter().filter(|event| event.agent == Some(id(name))).map(|event| event.kind).collect()
     }
@@ -125,11 +137,11 @@ impl Life {
     }
 }
 
-pub(super) fn targets(names: &[&str]) -> Target {
+pub fn targets(names: &[&str]) -> Target {
     Target::Ids(names.iter().map(|name| id(name)).collect())
 }
 
-pub(super) fn life() -> Life {
+pub fn life() -> Life {
     Life::new(HerdConfig::default())
 }
 
@@ -225,6 +237,59 @@ fn a_run_that_lasts_too_long_has_failed_and_is_ended() {
     assert_eq!(life.state(key), State::Stopping, "told, and on its way to the kill");
     life.pass(10 * SECOND);
     assert_eq!(life.state(key), State::Failed);
+}
+
+#[test]
+fn what_the_last_words_mean_is_found_out_before_a_run_is_told_to_have_completed() {
+    let mut life = life();
+    let with_rules =
+        |spec: &mut AgentSpec| spec.rules = vec!["strange".parse().unwrap(), "fail:fatal".parse().unwrap()];
+    let key = life.spawn("a", None, with_rules);
+    let main = life.main_of(key);
+    life.world.kernel.say(main, 0, false);
+    life.world.kernel.say(main, 1, true);
+    // Its end is known before anybody has looked at what it said.
+    life.world.kernel.exit(main, Exit::Status(0), false);
+    life.world.kernel.update();
+    life.flush();
+    assert_eq!((life.state(key), life.last_cause(key)), (State::Failed, Some(Cause::Output)));
+    let notices = life.kinds("a").iter().filter(|kind| **kind == Kind::Notice).count();
+    assert_eq!((notices, life.kinds("a").last()), (2, Some(&Kind::Failed)));
+}
+
+#[test]
+fn a_word_that_means_failure_ends_the_run_that_said_it_and_no_later_one() {
+    let mut life = life();
+    let key = life.spawn("a", None, |spec| {
+        spec.rules = vec!["fail:fatal".parse().unwrap()];
+        spec.restart.policy = RestartPolicy::OnFailure;
+    });
+    let main = life.main_of(key);
+    life.world.kernel.say(main, 0, true);
+    life.world.kernel.say(main, 0, true);
+    life.flush();
+    assert_eq!((life.state(key), life.last_cause(key)), (State::Backoff, Some(Cause::Output)));
+    life.pass(SECOND);
+    assert_eq!((life.state(key), life.run(key)), (State::Running, 2));
+    let late = super::world::matched(key, Run(1), 0);
+    let effects = life.world.step(late);
+    life.note(effects);
+    assert_eq!((life.state(key), life.kinds("a").last()), (State::Running, Some(&Kind::Notice)), "told, and no more");
+}
+
+#[test]
+fn last_words_that_take_too_long_to_be_looked_at_are_not_waited_for() {
+    let mut life = life();
+    let key = life.spawn("a", None, |spec| spec.rules = vec!["fail:fatal".parse().unwrap()]);
+    let main = life.main_of(key);
+    life.world.kernel.exit(main, Exit::Status(0), false);
+    life.world.kernel.update();
+    life.tell_notices();
+    assert_eq!(life.state(key), State::Running);
+    life.world.pass(10 * SECOND);
+    life.world.step(Input::Ticked);
+    assert_eq!(life.state(key), State::Completed);
+    life.flush();
 }
 
 #[test]

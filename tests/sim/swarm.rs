@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use treeherd::machine::Input;
+use treeherd::machine::{Input, PressKey};
 use treeherd::model::config::{Bounds, HerdConfig};
 use treeherd::model::id::Level;
 use treeherd::model::request::Request;
+use treeherd::model::rule::{Action, Rule};
 use treeherd::model::status::Exit;
 
 use super::chance::Chance;
-use super::clients::{Habits, some_caller, some_limits, some_notes};
+use super::clients::{Habits, some_caller, some_limits, some_notes, some_rules};
 use super::crash::Doom;
 use super::kernel::Notice;
 use super::world::{Faults, Move, World};
@@ -35,6 +36,7 @@ struct Rates {
     life: u32,
     time: u32,
     departures: u32,
+    pressure: u32,
     /// In a thousand.
     crashes: u32,
 }
@@ -53,6 +55,12 @@ fn config(chance: &mut Chance) -> HerdConfig {
         cleanup_retention: chance.of(&[Duration::ZERO, Duration::from_secs(1), Duration::from_secs(60)]),
         ..HerdConfig::default()
     };
+    if chance.comes(30) {
+        config.pressure = some_rules(chance);
+    }
+    if chance.comes(10) {
+        config.levels.entry(Level(1)).or_default().pressure = some_rules(chance);
+    }
     if chance.comes(30) {
         config.limits.set_text("memory_max=2GiB").unwrap();
     }
@@ -95,6 +103,7 @@ fn live(seed: u64, tells: bool) -> (u64, BTreeMap<String, u64>) {
         life: chance.of(&[2, 8, 20]),
         time: chance.of(&[2, 8, 20]),
         departures: chance.of(&[0, 1]),
+        pressure: chance.of(&[0, 0, 2, 10]),
         crashes: chance.of(&[0, 0, 5, 30]),
     };
     let turns = chance.of(&[60, 150, 400]);
@@ -131,6 +140,8 @@ fn turn(world: &mut World, habits: &Habits, rates: &Rates) {
     } else if world.chance.comes(rates.departures) {
         let client = world.chance.pick(4) as u64;
         world.step(Input::Departed(client));
+    } else if world.chance.comes(rates.pressure) {
+        press(world);
     } else if world.chance.comes(rates.life) {
         live_on(world);
     } else if world.chance.comes(rates.time) {
@@ -173,6 +184,14 @@ fn crash(world: &mut World, habits: &Habits) {
         world.pass(Duration::from_millis(time));
     }
     world.revive();
+}
+
+/// The kernel says that a rule's share of a window was exceeded, of somebody who has rules or has not.
+fn press(world: &mut World) {
+    let mut places: Vec<_> = world.observer.keys().into_iter().map(Some).collect();
+    places.push(None);
+    let key = PressKey { place: world.chance.of(&places), rule: world.chance.pick(2) };
+    world.step(Input::Pressed(key));
 }
 
 /// Says whether a step with this one may tell the end of a run.
@@ -224,6 +243,13 @@ fn live_on(world: &mut World) {
         world.kernel.processes.get_mut(&pid).unwrap().is_jammed = true;
     } else if !is_main && world.chance.comes(world.faults.strays) {
         world.kernel.stray(pid);
+    } else if world.chance.comes(20) && !rules_of(world, pid).is_empty() {
+        let rules = rules_of(world, pid);
+        let rule = world.chance.pick(rules.len());
+        world.kernel.say(pid, rule, rules[rule].action == Action::Fail);
+        if world.chance.comes(40) {
+            world.kernel.exit(pid, Exit::Status(0), false);
+        }
     } else if world.chance.comes(50) && world.kernel.processes.len() < 60 {
         let temper = world.some_temper();
         world.kernel.fork(pid, temper);
@@ -233,6 +259,13 @@ fn live_on(world: &mut World) {
         world.kernel.exit(pid, exit, is_oom);
     }
     world.kernel.update();
+}
+
+/// Returns the rules that look at what a process says: none of one that has left its run.
+fn rules_of(world: &World, pid: u64) -> Vec<Rule> {
+    let process = &world.kernel.processes[&pid];
+    let spec = world.machine.spec_of(process.agent).filter(|_| !process.has_strayed);
+    spec.map(|spec| spec.rules.clone()).unwrap_or_default()
 }
 
 #[test]
@@ -271,6 +304,10 @@ fn swarm() {
         "killed together",
         "exact receipts",
         "process:paused",
+        "pressure:pauses",
+        "pressure:resumes",
+        "pressure:terminates",
+        "pressure:gone",
         "process:gave-up",
         "process:queued",
         "timeout",
@@ -284,6 +321,9 @@ fn swarm() {
         "strategy rest-for-one",
         "significant",
         "spawn_budget",
+        "lost",
+        "output",
+        "last words",
         "process:ready",
         "ready",
         "watchdog",

@@ -9,8 +9,10 @@ use treeherd::model::error::{Code, Error};
 use treeherd::model::id::Run;
 use treeherd::model::note::Note;
 use treeherd::model::request::Request;
+use treeherd::model::rule::Found;
 use treeherd::model::stage::{SpawnFailure, Stage};
 use treeherd::model::status::{Exit, Oom, Rusage};
+use treeherd::model::stream::Stream;
 use treeherd::model::time::{Monotonic, Wall};
 
 use super::chance::Chance;
@@ -151,10 +153,13 @@ impl World {
             Effect::Signal { agent, .. }
             | Effect::Kill { agent, .. }
             | Effect::Freeze { agent, .. }
+            | Effect::ReadOutput { agent, .. }
             | Effect::RemoveRun { agent, .. }
             | Effect::Remove(agent) => Lane::Agent(*agent),
             Effect::SetLimits { change, .. } => Lane::Limits(*change),
             Effect::FindLaggards { .. }
+            | Effect::Tighten(_)
+            | Effect::Loosen(_)
             | Effect::Reply(..)
             | Effect::Publish(_)
             | Effect::Record(_)
@@ -197,7 +202,8 @@ impl World {
         }
         for notice in &self.kernel.notices {
             // A main process is known from its spawn on.
-            let is_early = matches!(notice, Notice::Exit(key, _) if self.observer.is_spawning(*key));
+            let is_early =
+                matches!(notice, Notice::Exit(key, _) | Notice::Said(key, _) if self.observer.is_spawning(*key));
             if !is_early {
                 moves.push(Move::Notice(*notice));
             }
@@ -324,6 +330,13 @@ impl World {
                 self.kernel.freeze(agent, frost);
                 Input::FreezerWritten { agent, written: frost }
             }
+            Effect::ReadOutput { agent, run } => {
+                self.kernel.notices.remove(&Notice::Said(agent, run));
+                let said = self.kernel.unread.remove(&(agent, run)).unwrap_or_default();
+                let answers = self.answers.entry(lane).or_default();
+                answers.extend(said.into_iter().map(|rule| matched(agent, run, rule)));
+                Input::OutputRead { agent, run }
+            }
             Effect::RemoveRun { agent, run } => return self.kernel.remove_run(agent, run),
             Effect::Remove(agent) => match self.kernel.remove(agent) {
                 Ok(()) => Input::Removed(agent),
@@ -344,7 +357,8 @@ impl World {
 
     /// Reads what a notice is about, as it is now, and tells that.
     fn tell(&mut self, notice: Notice) -> Vec<Effect> {
-        if !self.chance.comes(self.faults.doubles) {
+        // Lines are looked at once.
+        if matches!(notice, Notice::Said(..)) || !self.chance.comes(self.faults.doubles) {
             self.kernel.notices.remove(&notice);
         }
         let input = match notice {
@@ -355,6 +369,14 @@ impl World {
                 let exit = if is_seen { death.exit } else { Exit::Unknown };
                 let oom = (death.is_oom && is_seen).then(some_oom);
                 Input::Exited { agent, run, exit, rusage: Rusage::default(), oom, descendants }
+            }
+            Notice::Said(agent, run) => {
+                let said = self.kernel.unread.entry((agent, run)).or_default();
+                let rule = said.pop_front().expect("it is told of what was said");
+                if !said.is_empty() {
+                    self.kernel.notices.insert(notice);
+                }
+                matched(agent, run, rule)
             }
             Notice::Run(agent, run) if self.kernel.in_run(agent, run).next().is_none() => {
                 Input::RunEmptied { agent, run }
@@ -441,6 +463,11 @@ impl World {
 
 fn failure(stage: Stage) -> SpawnFailure {
     SpawnFailure { stage, errno: Some(1), message: format!("model: {stage}"), remedy: None }
+}
+
+pub fn matched(agent: AgentKey, run: Run, rule: usize) -> Input {
+    let found = Found { rule: "r".to_owned(), stream: Stream::Stderr, offset: 0, line: "said".to_owned(), lines: 1 };
+    Input::Matched { agent, run, rule, found: Box::new(found) }
 }
 
 fn some_oom() -> Oom {

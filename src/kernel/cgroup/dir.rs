@@ -116,6 +116,21 @@ impl Dir {
         String::from_utf8(text).map_err(|_| wrong(Errno::ILSEQ))
     }
 
+    /// Reads the first piece of a file of this cgroup: what the kernel gives at once, a page at most.
+    pub fn read_first(&self, file: &str) -> Result<String> {
+        let fd = self.open(file, OFlags::RDONLY)?;
+        let mut text = Vec::with_capacity(4_096);
+        let wrong = |errno| KernelError::new("read", self.object(file), errno);
+        loop {
+            match rustix::io::read(&fd, rustix::buffer::spare_capacity(&mut text)) {
+                Ok(_) => break,
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(wrong(errno)),
+            }
+        }
+        String::from_utf8(text).map_err(|_| wrong(Errno::ILSEQ))
+    }
+
     /// Writes a text to a file of this cgroup, in one call.
     pub fn write(&self, file: &str, text: &str) -> Result<()> {
         let fd = self.open(file, OFlags::WRONLY)?;

@@ -167,6 +167,9 @@ impl Cgroups {
             let text = |sign: char| missing.iter().map(|name| format!("{sign}{name}")).collect::<Vec<_>>().join(" ");
             dir.write("cgroup.subtree_control", &text('+')).map_err(explain_enabling)?;
             enabled.push((full[..end].to_owned(), text('-')));
+            if end == self.root.len() {
+                self.shield_supervisor();
+            }
         }
         Ok(())
     }

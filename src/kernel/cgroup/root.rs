@@ -26,6 +26,12 @@ const MARKS: [&str; 2] = ["trusted.treeherd.made", "user.treeherd.made"];
 
 const SUPERVISOR: &str = "supervisor";
 
+/// The supervisor's share of the CPUs beside the herd's 100, the most there is: it seldom wants any, and then at once.
+const SUPERVISOR_WEIGHT: &str = "10000";
+
+/// How much of the supervisor's memory is never reclaimed, in bytes: what it has with some 10,000 agents.
+const SUPERVISOR_MEMORY: &str = "67108864";
+
 /// How many supervisor leaves may be in use at once: one for each daemon of an overlapping restart, with room.
 const SUPERVISORS_MAX: u32 = 64;
 
@@ -34,6 +40,8 @@ const SUPERVISORS_MAX: u32 = 64;
 pub(super) struct Moved {
     /// Where it was before, below the mount point.
     home: String,
+    /// The leaf's name.
+    leaf: String,
 }
 
 impl Cgroups {
@@ -101,10 +109,24 @@ impl Cgroups {
                 );
             }
             let mut moved = self.moved.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            moved.get_or_insert(Moved { home: own.trim_start_matches('/').to_owned() });
+            moved.get_or_insert(Moved { home: own.trim_start_matches('/').to_owned(), leaf: name.clone() });
             return Ok(name);
         }
         Err(KernelError::new("mkdir", format!("{}/{SUPERVISOR}", self.spine.label()), Errno::EXIST))
+    }
+
+    /// Gives the supervisor's leaf precedence over the herd beside it, once the root hands controllers down: by then the two
+    /// compete as cgroups, and no nice value counts between them. What is not handed down has no file, and needs none.
+    pub(super) fn shield_supervisor(&self) {
+        let moved = self.moved.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let Some(Moved { leaf, .. }) = moved.as_ref() else { return };
+        let Ok(dir) = self.spine.descend(leaf) else { return };
+        drop(dir.write("cpu.weight", SUPERVISOR_WEIGHT));
+        drop(dir.write("memory.min", SUPERVISOR_MEMORY));
+        // A protection holds as far as what is above is protected; what a service manager has made is not ours to write to.
+        if is_marked(&self.spine) {
+            drop(self.spine.write("memory.min", SUPERVISOR_MEMORY));
+        }
     }
 
     /// Moves this process back to where it was before [`Cgroups::enter_supervisor`], or to the mount point's cgroup if
@@ -114,7 +136,7 @@ impl Cgroups {
     /// What the kernel answered; EBUSY if the place has handed controllers down meanwhile.
     pub fn leave_supervisor(&self) -> Result<()> {
         let mut moved = self.moved.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let Some(Moved { home }) = moved.as_ref() else { return Ok(()) };
+        let Some(Moved { home, .. }) = moved.as_ref() else { return Ok(()) };
         match self.mount.descend(home).and_then(|home| home.write("cgroup.procs", "0")) {
             Err(error) if error.is_gone() => self.mount.write("cgroup.procs", "0")?,
             other => other?,

@@ -13,6 +13,8 @@ use crate::model::config::{Bounds, HerdConfig};
 use crate::model::error::Error;
 use crate::model::id::{AgentId, Level};
 use crate::model::limits::{Knob, LevelLimits, Limits};
+use crate::model::pressure::PressureRule;
+use crate::model::rule::compile;
 use crate::model::spec::AgentSpec;
 
 /// Limits, and where each of them stands.
@@ -28,6 +30,7 @@ pub(super) struct Profile {
     pub each: Placed,
     pub siblings: Placed,
     pub total: Placed,
+    pub pressure: Vec<PressureRule>,
 }
 
 /// An agent as it is written, before it has found its place.
@@ -111,6 +114,7 @@ fn finish(drafts: &mut Drafts) {
             each: profile.each.limits.clone(),
             siblings: profile.siblings.limits.clone(),
             total: profile.total.limits.clone(),
+            pressure: profile.pressure.clone(),
         };
         drafts.config.levels.insert(*level, limits);
     }
@@ -186,6 +190,14 @@ impl<'i> Reader<'_, '_, 'i> {
                     "each" => profile.each = self.limits(&part),
                     "siblings" => profile.siblings = self.limits(&part),
                     "total" => profile.total = self.limits(&part),
+                    "pressure"
+                        if self.is_good::<LevelLimits>(&[&part], &part, |level| {
+                            PressureRule::check_all(&level.pressure)
+                        }) =>
+                    {
+                        profile.pressure = read::<LevelLimits>(&[&part]).unwrap_or_default().pressure;
+                    }
+                    "pressure" => {}
                     name => self.unknown(&part, "for a level", name, fields_of::<LevelLimits>()),
                 }
             }
@@ -300,27 +312,19 @@ impl<'i> Reader<'_, '_, 'i> {
         // By itself a key is looked at as that of an agent with a process; whether this one is a group is not known yet.
         let command = command_field();
         let around = if field.name == "command" { vec![&id] } else { vec![&id, &command] };
-        // One bad entry of a table must not hide the next one.
-        if let ("env" | "rlimits" | "restart" | "children", Some(table)) = (field.name.as_str(), table_of(&field)) {
-            let entries = fields(table);
-            let alone = |entry: &Field<'i>| {
-                let table = DeTable::from_iter([(
-                    Spanned::new(entry.at.clone(), Cow::Owned(entry.name.clone())),
-                    entry.value.clone(),
-                )]);
-                Field { value: Spanned::new(entry.value.span(), DeValue::Table(table)), ..field.clone() }
-            };
-            let is_good: Vec<bool> = entries
-                .iter()
-                .map(alone)
-                .map(|entry| self.is_good::<AgentSpec>(&[around.as_slice(), &[&entry]].concat(), &entry, |_| Ok(())))
-                .collect();
-            if is_good.contains(&false) {
-                return None;
-            }
+        let alone = |entry| [around.as_slice(), &[entry]].concat();
+        let is_good: Vec<bool> =
+            entries(&field).iter().map(|entry| self.is_good::<AgentSpec>(&alone(entry), entry, |_| Ok(()))).collect();
+        if is_good.contains(&false) {
+            return None;
         }
+        let has_rules = field.name == "rules";
+        let check = |spec: &AgentSpec| {
+            spec.check()?;
+            if has_rules { compile(&spec.rules).map(drop) } else { Ok(()) }
+        };
         let fields = [around.as_slice(), &[&field]].concat();
-        self.is_good::<AgentSpec>(&fields, &field, AgentSpec::check).then_some(field)
+        self.is_good::<AgentSpec>(&fields, &field, check).then_some(field)
     }
 
     /// Tries fields on the type that they are for.
@@ -367,6 +371,26 @@ impl<'i> Reader<'_, '_, 'i> {
             }
         }
         placed
+    }
+}
+
+/// Returns each entry of a table or list that is read entry by entry, as if it were there alone: one bad entry must not hide the
+/// next one.
+fn entries<'i>(field: &Field<'i>) -> Vec<Field<'i>> {
+    let alone = |at: Span, value| Field { value: Spanned::new(at, value), ..field.clone() };
+    match (field.name.as_str(), field.value.get_ref()) {
+        ("env" | "rlimits" | "restart" | "children", DeValue::Table(table)) => {
+            let entry = |entry: &Field<'i>| {
+                let key = Spanned::new(entry.at.clone(), Cow::Owned(entry.name.clone()));
+                alone(entry.value.span(), DeValue::Table(DeTable::from_iter([(key, entry.value.clone())])))
+            };
+            fields(table).iter().map(entry).collect()
+        }
+        ("rules", DeValue::Array(list)) => list
+            .iter()
+            .map(|rule| alone(rule.span(), DeValue::Array(std::iter::once(rule.clone()).collect())))
+            .collect(),
+        _ => Vec::new(),
     }
 }
 
@@ -452,6 +476,9 @@ fn example(key: &str) -> &'static str {
         "nice" => "use -20 (most CPU time) to 19 (least)",
         "ionice" => "as in ionice = { class = \"best-effort\", level = 7 }",
         "restart" => "as in restart = \"on-failure\", or { policy = \"on-failure\", delay = \"1s\" }",
+        "pressure" => {
+            "as in pressure = [{ resource = \"memory\", above = \"15%\", window = \"2s\", steps = [\"warn\"] }]"
+        }
         "children" => {
             "as in children = \"one-for-all\", or { strategy = \"one-for-all\", intensity = 3, period = \"5s\" }"
         }
@@ -460,6 +487,7 @@ fn example(key: &str) -> &'static str {
         "restart_rate" => "as in restart_rate = \"20/s\", \"300/m\" or \"1000/h\"",
         "restart_burst" => "use 1 to 100000, as in 100",
         "on_main_exit" => "use \"terminate\" or \"wait\"",
+        "rules" => "as in rules = [{ pattern = \"^panic\", stream = \"stderr\", action = \"fail\" }]",
         "stop_signal" => "as in stop_signal = \"SIGINT\"",
         "output_max" => "use 64KiB or more, as in output_max = \"16MiB\"",
         "ready" => "as in ready = \"notify\", { pattern = \"^listening\", stream = \"stdout\" } or { fd = 3 }",

@@ -36,6 +36,8 @@ restart = "never"
 command = ["sleep", "60"]
 restart = { delay = "1s" }
 nice = 5
+run_timeout = "1h"
+rules = [{ pattern = "^panic", stream = "stderr", action = "fail", name = "panic" }, { pattern = 'disk \S+ full' }]
 "#;
 
 fn mistakes(text: &str) -> Vec<Mistake> {
@@ -114,6 +116,18 @@ const BAD: &[(&str, &[Told])] = &[
     ("[agents.a]\ngrace = true", &[(2, 9, "grace")]),
     ("[agents.a]\ncwd = 'here'", &[(2, 7, "not absolute")]),
     ("[agents.a]\noutput_max = '1KiB'", &[(2, 14, "64KiB")]),
+    ("[agents.a]\nrun_timeout = '5s'", &[(1, 9, "run_timeout: a group has no process")]),
+    ("[agents.a]\nrules = [{ pattern = 'x' }]", &[(1, 9, "rules: a group has no process")]),
+    (
+        "[agents.a]\nrules = [\n { pattern = 'a[' },\n { pattern = 'a|', action = 'die' }, { stream = 'stdin' },\n { pattern = 'a|' }]",
+        &[
+            (3, 14, "\"a[\" is not a pattern: unclosed character class, at its character 2"),
+            (4, 14, "matches every line"),
+            (4, 49, "\"stdin\""),
+            (5, 14, "\"a|\" matches every line"),
+        ],
+    ),
+    ("[agents.a]\nrules = [{ pattern = '\\w{1000}' }]", &[(2, 22, "takes more than")]),
     ("[agents.a]\nrestart = 'sometimes'", &[(2, 11, "\"sometimes\" is not known here")]),
     ("[agents.a]\nrestart = { polcy = 'always', delay = 'x' }", &[(2, 13, "\"polcy\""), (2, 39, "not a duration")]),
     ("[agents.a]\nrestart = { delay = '2m' }", &[(2, 11, "delay is above max_delay")]),

@@ -4,6 +4,7 @@ mod flood;
 mod hostile;
 mod lines;
 mod reading;
+mod rules;
 
 use std::fs::File;
 use std::io::Write;

@@ -113,8 +113,8 @@ impl Observer {
                 let is_up = (health.is_ready || spec.ready.is_none()) && !health.is_stopping;
                 health.has_triggered || is_up && is_over(period, health.since_beat)
             }
-            // Its parent's count is reckoned where escalations are.
-            Cause::Child => true,
+            // Reckoned where escalations, pressure and words are.
+            Cause::Child | Cause::Pressure | Cause::Output => true,
             _ => panic!("{key}: {cause} is no verdict"),
         };
         assert!(is_earned, "{key}: run {run} has failed by {cause}: {health:?} of {spec:?}");

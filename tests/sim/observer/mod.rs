@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use treeherd::machine::{AgentKey, Effect, Frost, Input, LimitPlace, Machine, Now, ReplyTo};
 use treeherd::model::config::HerdConfig;
-use treeherd::model::error::Code;
-use treeherd::model::event::Kind;
+use treeherd::model::error::{Code, Error};
+use treeherd::model::event::{Event, Kind};
 use treeherd::model::id::{AgentId, Level, Run};
 use treeherd::model::request::{LimitScope, Request, Target};
 use treeherd::model::spec::AgentSpec;
@@ -75,6 +75,8 @@ pub struct Observer {
     late: BTreeSet<(AgentKey, Run)>,
     /// Runs that were found in a failure.
     judged: BTreeSet<(AgentKey, Run)>,
+    /// Runs whose last words are looked at, and since when.
+    reading: BTreeMap<(AgentKey, Run), Monotonic>,
     /// Runs whose main process's end was told, and whether the end of the run had been asked for by then.
     exits: BTreeMap<(AgentKey, Run), bool>,
     spawning: BTreeSet<AgentKey>,
@@ -117,6 +119,7 @@ impl Observer {
             cycles: BTreeSet::new(),
             late: BTreeSet::new(),
             judged: BTreeSet::new(),
+            reading: BTreeMap::new(),
             exits: BTreeMap::new(),
             spawning: BTreeSet::new(),
             removing: BTreeSet::new(),
@@ -306,6 +309,16 @@ impl Observer {
         let Request::Restart(id) = &self.requests[&to].request else { return };
         let is_refused = effects.iter().any(|effect| matches!(effect, Effect::Reply(it, Err(_)) if *it == to));
         let Some(key) = machine.key_of(id).filter(|_| !is_refused) else { return };
+        // A run whose last words were waited for is over with the request.
+        let is_over = |it: &Event| it.kind == Kind::Terminated && it.agent.as_ref() == Some(id);
+        let over = effects.iter().find_map(|it| match it {
+            Effect::Publish(event) if is_over(event) => event.run,
+            _ => None,
+        });
+        if let Some(run) = over {
+            self.cycles.insert((key, run));
+            return;
+        }
         let is_cycle = effects.iter().any(|it| matches!(it, Effect::Signal { agent, .. } if *agent == key));
         self.recovery.asked.insert(key);
         if is_cycle {
@@ -375,6 +388,10 @@ impl Observer {
                 self.answered(*to);
                 let is_no = matches!(outcome, Err(error) if error.code == Code::Forbidden);
                 let asked = &self.requests[to];
+                if let (Request::Restart(id), Err(Error { code: Code::NoSuchParent, .. })) = (&asked.request, outcome) {
+                    // It had ended, waited below a parent that could not be started, and goes with it.
+                    self.announced.remove(&self.names[id]);
+                }
                 assert_eq!(
                     is_no, !asked.is_permitted,
                     "{to:?}: an agent may act only below itself: {:?}",
@@ -403,11 +420,24 @@ impl Observer {
                     self.late.insert((*agent, *run));
                 }
             }
+            Effect::ReadOutput { agent, run } => {
+                assert!(
+                    self.exits.contains_key(&(*agent, *run)),
+                    "{agent}: run {run} goes on, and its last words are read"
+                );
+                assert!(
+                    kernel.in_run(*agent, *run).next().is_none(),
+                    "{agent}: something of run {run} may still speak"
+                );
+                self.reading.insert((*agent, *run), now.mono);
+            }
             Effect::Record(_)
             | Effect::RecordHerd(_)
             | Effect::Signal { .. }
             | Effect::RemoveRun { .. }
             | Effect::SetLimits { .. }
+            | Effect::Tighten(_)
+            | Effect::Loosen(_)
             | Effect::FindLaggards { reply: None, .. } => {}
         }
     }
@@ -481,6 +511,7 @@ fn subjects(effect: &Effect) -> Vec<AgentKey> {
         Effect::Signal { agent, .. }
         | Effect::KillRun { agent, .. }
         | Effect::Freeze { agent, .. }
+        | Effect::ReadOutput { agent, .. }
         | Effect::RemoveRun { agent, .. }
         | Effect::Remove(agent)
         | Effect::Forget(agent) => vec![*agent],
@@ -493,6 +524,10 @@ fn subjects(effect: &Effect) -> Vec<AgentKey> {
                 LimitPlace::Agent(key) | LimitPlace::Children(key) => Some(*key),
             })
             .collect(),
+        Effect::Tighten(place) | Effect::Loosen(place) => match place {
+            LimitPlace::Herd => Vec::new(),
+            LimitPlace::Agent(key) | LimitPlace::Children(key) => vec![*key],
+        },
         Effect::Record(_) | Effect::RecordHerd(_) | Effect::Reply(..) | Effect::Publish(_) | Effect::Finish => {
             Vec::new()
         }

@@ -119,7 +119,8 @@ impl Observer {
                     self.paused.insert(key);
                 }
             }
-            Kind::Resumed => {
+            // It is thawed presently.
+            Kind::Resumed | Kind::PressureResumes => {
                 self.paused.remove(&key);
             }
             Kind::Restarting => {
@@ -136,9 +137,27 @@ impl Observer {
             Kind::Completed | Kind::Failed | Kind::Terminated => {
                 self.announced.remove(&key);
                 self.check_end(machine, kernel, key, run, event);
+                self.check_words(kernel, now, key, run, event);
             }
             _ => {}
         }
+    }
+
+    /// A run that has said something fatal and ended on its own is not told to have ended well, unless it took too long to find out.
+    fn check_words(&mut self, kernel: &Kernel, now: Now, key: AgentKey, run: Run, event: &Event) {
+        let is_fatal = kernel.fatal.contains(&(key, run));
+        let is_heard = kernel.heard.contains(&(key, run));
+        let is_found = event.exit.as_ref().is_some_and(|exit| exit.cause == Cause::Output);
+        assert!(!is_found || is_fatal, "{key}: run {run} has said nothing fatal");
+        let read_for = self.reading.get(&(key, run)).map(|since| now.mono.since(*since));
+        if is_found && read_for.is_some() {
+            self.note("last words");
+        }
+        let is_late = read_for.is_some_and(|time| time >= Duration::from_secs(10));
+        assert!(
+            event.kind != Kind::Completed || !is_heard || is_late,
+            "{key}: run {run} has completed, its words say no"
+        );
     }
 
     pub(super) fn check_end(&mut self, machine: &Machine, kernel: &Kernel, key: AgentKey, run: Run, event: &Event) {
@@ -184,7 +203,8 @@ impl Observer {
             (true, ..) => &[Kind::Terminated],
             (false, ..) => unreachable!("all are told apart"),
         };
-        if death.is_ours && !was_asked {
+        // A run that is killed for its late start is not asked to make place for the next one, too.
+        if death.is_ours && (!was_asked || exit.cause == Cause::Exec) {
             // Its spawn took too long, and its kill came when it had just succeeded.
             assert!(self.late.contains(&(key, run)), "{key}: we killed run {run}, and nobody asked");
             assert_eq!((event.kind, exit.cause), (Kind::Failed, Cause::Exec), "{key}: run {run} was too late");

@@ -1,0 +1,24 @@
+//! The daemon's care for itself, done once at its start, where it is a process of its own. In somebody else's program nothing
+//! of this is touched.
+
+use crate::kernel::error::KernelError;
+use crate::kernel::guard;
+
+/// The nice value of the daemon's threads, and of its session among the sessions: some nine times the share of an agent.
+const NICE: i8 = -10;
+
+/// Others go first, and long before: as systemd's own daemons have it.
+const OOM_SCORE_ADJ: i16 = -900;
+
+/// Takes what the host offers, and says once what it does not. Returns the nice value that agents are to have, if the
+/// daemon's own is another now. Threads have it only if they are started after this.
+pub(super) fn protect() -> Option<i8> {
+    told("memory is not locked", guard::lock_memory());
+    told("the OOM killer may end it as soon as others", guard::lower_oom_score(OOM_SCORE_ADJ));
+    told("its session is as urgent as others", guard::set_session_nice(NICE));
+    told("it is as urgent as its agents", guard::set_nice(NICE))
+}
+
+fn told<T>(what: &str, outcome: Result<T, KernelError>) -> Option<T> {
+    outcome.map_err(|error| tracing::info!("the daemon itself: {what}: {error}")).ok()
+}
