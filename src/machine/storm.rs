@@ -5,7 +5,7 @@
 //! come. Who waits is told once (`process:delayed`), and the herd's first and last wait are (`herd:storm`, `herd:calm`).
 //!
 //! Whoever cannot start when its turn has come (it is paused, it is to end) gives it up, and asks again when it can. While
-//! nobody waits there is no timer: an idle herd pays nothing.
+//! nobody waits there is no timer: an idle herd pays nothing. The bucket is not written down: it begins full.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;

@@ -16,6 +16,8 @@
 //!   meanwhile leaves.
 //! * A renewal takes its members from another one: the latest decides. Groups have no run, so they are members only when it is
 //!   their own failure.
+//! * A renewal is not written down: when the supervisor dies meanwhile, its members are ended as they were to be, and come
+//!   back one by one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

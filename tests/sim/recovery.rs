@@ -142,6 +142,18 @@ fn a_member_that_is_stopped_meanwhile_keeps_nobody_waiting() {
 }
 
 #[test]
+fn nobody_waits_for_a_sibling_that_was_being_stopped() {
+    let mut life = life();
+    let all = family(&mut life, Strategy::OneForAll);
+    deaf(&mut life, all[0]);
+    life.terminate(&["a"], Some(60 * SECOND));
+    life.exit(all[1], 1);
+    life.pass(SECOND);
+    assert_eq!(states(&life, &all), [State::Stopping, State::Running, State::Running, State::Running]);
+    assert_eq!(runs(&life, &all), [1, 2, 2, 2]);
+}
+
+#[test]
 fn a_deaf_sibling_is_killed_when_the_grace_is_over_and_all_wait_for_it() {
     let mut life = life();
     let all = family(&mut life, Strategy::OneForAll);
