@@ -83,10 +83,9 @@ impl Machine {
 
     /// Its last run is over. An end that was told stays what it was; one that was about to be told as completed is a failure.
     fn fail_lingering(&mut self, step: &mut Step, key: AgentKey, why: &str) {
-        let agent = &self.agents[&key];
-        let mut record = agent.last.as_deref().cloned().unwrap_or_else(|| ExitRecord::new(Cause::Child));
-        if !agent.is_end_told() {
-            record.judge(Cause::Child, why);
+        let mut record = self.agents[&key].last.as_deref().cloned().unwrap_or_else(|| ExitRecord::new(Cause::Child));
+        record.judge(Cause::Child, why);
+        if !self.agents[&key].is_end_told() {
             self.tell_end(step, key, Outcome::Failed, &record);
             self.agent_mut(key).last = Some(Box::new(record.clone()));
         }
