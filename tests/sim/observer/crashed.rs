@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use treeherd::machine::{Adopted, AgentKey, Effect, Left, Machine, Now, Telling};
 use treeherd::model::id::{Level, Run};
-use treeherd::model::record::Standing;
+use treeherd::model::record::{Pause, Standing};
 
 use super::super::crash::Doom;
 use super::super::kernel::Kernel;
@@ -110,6 +110,14 @@ impl Observer {
             if before.judgement.is_none() && after.judgement.is_some() {
                 // Its time was over meanwhile.
                 (after.judgement, after.told) = (None, before.told);
+            }
+            if before.pause == Pause::Off {
+                // A rule's pause is the rule's: whoever goes on begins to count anew.
+                (after.paused_since, after.paused_total) = (before.paused_since, before.paused_total);
+            }
+            if after.recent.is_empty() {
+                // A failure above it, found by the next one, forgets what was counted.
+                (after.streak, after.recent) = (before.streak, before.recent.clone());
             }
             // A child may have come back meanwhile.
             after.child_restarts.clone_from(&before.child_restarts);
