@@ -228,7 +228,9 @@ impl Machine {
         let agent = &self.agents[&key];
         let parent_is_ready = agent.parent.is_none_or(|parent| {
             let parent = &self.agents[&parent];
-            parent.home == Made && parent.nursery != Making
+            // Where both start anew, the parent is first.
+            let goes_first = matches!(parent.phase, Phase::Spawning { .. }) || parent.turn.is_some();
+            parent.home == Made && parent.nursery != Making && !goes_first
         });
         // What is made gets limits that the kernel has not refused.
         let limits_are_known = agent.home == Made || self.changes.is_empty();

@@ -139,7 +139,7 @@ fn waiting(machine: &Machine, agent: &Agent, now: Monotonic, told: &mut Explanat
             told.waiting_for.push(format!("room; its priority is {}", u8::from(agent.spec.priority)));
         }
         Phase::Held if agent.renewal.is_none() && agent.turn.is_none() && !machine.is_held_by_frost(agent.key) => {
-            told.waiting_for.push("its parent's cgroup, or a change of limits".to_owned());
+            told.waiting_for.push("its parent to be started, or a change of limits".to_owned());
         }
         Phase::Spawning { deadline } => {
             told.because.push(format!("its run {} is being started", agent.run));

@@ -188,7 +188,7 @@ impl Machine {
             Phase::Held if self.is_held_by_frost(key) => Some("its subtree to be resumed".to_owned()),
             Phase::Held => match agent.turn {
                 Some(turn) => Some(format!("its turn to be restarted, expected in {}", left(turn.expected))),
-                None => Some("its parent's cgroup".to_owned()),
+                None => Some("its parent to be started".to_owned()),
             },
             Phase::Spawning { .. } => Some("its program to execute".to_owned()),
             Phase::Draining { .. } => Some("the processes that its main process left behind".to_owned()),

@@ -127,10 +127,8 @@ impl Machine {
         }
         self.frost_moved.insert(key);
         self.dirty.insert(key);
-        if home == Home::Made {
-            let children = self.agents[&key].children.clone();
-            self.dirty.extend(children);
-        }
+        let children = self.agents[&key].children.clone();
+        self.dirty.extend(children);
         let Some(parent) = self.agents[&key].parent else { return };
         if self.agents[&parent].nursery == Home::Making {
             let parent = self.agent_mut(parent);

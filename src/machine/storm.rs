@@ -117,6 +117,9 @@ impl Machine {
     pub(super) fn give_up_turn(&mut self, key: AgentKey) {
         if let Some(turn) = self.agent_mut(key).turn.take() {
             self.storm.forget(turn);
+            // Those below it let it go first.
+            let children = self.agents[&key].children.clone();
+            self.dirty.extend(children);
         }
     }
 

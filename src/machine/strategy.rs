@@ -8,7 +8,7 @@
 //!
 //! Starting anew is a **renewal**. Whoever of its members runs is ended: children before parents, the later made first,
 //! one deadline for all (`polite`). Each that is over waits; when the last one is, and the delay of the one whose failure it
-//! was, all start in the order in which they were made. Each ended run has its terminal event, by the strategy.
+//! was, all start: parents before their children, the first made first. Each ended run has its terminal event, by the strategy.
 //!
 //! * Whether an agent comes back is its own policy's word only when it ends on its own: what a strategy has ended comes back,
 //!   `never` included (OTP's temporary children do not).
