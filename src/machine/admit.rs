@@ -143,8 +143,8 @@ impl Machine {
         let chain: Vec<_> = self.ancestors(key).collect();
         for above in chain {
             let agent = self.agent_mut(above);
-            agent.spawned = change(agent.spawned);
             if agent.spec.spawn_budget.is_some() {
+                agent.spawned = change(agent.spawned);
                 self.unrecorded.insert(above);
             }
         }

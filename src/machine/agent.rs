@@ -197,7 +197,7 @@ pub(super) struct Agent {
     pub spawning: u32,
     /// Runs that go on in the subtree, the agent's own apart.
     pub runs_below: u32,
-    /// How many agents were ever spawned below it.
+    /// How many agents were ever spawned below it, if there is a budget for that.
     pub spawned: u32,
     /// When the restarts of its children in the last period were decided.
     pub child_restarts: VecDeque<Monotonic>,

@@ -93,7 +93,7 @@ fn course(agent: &Agent) -> Course {
         streak: agent.history.streak,
         recent: agent.history.recent.iter().copied().collect(),
         child_restarts: agent.child_restarts.iter().copied().collect(),
-        spawned: agent.spec.spawn_budget.map_or(0, |_| agent.spawned),
+        spawned: agent.spawned,
         began: agent.began.map(moment),
         ended: agent.ended.map(moment),
         expires: agent.expires,
