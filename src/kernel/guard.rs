@@ -34,8 +34,9 @@ pub fn set_nice(nice: i8) -> Result<i8> {
 /// # Kernel
 /// 2.6.38, `CONFIG_SCHED_AUTOGROUP`; sched(7), "The autogroup feature".
 pub fn set_session_nice(nice: i8) -> Result<()> {
-    let own = rustix::process::getpid();
-    if rustix::process::getsid(None) != Ok(own) {
+    // A session that began outside this pid namespace has the number 0 here.
+    let own = nix::unistd::Pid::this();
+    if nix::unistd::getsid(None) != Ok(own) {
         return Ok(());
     }
     match std::fs::write("/proc/self/autogroup", nice.to_string()) {
