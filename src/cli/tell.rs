@@ -50,23 +50,8 @@ mod tests {
 
     #[test]
     fn an_event_reads_as_a_sentence_that_a_terminal_does_not_obey() {
-        let mut event = Event {
-            seq: 1,
-            time: Wall(0),
-            kind: Kind::Failed,
-            agent: None,
-            level: None,
-            run: None,
-            parent: None,
-            session: None,
-            pid: None,
-            exit: Some(ExitRecord { status: Some(3), ..ExitRecord::new(Cause::Exit) }),
-            oom: None,
-            delay_ms: None,
-            found: None,
-            limits: None,
-            message: String::new(),
-        };
+        let mut event = Event::new(Wall(0), Kind::Failed);
+        event.exit = Some(ExitRecord { status: Some(3), ..ExitRecord::new(Cause::Exit) });
         assert_eq!((word(event.kind), sentence(&event).as_str()), ("failed", "exit status 3"));
         event.message = "\x1b[2Jx".to_owned();
         assert_eq!(sentence(&event), "\\x1b[2Jx");

@@ -212,24 +212,7 @@ mod tests {
     use crate::model::time::Wall;
 
     fn event(message: &str) -> Event {
-        let message = message.to_owned();
-        Event {
-            seq: 0,
-            time: Wall(1),
-            kind: Kind::Started,
-            agent: None,
-            level: None,
-            run: None,
-            parent: None,
-            session: None,
-            pid: None,
-            exit: None,
-            oom: None,
-            delay_ms: None,
-            found: None,
-            limits: None,
-            message,
-        }
+        Event { message: message.to_owned(), ..Event::new(Wall(1), Kind::Started) }
     }
 
     fn since(since: u64) -> EventQuery {

@@ -371,10 +371,10 @@ impl Machine {
             LimitScope::Agent(id) => self.ids.get(id).copied(),
             _ => None,
         };
-        let mut event = self.event(step.now, Kind::LimitsChanged, subject);
-        event.message = format!("{of}{}", change.limits);
-        event.limits = Some(now.clone());
-        step.order(Effect::Publish(Box::new(event)));
+        self.publish(step, Kind::LimitsChanged, subject, |event| {
+            event.message = format!("{of}{}", change.limits);
+            event.limits = Some(now.clone());
+        });
         step.reply(change.reply, Ok(Answer::Limits(now)));
     }
 

@@ -260,14 +260,13 @@ impl Machine {
 
     /// Tells of a step; it is about an agent, or about the rule's place.
     fn tell_press(&self, step: &mut Step, kind: Kind, key: PressKey, of: Option<AgentKey>) {
-        let mut event = self.event(step.now, kind, of.or(key.place));
-        event.message = match kind {
+        let message = match kind {
             Kind::PressureResumes | Kind::PressureGone => {
                 format!("{} pressure in {} is gone", self.presses[&key].rule.resource, self.place_name(key))
             }
             _ => self.press_text(key),
         };
-        step.order(Effect::Publish(Box::new(event)));
+        self.publish(step, kind, of.or(key.place), |event| event.message = message);
     }
 }
 

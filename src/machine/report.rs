@@ -210,35 +210,33 @@ impl Machine {
     pub(super) fn event(&self, now: Now, kind: Kind, key: Option<AgentKey>) -> Event {
         let agent = key.and_then(|key| self.agents.get(&key));
         Event {
-            seq: 0,
-            time: now.wall,
-            kind,
             agent: agent.map(|agent| agent.spec.id.clone()),
             level: agent.map(|agent| agent.level),
             run: agent.map(|agent| agent.run),
             parent: agent.and_then(|agent| self.id_of(agent.parent?)).cloned(),
             session: agent.and_then(|agent| agent.spec.session.clone()),
             pid: agent.and_then(super::agent::Agent::pid),
-            exit: None,
-            oom: None,
-            delay_ms: None,
-            found: None,
-            limits: None,
-            message: String::new(),
+            ..Event::new(now.wall, kind)
         }
     }
 
-    pub(super) fn publish(&self, step: &mut Step, kind: Kind, key: AgentKey, fill: impl FnOnce(&mut Event)) {
-        let mut event = self.event(step.now, kind, Some(key));
+    /// Tells something of an agent, or of the herd.
+    pub(super) fn publish(
+        &self,
+        step: &mut Step,
+        kind: Kind,
+        of: impl Into<Option<AgentKey>>,
+        fill: impl FnOnce(&mut Event),
+    ) {
+        let mut event = self.event(step.now, kind, of.into());
         fill(&mut event);
         step.order(Effect::Publish(Box::new(event)));
     }
 
     /// Writes a refused overreach into the audit trail.
     pub(super) fn publish_forbidden(&self, step: &mut Step, caller: &Caller, error: &Error) {
-        let mut event = self.event(step.now, Kind::Forbidden, caller.agent);
-        event.message = format!("{}: {}", caller.name, error.message);
-        step.order(Effect::Publish(Box::new(event)));
+        let message = format!("{}: {}", caller.name, error.message);
+        self.publish(step, Kind::Forbidden, caller.agent, |event| event.message = message);
     }
 
     /// Makes an event that the shell has found out by itself.

@@ -148,9 +148,8 @@ impl Machine {
     pub(super) fn ask_shutdown(&mut self, step: &mut Step, to: ReplyTo, caller: &Caller, grace: Option<Duration>) {
         if self.door == Door::Open {
             self.door = Door::Closed;
-            let mut event = self.event(step.now, Kind::HerdStopping, None);
-            event.message = format!("asked by {}", caller.name);
-            step.order(Effect::Publish(Box::new(event)));
+            let message = format!("asked by {}", caller.name);
+            self.publish(step, Kind::HerdStopping, None, |event| event.message = message);
         }
         let keys: Vec<_> = self.agents.keys().copied().collect();
         self.begin_stop(step, &keys, grace, &caller.name, Some(to));

@@ -98,10 +98,9 @@ impl Machine {
         self.storm.waiting.entry(Reverse(priority)).or_default().insert(number, key);
         self.agent_mut(key).turn = Some(Turn { number, priority, expected });
         if self.storm.delayed.is_none() {
-            let mut event = self.event(step.now, Kind::Storm, None);
             let burst = self.config.restart_burst;
-            event.message = format!("restarts wait for their turn: there are more than {burst} at once and {rate}");
-            step.order(super::Effect::Publish(Box::new(event)));
+            let message = format!("restarts wait for their turn: there are more than {burst} at once and {rate}");
+            self.publish(step, Kind::Storm, None, |event| event.message = message);
         }
         *self.storm.delayed.get_or_insert(0) += 1;
         let delay = millis(expected.since(now));
@@ -142,9 +141,8 @@ impl Machine {
         if self.storm.waiting.is_empty()
             && let Some(delayed) = self.storm.delayed.take()
         {
-            let mut event = self.event(step.now, Kind::Calm, None);
-            event.message = format!("no restart waits for its turn any more: {delayed} had to");
-            step.order(super::Effect::Publish(Box::new(event)));
+            let message = format!("no restart waits for its turn any more: {delayed} had to");
+            self.publish(step, Kind::Calm, None, |event| event.message = message);
         }
         is_moved
     }

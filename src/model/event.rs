@@ -163,3 +163,27 @@ pub struct Event {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
 }
+
+impl Event {
+    /// Makes an event of the herd that is not numbered yet and says no more than that.
+    #[must_use]
+    pub fn new(time: Wall, kind: Kind) -> Self {
+        Self {
+            seq: 0,
+            time,
+            kind,
+            agent: None,
+            level: None,
+            run: None,
+            parent: None,
+            session: None,
+            pid: None,
+            exit: None,
+            oom: None,
+            delay_ms: None,
+            found: None,
+            limits: None,
+            message: String::new(),
+        }
+    }
+}
