@@ -418,7 +418,10 @@ impl Machine {
         }
         for below in self.subtree(key) {
             let agent = self.agent_mut(below);
-            agent.home = Home::None;
+            // Its own removal is on a hand still: until that is off it, nothing new may stand in its place.
+            if below == key || agent.home != Home::Removing {
+                agent.home = Home::None;
+            }
             agent.nursery = Home::None;
             agent.freezer = super::agent::Freezer::default();
             let stops = agent.stops.clone();
