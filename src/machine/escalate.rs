@@ -81,7 +81,8 @@ impl Machine {
         self.decide_next(step, key, Outcome::Failed, &record, ran);
     }
 
-    /// Its last run is over. An end that was told stays what it was; one that was about to be told as completed is a failure.
+    /// Its last run is over, and what is below it ends with this cause. An end that was told stays what it was; one that was about to be
+    /// told as completed is a failure.
     fn fail_lingering(&mut self, step: &mut Step, key: AgentKey, why: &str) {
         let mut record = self.agents[&key].last.as_deref().cloned().unwrap_or_else(|| ExitRecord::new(Cause::Child));
         record.judge(Cause::Child, why);

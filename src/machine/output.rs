@@ -55,17 +55,12 @@ impl Machine {
         }
     }
 
-    /// Says whether a run ended well, without anybody having asked for it, and so that its words could mean otherwise.
-    fn could_have_failed(&self, key: AgentKey, record: &ExitRecord) -> bool {
-        let agent = &self.agents[&key];
-        record.is_success() && agent.down.is_none() && agent.cycle.is_none()
-    }
-
     /// Says whether the end of a run waits for its last words.
     pub(super) fn awaits_last_words(&self, key: AgentKey, record: &ExitRecord) -> bool {
         let agent = &self.agents[&key];
         let has_rule = agent.spec.rules.iter().any(|rule| rule.action == Action::Fail);
-        has_rule && self.could_have_failed(key, record) && !matches!(agent.phase, Phase::Reading { .. })
+        let is_asked = agent.down.is_some() || agent.cycle.is_some();
+        has_rule && record.is_success() && !is_asked && !matches!(agent.phase, Phase::Reading { .. })
     }
 
     /// Has the last words of a run looked at.

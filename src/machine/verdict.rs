@@ -18,20 +18,22 @@ impl Machine {
         if !agent.is_unattended() {
             return;
         }
+        let (run, grace, has_run) = (agent.run, agent.spec.grace, agent.has_run());
+        self.judge(step, key, verdict);
+        if has_run {
+            step.order(Effect::Signal { agent: key, run, signal });
+            self.set_ladder(key, Ladder::Polite(step.now.mono + grace));
+        }
+    }
+
+    /// Tells that the run has failed for this cause, though it goes on. One that only waits for its last words is over with that.
+    pub(super) fn judge(&mut self, step: &mut Step, key: AgentKey, verdict: Verdict) {
+        let agent = &self.agents[&key];
         if let Phase::Reading { record, .. } = &agent.phase {
             let mut record = record.as_ref().clone();
             record.judge(verdict.cause, &verdict.why);
             return self.run_is_over(step, key, record);
         }
-        let (run, grace) = (agent.run, agent.spec.grace);
-        self.judge(step, key, verdict);
-        step.order(Effect::Signal { agent: key, run, signal });
-        self.set_ladder(key, Ladder::Polite(step.now.mono + grace));
-    }
-
-    /// Tells that the run has failed for this cause, though it goes on.
-    pub(super) fn judge(&mut self, step: &mut Step, key: AgentKey, verdict: Verdict) {
-        let agent = &self.agents[&key];
         let mut record = match &agent.phase {
             Phase::Draining { record, .. } => record.as_ref().clone(),
             _ => ExitRecord::new(verdict.cause),
