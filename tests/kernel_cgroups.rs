@@ -16,9 +16,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use treeherd::kernel::cgroup::{Cgroups, Events, Frozen, Place, Removal};
 use treeherd::kernel::host::{Binding, Host, Layout};
-use treeherd::kernel::stat::MemorySource;
 use treeherd::model::error::Code;
 use treeherd::model::limits::{Controller, Knob, Limits, Setting};
+use treeherd::model::usage::MemorySource;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -296,7 +296,7 @@ fn a_cpu_quota_throttles() {
     let busy = herd.launch(&leaf, "i=0; while [ $i -lt 60000 ]; do i=$((i+1)); done");
     assert!(herd.wait(busy).success());
     let usage = herd.cgroups.usage(&place).unwrap();
-    assert!(usage.nr_throttled.unwrap() > 0, "{usage:?}");
+    assert!(usage.cpu_throttled.unwrap() > 0, "{usage:?}");
     assert!(usage.cpu_usage_us.unwrap() > 10_000, "{usage:?}");
 }
 
@@ -420,7 +420,7 @@ fn a_live_limit_moves_what_runs_into_the_new_cgroup() {
     herd.children[at].stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
     assert_eq!(herd.hear(at), "", "the next fork is refused");
     let usage = herd.cgroups.usage(&outer).unwrap();
-    assert_eq!(usage.memory_source, Some(MemorySource::Cgroup));
+    assert_eq!(usage.memory_source, MemorySource::Cgroup);
 }
 
 #[test]
@@ -516,7 +516,7 @@ fn a_path_may_be_longer_than_path_max() {
     assert_eq!(herd.now(&place, Knob::PidsMax), setting(Knob::PidsMax, "5"));
     let leaf = herd.leaf(&place);
     let (at, _) = herd.start(&leaf, SLEEPER);
-    assert_eq!(herd.cgroups.usage(&place).unwrap().processes, 1);
+    assert_eq!(herd.cgroups.usage(&place).unwrap().processes, Some(1));
     assert_eq!(
         herd.cgroups.signal(&place, Signal::TERM).unwrap(),
         1,
@@ -536,18 +536,18 @@ fn the_figures_of_a_subtree_are_there_with_and_without_controllers() {
     let leaf = herd.leaf(&plain);
     herd.start(&leaf, "sleep 1000 >/dev/null & echo up; wait");
     let usage = herd.cgroups.usage(&plain).unwrap();
-    assert_eq!((usage.processes, usage.tasks), (2, 2));
-    assert!(usage.cpu_usage_us.is_some() && usage.pressure_cpu.is_some(), "{usage:?}");
-    if usage.memory_source == Some(MemorySource::Rss) {
-        assert!(usage.memory_current.unwrap() > 0 && usage.memory_peak.is_none(), "{usage:?}");
+    assert_eq!((usage.processes, usage.tasks), (Some(2), Some(2)));
+    assert!(usage.cpu_usage_us.is_some() && usage.cpu_pressure_avg10.is_some(), "{usage:?}");
+    if usage.memory_source == MemorySource::Rss {
+        assert!(usage.memory_current_bytes.unwrap() > 0 && usage.memory_peak_bytes.is_none(), "{usage:?}");
     }
     herd.make(&limited, &["memory_max=64MiB"]);
     let leaf = herd.leaf(&limited);
     herd.start(&leaf, "dd if=/dev/zero of=/dev/null bs=8M count=1; echo up; exec sleep 1000");
     let usage = herd.cgroups.usage(&limited).unwrap();
-    assert_eq!(usage.memory_source, Some(MemorySource::Cgroup));
-    assert!(usage.memory_peak.unwrap() >= 8 << 20, "{usage:?}");
-    assert!(usage.memory_current.unwrap() <= usage.memory_peak.unwrap());
+    assert_eq!(usage.memory_source, MemorySource::Cgroup);
+    assert!(usage.memory_peak_bytes.unwrap() >= 8 << 20, "{usage:?}");
+    assert!(usage.memory_current_bytes.unwrap() <= usage.memory_peak_bytes.unwrap());
 }
 
 #[test]

@@ -15,14 +15,13 @@ use crate::api::message::Incoming;
 use crate::api::method::{Call, EventQuery, Events, Hello, LogQuery, Offsets, Selection, Shown, Stats, grace};
 use crate::kernel::cgroup::Place;
 use crate::kernel::pidfd;
-use crate::kernel::stat;
 use crate::machine::{AgentKey, Input, ReplyTo};
 use crate::model::error::{Code, Error};
 use crate::model::id::{AgentId, Level};
 use crate::model::request::{Answer, Request, Target};
 use crate::model::status::{AgentStatus, millis};
 use crate::model::stream::Stream;
-use crate::model::usage::{MemorySource, Usage};
+use crate::model::usage::Usage;
 use crate::output::Cursor;
 
 /// Figures of the herd and of each level, kept for an interval.
@@ -304,25 +303,20 @@ impl Supervisor {
     }
 
     /// A hand has read the figures that somebody asked for.
-    pub(super) fn measured(
-        &mut self,
-        call: Measured,
-        herd: Option<stat::Usage>,
-        agents: Vec<(AgentKey, stat::Usage, Place)>,
-    ) {
+    pub(super) fn measured(&mut self, call: Measured, herd: Option<Usage>, agents: Vec<(AgentKey, Usage, Place)>) {
         match call {
             Measured::Agent(to, key) => {
                 let home = self.bodies.get(&key).map(|body| &body.home);
                 let (homes, runs): (Vec<_>, Vec<_>) = agents.into_iter().partition(|(_, _, place)| Some(place) == home);
-                let first = |of: Vec<(AgentKey, stat::Usage, Place)>| of.first().map(|(_, usage, _)| wire(usage));
+                let first = |of: Vec<(AgentKey, Usage, Place)>| of.first().map(|(_, usage, _)| *usage);
                 let shown = self.shown(key, first(homes), first(runs));
                 self.reply_value(to, shown.and_then(|shown| to_value(&shown)));
             }
             Measured::Herd(to) => {
-                let mut sample = Sample { herd: herd.as_ref().map(wire), levels: BTreeMap::new() };
+                let mut sample = Sample { herd, levels: BTreeMap::new() };
                 for (key, usage, _) in agents {
                     if let Some(level) = self.machine.level_of(key) {
-                        sample.levels.entry(level).or_default().add(&wire(&usage));
+                        sample.levels.entry(level).or_default().add(&usage);
                     }
                 }
                 self.usage = Some((now().mono, sample.clone()));
@@ -400,28 +394,4 @@ impl Supervisor {
 fn to_value<T: Serialize>(value: &T) -> Result<Value, Error> {
     serde_json::to_value(value)
         .map_err(|error| Error::new(Code::BadValue, format!("the answer has no JSON form: {error}")))
-}
-
-/// Puts the kernel's figures into the wire's words.
-fn wire(usage: &stat::Usage) -> Usage {
-    let avg10 = |pressure: Option<stat::Pressure>| pressure.map(|pressure| pressure.some_avg10);
-    Usage {
-        cpu_usage_us: usage.cpu_usage_us,
-        cpu_user_us: usage.cpu_user_us,
-        cpu_system_us: usage.cpu_system_us,
-        cpu_throttled: usage.nr_throttled,
-        memory_current_bytes: usage.memory_current,
-        memory_peak_bytes: usage.memory_peak,
-        memory_source: match usage.memory_source {
-            Some(stat::MemorySource::Cgroup) => MemorySource::Cgroup,
-            Some(stat::MemorySource::Rss) | None => MemorySource::Rss,
-        },
-        processes: Some(usage.processes),
-        tasks: Some(usage.tasks),
-        io_read_bytes: usage.io_read_bytes,
-        io_write_bytes: usage.io_write_bytes,
-        cpu_pressure_avg10: avg10(usage.pressure_cpu),
-        memory_pressure_avg10: avg10(usage.pressure_memory),
-        io_pressure_avg10: avg10(usage.pressure_io),
-    }
 }

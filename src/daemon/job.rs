@@ -12,10 +12,10 @@ use super::pressure;
 use super::rules::Rulebook;
 use crate::kernel::cgroup::{Cgroups, Frozen, Place, Removal};
 use crate::kernel::error::KernelError;
+use crate::kernel::pidfd;
 use crate::kernel::socket::{self, Peer};
 use crate::kernel::spawn::{self, Way};
 use crate::kernel::watch::Watches;
-use crate::kernel::{pidfd, stat};
 use crate::machine::{AgentKey, Frost, Input, ReplyTo};
 use crate::model::error::Error;
 use crate::model::id::Run;
@@ -23,6 +23,7 @@ use crate::model::limits::Limits;
 use crate::model::ready::Ready;
 use crate::model::spec::AgentSpec;
 use crate::model::stage::{SpawnFailure, Stage};
+use crate::model::usage::Usage;
 use crate::output::{RuleSet, Store};
 
 /// What every hand holds.
@@ -136,7 +137,7 @@ pub(super) enum Outcome {
     /// Who connected.
     Identified(UnixStream, Result<Peer, Error>),
     /// Figures.
-    Measured { call: Measured, herd: Option<stat::Usage>, agents: Vec<(AgentKey, stat::Usage, Place)> },
+    Measured { call: Measured, herd: Option<Usage>, agents: Vec<(AgentKey, Usage, Place)> },
     /// Something nobody waits for failed.
     Fault(Error),
     /// Something nobody waits for is done.

@@ -26,10 +26,10 @@ impl Supervisor {
 
     /// Listens to the pressure in an agent's subtree, or in the herd, as its rules say.
     pub(super) fn watch_pressure(&mut self, place: Option<AgentKey>) {
-        if self.triggers.values().any(|(key, _)| key.place == place) {
+        let rules = self.machine.pressure_rules(place).to_vec();
+        if rules.is_empty() || self.triggers.values().any(|(key, _)| key.place == place) {
             return;
         }
-        let rules = self.machine.pressure_rules(place).to_vec();
         let Some(home) = self.pressure_place(place) else { return };
         for (rule, wanted) in rules.iter().enumerate() {
             match self.tools.cgroups.pressure_trigger(&home, wanted) {
@@ -100,7 +100,7 @@ impl Supervisor {
 /// Sets `memory.high` to nine tenths of what is used, or leaves it where it is lower already.
 pub(super) fn tighten(cgroups: &Cgroups, place: &Place) -> Result<(), Error> {
     cgroups.usage(place).map_err(Error::from).and_then(|usage| {
-        let Some(used) = usage.memory_current else { return Ok(()) };
+        let Some(used) = usage.memory_current_bytes else { return Ok(()) };
         let mut limits = Limits::default();
         limits.set(Knob::MemoryHigh, Setting::Bytes(Max::Value(Bytes(used / 10 * 9))));
         let now = cgroups.limits_now(place, [Knob::MemoryHigh]);

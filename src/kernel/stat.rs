@@ -7,15 +7,7 @@ use crate::kernel::cgroup::dir::{Dir, Step, walk};
 use crate::kernel::cgroup::{Cgroups, Place, is_limited};
 use crate::kernel::error::Result;
 use crate::model::limits::Controller;
-
-/// Where a figure of memory comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MemorySource {
-    /// The cgroup's own account: every page once, page cache included.
-    Cgroup,
-    /// The sum of the resident sets of the processes: shared pages count once for each process, page cache does not.
-    Rss,
-}
+use crate::model::usage::{MemorySource, Usage};
 
 /// How much the tasks of a subtree wait for a resource.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -24,39 +16,6 @@ pub struct Pressure {
     pub some_avg10: f64,
     /// Time in which some task waited since the cgroup was made, in microseconds.
     pub some_total_us: u64,
-}
-
-/// What a subtree uses, and has used since its cgroup was made.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Usage {
-    /// CPU time, in microseconds.
-    pub cpu_usage_us: Option<u64>,
-    /// CPU time in user mode, in microseconds.
-    pub cpu_user_us: Option<u64>,
-    /// CPU time in the kernel, in microseconds.
-    pub cpu_system_us: Option<u64>,
-    /// Periods in which the quota was used up; known where the cpu controller is set here.
-    pub nr_throttled: Option<u64>,
-    /// Memory in use now, in bytes.
-    pub memory_current: Option<u64>,
-    /// The most memory that was in use at once, in bytes.
-    pub memory_peak: Option<u64>,
-    /// Where [`Usage::memory_current`] comes from.
-    pub memory_source: Option<MemorySource>,
-    /// Processes in the subtree; zombies may be among them until their parent has waited for them.
-    pub processes: u64,
-    /// Tasks in the subtree, threads included.
-    pub tasks: u64,
-    /// Bytes read from block devices.
-    pub io_read_bytes: Option<u64>,
-    /// Bytes written to block devices.
-    pub io_write_bytes: Option<u64>,
-    /// Waiting for a CPU.
-    pub pressure_cpu: Option<Pressure>,
-    /// Waiting for memory.
-    pub pressure_memory: Option<Pressure>,
-    /// Waiting for block devices.
-    pub pressure_io: Option<Pressure>,
 }
 
 impl Cgroups {
@@ -78,61 +37,59 @@ impl Cgroups {
             usage.cpu_usage_us = flat(&text, "usage_usec");
             usage.cpu_user_us = flat(&text, "user_usec");
             usage.cpu_system_us = flat(&text, "system_usec");
-            usage.nr_throttled = flat(&text, "nr_throttled");
+            usage.cpu_throttled = flat(&text, "nr_throttled");
         }
         // On a hybrid host cgroup2's `cpu.stat` may show periods that nobody counts.
         if let Some(mirror) = mirror(Controller::Cpu) {
-            usage.nr_throttled = mirror.read("cpu.stat").ok().and_then(|text| flat(&text, "nr_throttled"));
+            usage.cpu_throttled = mirror.read("cpu.stat").ok().and_then(|text| flat(&text, "nr_throttled"));
         }
-        let pids = usage.count(dir.descend("")?)?;
+        let pids = count(&mut usage, dir.descend("")?)?;
         let v1_memory = mirror(Controller::Memory).filter(is_limited);
-        usage.read_memory(&dir, v1_memory.as_ref(), &pids);
-        usage.read_io(&dir, mirror(Controller::Io).as_ref());
-        let pressure = |file: &str| dir.read(file).ok().as_deref().and_then(some_pressure);
-        usage.pressure_cpu = pressure("cpu.pressure");
-        usage.pressure_memory = pressure("memory.pressure");
-        usage.pressure_io = pressure("io.pressure");
+        read_memory(&mut usage, &dir, v1_memory.as_ref(), &pids);
+        read_io(&mut usage, &dir, mirror(Controller::Io).as_ref());
+        let pressure = |file: &str| Some(some_pressure(&dir.read(file).ok()?)?.some_avg10);
+        usage.cpu_pressure_avg10 = pressure("cpu.pressure");
+        usage.memory_pressure_avg10 = pressure("memory.pressure");
+        usage.io_pressure_avg10 = pressure("io.pressure");
         Ok(usage)
     }
 }
 
-impl Usage {
-    /// Counts processes and tasks, and returns the processes.
-    fn count(&mut self, top: Dir) -> Result<Vec<i32>> {
-        let mut all = Vec::new();
-        let mut tasks = 0;
-        walk(top, &mut |step| {
-            if let Step::Entered { dir, .. } = step {
-                all.extend(dir.pids("cgroup.procs")?);
-                tasks += dir.pids("cgroup.threads")?.len() as u64;
-            }
-            Ok(())
-        })?;
-        (self.processes, self.tasks) = (all.len() as u64, tasks);
-        Ok(all)
-    }
-
-    fn read_memory(&mut self, dir: &Dir, mirror: Option<&Dir>, pids: &[i32]) {
-        let number = |dir: &Dir, file: &str| dir.read(file).ok().and_then(|text| text.trim().parse().ok());
-        let from = |current, peak| (current, peak, MemorySource::Cgroup);
-        let (current, peak, source) = match (number(dir, "memory.current"), mirror) {
-            (Some(current), _) => from(Some(current), number(dir, "memory.peak")),
-            (None, Some(mirror)) => {
-                from(number(mirror, "memory.usage_in_bytes"), number(mirror, "memory.max_usage_in_bytes"))
-            }
-            (None, None) => (Some(pids.iter().filter_map(|pid| resident(*pid)).sum()), None, MemorySource::Rss),
-        };
-        (self.memory_current, self.memory_peak, self.memory_source) = (current, peak, Some(source));
-    }
-
-    fn read_io(&mut self, dir: &Dir, mirror: Option<&Dir>) {
-        if let Ok(text) = dir.read("io.stat") {
-            self.io_read_bytes = Some(sum_of(&text, "rbytes="));
-            self.io_write_bytes = Some(sum_of(&text, "wbytes="));
-        } else if let Some(Ok(text)) = mirror.map(|mirror| mirror.read("blkio.throttle.io_service_bytes_recursive")) {
-            self.io_read_bytes = Some(sum_of(&text, "Read "));
-            self.io_write_bytes = Some(sum_of(&text, "Write "));
+/// Counts processes and tasks, and returns the processes.
+fn count(usage: &mut Usage, top: Dir) -> Result<Vec<i32>> {
+    let mut all = Vec::new();
+    let mut tasks = 0;
+    walk(top, &mut |step| {
+        if let Step::Entered { dir, .. } = step {
+            all.extend(dir.pids("cgroup.procs")?);
+            tasks += dir.pids("cgroup.threads")?.len() as u64;
         }
+        Ok(())
+    })?;
+    (usage.processes, usage.tasks) = (Some(all.len() as u64), Some(tasks));
+    Ok(all)
+}
+
+fn read_memory(usage: &mut Usage, dir: &Dir, mirror: Option<&Dir>, pids: &[i32]) {
+    let number = |dir: &Dir, file: &str| dir.read(file).ok().and_then(|text| text.trim().parse().ok());
+    let from = |current, peak| (current, peak, MemorySource::Cgroup);
+    let (current, peak, source) = match (number(dir, "memory.current"), mirror) {
+        (Some(current), _) => from(Some(current), number(dir, "memory.peak")),
+        (None, Some(mirror)) => {
+            from(number(mirror, "memory.usage_in_bytes"), number(mirror, "memory.max_usage_in_bytes"))
+        }
+        (None, None) => (Some(pids.iter().filter_map(|pid| resident(*pid)).sum()), None, MemorySource::Rss),
+    };
+    (usage.memory_current_bytes, usage.memory_peak_bytes, usage.memory_source) = (current, peak, source);
+}
+
+fn read_io(usage: &mut Usage, dir: &Dir, mirror: Option<&Dir>) {
+    if let Ok(text) = dir.read("io.stat") {
+        usage.io_read_bytes = Some(sum_of(&text, "rbytes="));
+        usage.io_write_bytes = Some(sum_of(&text, "wbytes="));
+    } else if let Some(Ok(text)) = mirror.map(|mirror| mirror.read("blkio.throttle.io_service_bytes_recursive")) {
+        usage.io_read_bytes = Some(sum_of(&text, "Read "));
+        usage.io_write_bytes = Some(sum_of(&text, "Write "));
     }
 }
 
