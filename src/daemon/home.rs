@@ -2,35 +2,47 @@
 //! or that it is empty after its removal was refused. Most agents are born and end without either.
 
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use super::body::Watched;
-use super::leaf::WATCH_RETRY;
 use super::supervisor::{Chore, Supervisor};
+use crate::kernel::cgroup::Place;
 use crate::kernel::clock;
+use crate::kernel::watch::WatchId;
 use crate::machine::{AgentKey, Frost, Input};
+
+/// When a cgroup is looked at again that could not be watched.
+const WATCH_RETRY: Duration = Duration::from_millis(50);
 
 impl Supervisor {
     /// Listens to an agent's cgroup from now on, and tells the machine what it says now: what changed before has woken nobody.
     ///
     /// Read here and not on a hand: what it read could be older than news that is already told.
     pub(super) fn listen_at_home(&mut self, key: AgentKey) {
-        let Some(body) = self.bodies.get_mut(&key) else { return };
+        let Some(body) = self.bodies.get(&key) else { return };
         if body.home_watch.is_none() {
-            let dir = self.tools.cgroups.open_dir(&body.home);
-            match dir.and_then(|dir| self.tools.watches.add_modify(dir.as_fd(), "cgroup.events")) {
-                Ok(watch) => {
-                    body.home_watch = Some(watch);
-                    self.watched.insert(watch, Watched::Home(key));
-                }
-                Err(error) if error.is_gone() => return,
-                Err(error) => {
-                    let home = &body.home;
-                    tracing::error!("watch {home}: {error}; it is looked at every {} ms", WATCH_RETRY.as_millis());
-                    self.chores.insert((clock::monotonic() + WATCH_RETRY, Chore::Home(key)));
-                }
-            }
+            let home = body.home.clone();
+            let watch = self.watch_events(&home, Watched::Home(key), Chore::Home(key));
+            self.bodies.entry(key).and_modify(|body| body.home_watch = watch);
         }
         self.look_at_home(key);
+    }
+
+    /// Listens to the `cgroup.events` of a place; none if it is gone, or cannot be watched: then this chore is done soon.
+    pub(super) fn watch_events(&mut self, place: &Place, watched: Watched, retry: Chore) -> Option<WatchId> {
+        let dir = self.tools.cgroups.open_dir(place);
+        match dir.and_then(|dir| self.tools.watches.add_modify(dir.as_fd(), "cgroup.events")) {
+            Ok(watch) => {
+                self.watched.insert(watch, watched);
+                Some(watch)
+            }
+            Err(error) if error.is_gone() => None,
+            Err(error) => {
+                tracing::error!("watch {place}: {error}; it is looked at every {} ms", WATCH_RETRY.as_millis());
+                self.chores.insert((clock::monotonic() + WATCH_RETRY, retry));
+                None
+            }
+        }
     }
 
     /// Tells the machine what the cgroup of an agent says.

@@ -1,18 +1,11 @@
 //! What a main process leaves behind in the cgroup of its run. As long as it lives nobody listens to that cgroup: most leave
 //! nothing behind, and every watch that is never set is a wakeup less at a birth and at an end.
 
-use std::os::fd::AsFd;
-use std::time::Duration;
-
 use super::body::Watched;
 use super::supervisor::{Chore, Supervisor};
 use crate::kernel::cgroup::Place;
-use crate::kernel::clock;
 use crate::machine::{AgentKey, Input};
 use crate::model::id::Run;
-
-/// When a cgroup is looked at again that could not be watched.
-pub(super) const WATCH_RETRY: Duration = Duration::from_millis(50);
 
 impl Supervisor {
     /// Counts what a main process left behind, hundreds at most, and listens to it; 0 only if the kernel says that the run's
@@ -42,18 +35,8 @@ impl Supervisor {
     }
 
     fn watch_leaf(&mut self, key: AgentKey, run: Run, place: &Place) {
-        let Some(body) = self.bodies.get_mut(&key) else { return };
-        let dir = self.tools.cgroups.open_dir(place);
-        match dir.and_then(|dir| self.tools.watches.add_modify(dir.as_fd(), "cgroup.events")) {
-            Ok(watch) => {
-                body.leaf_watch = Some((run, watch));
-                self.watched.insert(watch, Watched::Leaf(key, run));
-            }
-            Err(error) if error.is_gone() => {}
-            Err(error) => {
-                tracing::error!("watch {place}: {error}; it is looked at every {} ms", WATCH_RETRY.as_millis());
-                self.chores.insert((clock::monotonic() + WATCH_RETRY, Chore::Leaf(key, run)));
-            }
+        if let Some(watch) = self.watch_events(place, Watched::Leaf(key, run), Chore::Leaf(key, run)) {
+            self.bodies.entry(key).and_modify(|body| body.leaf_watch = Some((run, watch)));
         }
     }
 

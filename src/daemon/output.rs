@@ -40,17 +40,6 @@ impl Supervisor {
         }
     }
 
-    /// The damping interval of a spool file is over.
-    pub(super) fn spool_is_due(&mut self, key: AgentKey, stream: Stream) {
-        if let Some(body) = self.bodies.get_mut(&key) {
-            let ear = &mut body.streams[stream as usize];
-            if *ear == Ear::Due {
-                *ear = Ear::Deaf;
-            }
-        }
-        self.look_at_spool(key, stream);
-    }
-
     /// Looks at a spool file, gives space back, listens again, and wakes the followers.
     pub(super) fn look_at_spool(&mut self, key: AgentKey, stream: Stream) {
         if let Some(body) = self.bodies.get_mut(&key) {

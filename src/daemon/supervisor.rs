@@ -540,7 +540,7 @@ impl Supervisor {
                 Some((_, Chore::Home(key))) => self.listen_at_home(key),
                 Some((_, Chore::Exit(key, look))) => self.exit_is_due(key, look),
                 Some((_, Chore::Leaf(key, run))) => self.retry_leaf(key, run),
-                Some((_, Chore::Spool(key, stream))) => self.spool_is_due(key, stream),
+                Some((_, Chore::Spool(key, stream))) => self.look_at_spool(key, stream),
                 Some((_, Chore::Memory(place))) => self.look_at_memory(&place),
                 Some((_, Chore::Forks(place))) => self.look_at_forks(&place),
                 Some((_, Chore::Found(key))) => self.tell_found(key),
@@ -579,15 +579,14 @@ impl Supervisor {
             self.detection.note_end(exit.cause);
         }
         self.journal.append(&mut event);
-        if let (true, Some(id)) = (event.kind.is_terminal(), &event.agent)
-            && let Some(key) = self.machine.key_of(id)
-        {
+        let key = event.agent.as_ref().and_then(|id| self.machine.key_of(id));
+        if let Some(key) = key.filter(|_| event.kind.is_terminal()) {
             self.records.note_end(key, event.seq);
         }
         super::perform::log(&event);
         self.tell_followers(&event);
         self.note_for_service(&event);
-        if let Some(key) = event.agent.as_ref().and_then(|id| self.machine.key_of(id)) {
+        if let Some(key) = key {
             // It may have been the end of what somebody follows.
             self.stir_followers(key);
         }
