@@ -28,14 +28,7 @@ struct Report<'a> {
 
 /// `apply`
 pub(super) fn apply(global: &Global, args: &ApplyArgs, screen: &mut Screen) -> Done {
-    let bytes = check::read(&args.file)?;
-    let tree = match Tree::parse(&bytes) {
-        Ok(tree) => tree,
-        Err(mistakes) => {
-            check::show(&args.file, &bytes, &mistakes, screen)?;
-            return Ok(ExitCode::from(FAILED));
-        }
-    };
+    let Some(tree) = check::tree(&args.file, screen)? else { return Ok(ExitCode::from(FAILED)) };
     let mut client = connect(global)?;
     let Configured { config, .. } = client.call(&Call::Config(Nothing {}))?;
     let herd = present(&mut client)?;

@@ -8,28 +8,32 @@ use std::process::ExitCode;
 use serde::Serialize;
 use unicode_width::UnicodeWidthStr;
 
-use super::failure::{Done, FAILED};
+use super::failure::{Done, FAILED, Failure};
 use super::screen::{BAD, BOLD, DIM, GOOD, Screen, plain};
 use crate::model::error::{Code, Error};
 use crate::model::tree::{Mistake, TREE_MAX, Tree};
 
 /// `check`
 pub(super) fn check(file: &Path, screen: &mut Screen) -> Done {
+    let Some(tree) = tree(file, screen)? else { return Ok(ExitCode::from(FAILED)) };
+    if screen.is_json {
+        screen.json::<[Mistake; 0]>(&[])?;
+    } else {
+        let (agents, levels) = (tree.agents.len(), tree.depth());
+        let well = screen.paint(GOOD, "no mistakes");
+        screen.line(&format!("{}: {well}; {agents} agents on {levels} levels", name(file)))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Reads a tree file; none if it has mistakes, which are shown then.
+pub(super) fn tree(file: &Path, screen: &mut Screen) -> Result<Option<Tree>, Failure> {
     let bytes = read(file)?;
     match Tree::parse(&bytes) {
-        Ok(tree) => {
-            if screen.is_json {
-                screen.json::<[Mistake; 0]>(&[])?;
-            } else {
-                let (agents, levels) = (tree.agents.len(), tree.depth());
-                let well = screen.paint(GOOD, "no mistakes");
-                screen.line(&format!("{}: {well}; {agents} agents on {levels} levels", name(file)))?;
-            }
-            Ok(ExitCode::SUCCESS)
-        }
+        Ok(tree) => Ok(Some(tree)),
         Err(mistakes) => {
             show(file, &bytes, &mistakes, screen)?;
-            Ok(ExitCode::from(FAILED))
+            Ok(None)
         }
     }
 }
@@ -38,7 +42,7 @@ pub(super) fn check(file: &Path, screen: &mut Screen) -> Done {
 ///
 /// # Errors
 /// [`Code::BadTree`] if it cannot be read.
-pub(super) fn read(file: &Path) -> Result<Vec<u8>, Error> {
+fn read(file: &Path) -> Result<Vec<u8>, Error> {
     let refuse = |error: io::Error| {
         let remedy = match error.kind() {
             io::ErrorKind::NotFound => "look at the path; examples/ has trees to begin with",
@@ -61,7 +65,7 @@ struct InFile<'a> {
 }
 
 /// Tells the mistakes of a file.
-pub(super) fn show(file: &Path, bytes: &[u8], mistakes: &[Mistake], screen: &mut Screen) -> io::Result<()> {
+fn show(file: &Path, bytes: &[u8], mistakes: &[Mistake], screen: &mut Screen) -> io::Result<()> {
     if screen.is_json {
         let mistakes: Vec<_> =
             mistakes.iter().map(|mistake| InFile { file: file.display().to_string(), mistake }).collect();

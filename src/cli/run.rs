@@ -37,7 +37,6 @@ use crate::herd::Herd;
 use crate::model::error::{Code, Error};
 use crate::model::spec::AgentSpec;
 use crate::model::status::{AgentStatus, Receipt};
-use crate::model::tree::Tree;
 use crew::{Crew, Message};
 use view::View;
 
@@ -52,14 +51,7 @@ const BAD_FILE: u8 = 2;
 
 /// `run`
 pub(super) fn run(global: &Global, args: RunArgs, screen: &mut Screen) -> Done {
-    let bytes = check::read(&args.file)?;
-    let tree = match Tree::parse(&bytes) {
-        Ok(tree) => tree,
-        Err(mistakes) => {
-            check::show(&args.file, &bytes, &mistakes, screen)?;
-            return Ok(ExitCode::from(BAD_FILE));
-        }
-    };
+    let Some(tree) = check::tree(&args.file, screen)? else { return Ok(ExitCode::from(BAD_FILE)) };
     if tree.agents.is_empty() {
         let error = Error::new(Code::BadTree, format!("{} has no agents", args.file.display()));
         return Err(error.remedy("add one, as in [agents.hello] with command = \"echo hello\"").into());
