@@ -165,11 +165,7 @@ mod spawning {
         });
         let pid = herd.process_for_agent(&id).unwrap().unwrap();
         // The answer comes while the kernel and the linker are still at work on the program: it is there when it sleeps.
-        let deadline = std::time::Instant::now() + PATIENCE;
-        while process_state(pid) != Some('S') {
-            assert!(std::time::Instant::now() < deadline, "it never sleeps");
-            std::thread::yield_now();
-        }
+        until("it sleeps", || process_state(pid) == Some('S'));
         let read = |file: &str| std::fs::read(format!("/proc/{pid}/{file}")).unwrap();
         let text = |file: &str| String::from_utf8(read(file)).unwrap();
         // What /proc shows of a process that has just begun to execute may be empty yet: one that tells by itself is asked.

@@ -5,6 +5,7 @@ mod common;
 
 use common::*;
 use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 use treeherd::kernel::notify::Inbox;
@@ -143,10 +144,8 @@ fn what_tells_and_ends_at_once_was_heard() {
     herd.finish();
 }
 
-#[test]
-fn a_missed_heartbeat_is_a_failure_and_the_process_is_aborted() {
-    let herd = herd();
-    let mut events = herd.follow();
+/// Starts an agent that is ready and has to beat every second, and does as long as a file is there.
+fn beating(herd: &Own) -> (AgentId, PathBuf) {
     let file = herd.dir.path().join("beats");
     std::fs::write(&file, "").unwrap();
     let id = herd.role(None, "a", "beat", |spec| {
@@ -154,6 +153,14 @@ fn a_missed_heartbeat_is_a_failure_and_the_process_is_aborted() {
         spec.watchdog = Some(Duration::from_secs(1));
         spec.env.insert("WHILE".to_owned(), file.to_str().unwrap().to_owned());
     });
+    (id, file)
+}
+
+#[test]
+fn a_missed_heartbeat_is_a_failure_and_the_process_is_aborted() {
+    let herd = herd();
+    let mut events = herd.follow();
+    let (id, file) = beating(&herd);
     await_event(&mut events, Kind::Ready, &id);
     let_pass("2.5");
     assert_eq!(status(&herd, &id).state, State::Running, "it beats");
@@ -169,13 +176,7 @@ fn a_missed_heartbeat_is_a_failure_and_the_process_is_aborted() {
 fn the_heartbeat_of_a_paused_agent_is_not_missed() {
     let herd = herd();
     let mut events = herd.follow();
-    let file = herd.dir.path().join("beats");
-    std::fs::write(&file, "").unwrap();
-    let id = herd.role(None, "a", "beat", |spec| {
-        notify(spec);
-        spec.watchdog = Some(Duration::from_secs(1));
-        spec.env.insert("WHILE".to_owned(), file.to_str().unwrap().to_owned());
-    });
+    let (id, _file) = beating(&herd);
     await_event(&mut events, Kind::Ready, &id);
     herd.pause_agent(&id).unwrap();
     let_pass("2.5");
