@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 
 use treeherd::machine::{Adopted, AgentKey, Effect, Left, Machine, Now, Telling};
+use treeherd::model::event::Kind;
 use treeherd::model::id::{Level, Run};
-use treeherd::model::record::{Pause, Standing};
+use treeherd::model::record::{AgentRecord, Pause, Standing};
+use treeherd::model::time::Monotonic;
 
 use super::super::crash::Doom;
 use super::super::kernel::Kernel;
@@ -96,8 +98,12 @@ impl Observer {
             let is_told = told != Some(run) || run == Run(0) || self.told.contains(&(key, run));
             assert!(is_told, "{key}: the end of run {run} is written down as told, and was not");
         }
+        let escalated: Vec<AgentKey> = effects.iter().filter_map(|effect| escalation(machine, effect)).collect();
+        let paused: Vec<AgentKey> = herd.iter().filter_map(|adopted| user_pause(&adopted.record)).collect();
         for Adopted { record, .. } in herd.iter().filter(|it| it.found.is_some_and(|found| found.left == Left::Main)) {
             let before = &record.course;
+            let is_below =
+                |tops: &[AgentKey]| tops.iter().any(|top| machine.is_within(AgentKey(record.birth.key), *top));
             let mut after = machine.record(AgentKey(record.birth.key)).expect("what lives is adopted").course;
             let is_kept = match (&before.standing, &after.standing) {
                 (Standing::Running { pid, rung: before }, Standing::Running { pid: now, rung }) => {
@@ -111,18 +117,23 @@ impl Observer {
                 // Its time was over meanwhile.
                 (after.judgement, after.told) = (None, before.told);
             }
-            if before.pause == Pause::Off {
+            if !is_below(&paused) {
                 // A rule's pause is the rule's: whoever goes on begins to count anew.
                 (after.paused_since, after.paused_total) = (before.paused_since, before.paused_total);
             }
-            if after.recent.is_empty() {
+            if is_below(&escalated) {
                 // A failure above it, found by the next one, forgets what was counted.
                 (after.streak, after.recent) = (before.streak, before.recent.clone());
+            } else {
+                // Another one's end was found: it counts, and may have others start anew with it.
+                let period = record.birth.spec.children.period;
+                let is_gone_by = |at: &Monotonic| now.mono.since(*at) >= period;
+                let mut counted = before.child_restarts.clone();
+                if after.child_restarts != counted {
+                    counted.retain(|at| !is_gone_by(at));
+                }
+                assert!(after.child_restarts.starts_with(&counted), "{}: its count goes on", record.id());
             }
-            // A child may have come back meanwhile.
-            after.child_restarts.clone_from(&before.child_restarts);
-            // Another one's end was found: it counts, and may have others start anew with it.
-            assert!(after.child_restarts.starts_with(&before.child_restarts), "{}: its count goes on", record.id());
             after.child_restarts.clone_from(&before.child_restarts);
             after.cycle = after.cycle.filter(|_| before.cycle.is_some());
             (after.standing, after.ending) = (before.standing.clone(), before.ending.clone());
@@ -165,4 +176,17 @@ impl Observer {
             asked.exact.remove(&key);
         }
     }
+}
+
+/// Returns whom an event tells to have failed for its children.
+fn escalation(machine: &Machine, effect: &Effect) -> Option<AgentKey> {
+    match effect {
+        Effect::Publish(event) if event.kind == Kind::Escalated => machine.key_of(event.agent.as_ref()?),
+        _ => None,
+    }
+}
+
+/// Returns an agent that a user has paused.
+fn user_pause(record: &AgentRecord) -> Option<AgentKey> {
+    matches!(record.course.pause, Pause::Asked | Pause::Told).then_some(AgentKey(record.birth.key))
 }
