@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use crate::api::client::Client;
 use crate::api::method::{
     Call, Doctor, Ending, EventNote, EventQuery, Events, Grace, LimitChange, LogQuery, Nothing, OfAgent, OfAgents,
-    OfProcess, OfTarget, Offsets, Output, OutputNote, Selection, Shown, Stats,
+    OfProcess, OfTarget, Offsets, Output, OutputNote, Selection, Shown, Stats, StatsQuery,
 };
 use crate::daemon::{self, Running, Settings};
 use crate::model::error::{Code, Error};
@@ -118,13 +118,18 @@ impl Herd {
     }
 
     fn call<T: DeserializeOwned>(&self, call: &Call) -> Result<T, Error> {
-        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut client = idle.map_or_else(|| self.connect_client(), Ok)?;
+        let mut client = self.idle_client()?;
         let outcome = client.call(call);
         if !matches!(&outcome, Err(error) if error.code == Code::NoDaemon) {
             self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(client);
         }
         outcome
+    }
+
+    /// Takes a connection that nobody uses; one is there from the start, whatever becomes of the socket.
+    fn idle_client(&self) -> Result<Client, Error> {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        idle.map_or_else(|| self.connect_client(), Ok)
     }
 
     /// Registers a group: an agent that has children and no process. Its specification's command is left out.
@@ -397,7 +402,7 @@ impl Herd {
     /// # Errors
     /// [`Code::NoDaemon`].
     pub fn stats(&self) -> Result<Stats, Error> {
-        self.call(&Call::Stats(Nothing {}))
+        self.call(&Call::Stats(StatsQuery::default()))
     }
 
     /// Tells what the host offers.
@@ -408,7 +413,7 @@ impl Herd {
         self.call(&Call::Doctor(Nothing {}))
     }
 
-    /// Forgets ended agents now, with their records and their output.
+    /// Forgets ended agents now, with their records and their output: when it returns, their ids are free.
     ///
     /// # Errors
     /// [`Code::NoSuchAgent`]; [`Code::WrongState`] for one that has not ended.
@@ -421,12 +426,13 @@ impl Herd {
     /// # Errors
     /// [`Code::NoDaemon`].
     pub fn shutdown(self, grace: Option<Duration>) -> Result<Receipt, Error> {
-        let mut client = self.connect_client()?;
-        let receipt = client.call(&Call::Shutdown(Grace { grace_ms: grace.map(crate::model::status::millis) }))?;
+        let mut client = self.idle_client()?;
+        let receipt = client.call(&Call::Shutdown(Grace { grace_ms: grace.map(crate::model::status::millis) }));
         // The supervisor's last word is the end of the connection.
         while client.note().is_ok() {}
+        // Why it ended by itself says more than that it does not answer.
         self.join()?;
-        Ok(receipt)
+        receipt
     }
 
     /// Waits until the supervisor that was started here has ended.

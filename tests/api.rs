@@ -3,55 +3,16 @@
 
 mod common;
 
+use common::raw::Raw;
 use common::*;
 use serde_json::{Value, json};
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{Read, Write};
 use std::net::Shutdown;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 use treeherd::api::{CALLS_MAX, CLIENTS_MAX, REQUEST_MAX};
 use treeherd::model::event::Kind;
 use treeherd::model::spec::METADATA_DEPTH_MAX;
-
-/// A connection that sends what it likes.
-struct Raw {
-    stream: UnixStream,
-    reader: BufReader<UnixStream>,
-}
-
-impl Raw {
-    fn connect(socket: &Path) -> Self {
-        let stream = UnixStream::connect(socket).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        let reader = BufReader::new(stream.try_clone().unwrap());
-        Self { stream, reader }
-    }
-
-    fn send(&mut self, text: &str) {
-        self.stream.write_all(text.as_bytes()).unwrap();
-    }
-
-    fn line(&mut self) -> Option<Value> {
-        let mut line = String::new();
-        match self.reader.read_line(&mut line) {
-            Ok(0) => None,
-            Ok(_) => Some(serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"))),
-            Err(error) if error.kind() == ErrorKind::ConnectionReset => None,
-            Err(error) => panic!("{error}"),
-        }
-    }
-
-    fn ask(&mut self, text: &str) -> Value {
-        self.send(&format!("{text}\n"));
-        self.line().unwrap()
-    }
-
-    fn call(&mut self, method: &str, params: &Value) -> Value {
-        self.ask(&json!({ "jsonrpc": "2.0", "id": 7, "method": method, "params": params }).to_string())
-    }
-}
 
 fn code(answer: &Value) -> &str {
     answer["error"]["data"]["code"].as_str().unwrap_or_else(|| panic!("no error: {answer}"))
@@ -62,11 +23,13 @@ fn what_is_not_a_request_is_refused_and_the_connection_goes_on() {
     let herd = herd();
     let mut raw = Raw::connect(&herd.socket());
     for (text, wanted, number) in [
-        ("hello", "bad_request", -32600),
-        ("{", "bad_request", -32600),
+        ("hello", "not_json", -32700),
+        ("{", "not_json", -32700),
+        ("\u{0}\u{1}\u{2}", "not_json", -32700),
         ("[]", "bad_request", -32600),
+        (r#"["2.0",1,"ps",null]"#, "bad_request", -32600),
+        (r#"[{"jsonrpc":"2.0","id":1,"method":"ps"}]"#, "bad_request", -32600),
         ("null", "bad_request", -32600),
-        ("\u{0}\u{1}\u{2}", "bad_request", -32600),
         (r#"{"jsonrpc":"1.0","id":1,"method":"ps"}"#, "bad_request", -32600),
         (r#"{"id":1,"method":"ps"}"#, "bad_request", -32600),
         (r#"{"jsonrpc":"2.0","id":1,"method":7}"#, "bad_request", -32600),
@@ -74,6 +37,8 @@ fn what_is_not_a_request_is_refused_and_the_connection_goes_on() {
         (r#"{"jsonrpc":"2.0","id":1,"method":"show","params":{"id":7}}"#, "bad_value", -32602),
         (r#"{"jsonrpc":"2.0","id":1,"method":"show","params":{"id":"../x"}}"#, "bad_value", -32602),
         (r#"{"jsonrpc":"2.0","id":1,"method":"show","params":[1]}"#, "bad_value", -32602),
+        (r#"{"jsonrpc":"2.0","id":1,"method":"ps","params": []}"#, "bad_value", -32602),
+        (r#"{"jsonrpc":"2.0","id":1,"method":"events","params":[null,false]}"#, "bad_value", -32602),
         (r#"{"jsonrpc":"2.0","id":1,"method":"ps","params":{"no":1}}"#, "bad_value", -32602),
         (r#"{"jsonrpc":"2.0","id":1,"method":"pause","params":{"target":{"level":-1}}}"#, "bad_value", -32602),
         (r#"{"jsonrpc":"2.0","id":1,"method":"process","params":{"pid":99999999999}}"#, "bad_value", -32602),

@@ -76,15 +76,48 @@ fn a_herd_is_brought_to_a_file_and_only_what_differs_is_touched() {
 #[test]
 fn a_step_that_is_refused_ends_the_apply_and_says_so() {
     let herd = herd();
-    let deep = "[agents.a]\ncommand = '/nonexistent/program'\n[agents.b]\ncommand = 'sleep 1000'\n"
-        .replace("'/non", "['/non")
-        .replace("program'", "program']");
-    let output = apply(&herd, &deep, &["--json"]);
+    let deep = "[agents.a]\ncommand = ['/nonexistent/program']\n[agents.a.agents.b]\ncommand = 'sleep 1000'\n";
+    let output = apply(&herd, deep, &["--json"]);
     assert_eq!(output.status.code(), Some(1));
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((report["done"].as_u64(), report["steps"].as_array().unwrap().len()), (Some(0), 2));
+    assert_eq!(report["refused"].as_array().unwrap().len(), 1, "what is to come after it was not asked for");
     assert!(String::from_utf8_lossy(&output.stderr).contains("/nonexistent/program"));
     let output = apply(&herd, "[agents.a]\ncomand = 'x'\n", &[]);
     assert_eq!(output.status.code(), Some(1), "a file with mistakes changes nothing");
+    herd.finish();
+}
+
+/// Each step is done, refused or was not asked for, and the report says which: also where many were asked for at a time.
+#[test]
+fn what_was_asked_for_with_a_refused_step_is_told_as_what_became_of_it() {
+    let herd = herd_with(|settings| settings.herd.bounds.max_agents_per_level = 50);
+    let mut file = String::new();
+    for number in 0..40 {
+        let command = if matches!(number, 3 | 5) { "['/nonexistent/program']" } else { "'exec sleep 1000'" };
+        file += &format!("[agents.a{number}]\ncommand = {command}\n");
+    }
+    let output = apply(&herd, &format!("[herd]\nmax_agents_per_level = 50\n{file}"), &["--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let ids: Vec<&str> = report["steps"].as_array().unwrap().iter().map(|step| step["id"].as_str().unwrap()).collect();
+    let refused: Vec<&str> = report["refused"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|refusal| {
+            assert!(refusal["error"]["message"].as_str().unwrap().contains("/nonexistent/program"), "{refusal}");
+            ids[usize::try_from(refusal["step"].as_u64().unwrap()).unwrap()]
+        })
+        .collect();
+    assert_eq!(refused[0], "a3", "{report}");
+    assert!(refused.len() <= 2, "{report}");
+    let asked = usize::try_from(report["done"].as_u64().unwrap()).unwrap() + refused.len();
+    assert!(asked < ids.len(), "a refusal ends the asking");
+    for (number, id) in ids.iter().enumerate() {
+        let runs = herd.agent_status(&name(id)).is_ok_and(|agent| agent.state == State::Running);
+        assert_eq!(runs, number < asked && !refused.contains(id), "{id} of {report}");
+    }
+    assert_eq!(String::from_utf8_lossy(&output.stderr).lines().count(), refused.len());
     herd.finish();
 }

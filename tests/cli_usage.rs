@@ -100,7 +100,7 @@ fn help_and_completions_name_every_verb_and_every_limit() {
     let help = text(&treeherd(&["--help"]).stdout);
     let spawn = text(&treeherd(&["spawn", "--help"]).stdout);
     let verbs = "run daemon apply check config doctor spawn register ps tree show stats events logs pause resume terminate limit \
-                 restart wait cleanup shutdown completions man";
+                 restart wait cleanup shutdown schema completions man";
     for verb in verbs.split_whitespace() {
         assert!(help.contains(&format!("\n  {verb} ")), "{verb} is missing in\n{help}");
     }
@@ -109,6 +109,17 @@ fn help_and_completions_name_every_verb_and_every_limit() {
     }
     let completions = treeherd(&["completions", "bash"]);
     assert!(completions.status.success() && text(&completions.stdout).contains("--memory-max"));
+}
+
+#[test]
+fn both_schemas_are_printed_without_a_daemon_and_on_one_line_for_programs() {
+    for (words, title) in [(&["schema"][..], "treeherd"), (&["schema", "--tree"], "treeherd: a tree file")] {
+        let (pretty, line) = (treeherd(words), treeherd(&[words, &["--json"]].concat()));
+        let document: serde_json::Value = serde_json::from_slice(&pretty.stdout).unwrap();
+        assert_eq!(document["title"], title);
+        assert_eq!(serde_json::from_slice::<serde_json::Value>(&line.stdout).unwrap(), document);
+        assert!(text(&pretty.stdout).lines().count() > 1000 && text(&line.stdout).lines().count() == 1);
+    }
 }
 
 #[test]

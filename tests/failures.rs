@@ -5,8 +5,51 @@ mod common;
 
 use common::*;
 use std::time::Duration;
-use treeherd::model::event::Kind;
+use treeherd::herd::EventStream;
+use treeherd::model::error::Code;
+use treeherd::model::event::{Event, Kind};
+use treeherd::model::id::AgentId;
+use treeherd::model::request::Target;
+use treeherd::model::rule::Action;
+use treeherd::model::spec::AgentSpec;
+use treeherd::model::stall::StallRule;
 use treeherd::model::status::{Cause, State};
+
+/// What an agent of this binary does.
+#[test]
+fn role() {
+    let wait = |ms| std::thread::park_timeout(Duration::from_millis(ms));
+    match std::env::var(ROLE).unwrap_or_default().as_str() {
+        // As a runtime does that waits for the network: a timer, now and then, and hardly anything behind it.
+        "tick" => (0..4000).for_each(|_| wait(250)),
+        "talk" => (0..4000).for_each(|line| {
+            println!("{line}");
+            wait(100);
+        }),
+        _ => {}
+    }
+}
+
+fn stall(spec: &mut AgentSpec, after_ms: u64, action: Action) {
+    spec.stall = Some(StallRule { after: Duration::from_millis(after_ms), action });
+}
+
+/// Starts an agent that does nothing, and has a rule on that.
+fn idler(herd: &Own, parent: Option<&AgentId>, id: &str, after_ms: u64, action: Action) -> AgentId {
+    herd.program(parent, id, &["sleep", "1000"], |spec| stall(spec, after_ms, action))
+}
+
+/// Waits until it is told that an agent has done nothing for all of its time.
+fn await_stall(events: &mut EventStream, id: &AgentId, after_ms: u64) -> Event {
+    std::iter::from_fn(|| Some(await_event(events, Kind::Stalled, id)))
+        .find(|event| event.quiet_ms == Some(after_ms))
+        .unwrap()
+}
+
+fn stalls(herd: &Own, id: &AgentId) -> Vec<(Kind, Option<u64>)> {
+    let events = herd.events_of(id).into_iter();
+    events.filter(|it| matches!(it.kind, Kind::Stalled | Kind::Stirred)).map(|it| (it.kind, it.quiet_ms)).collect()
+}
 
 #[test]
 fn a_run_beyond_its_timeout_has_failed_and_all_of_it_is_ended() {
@@ -31,5 +74,113 @@ fn a_run_beyond_its_timeout_has_failed_and_all_of_it_is_ended() {
     assert_eq!((status.state, exit.cause, exit.status), (State::Failed, Cause::Timeout, Some(0)));
     assert_eq!(herd.ends_of(&id), [Kind::Failed], "one terminal event");
     assert_eq!(herd.processes(), Vec::<i32>::new());
+    herd.finish();
+}
+
+#[test]
+fn a_stall_is_told_at_half_and_at_all_of_its_time_and_goes_on() {
+    let herd = herd();
+    let mut events = herd.follow();
+    let id = idler(&herd, None, "a", 1000, Action::Notice);
+    let told = await_stall(&mut events, &id, 1000);
+    assert_eq!(told.message, "no output and no CPU for 1s");
+    assert_eq!(stalls(&herd, &id), [(Kind::Stalled, Some(500)), (Kind::Stalled, Some(1000))]);
+    assert_eq!(herd.agent_status(&id).unwrap().state, State::Running, "it is told, and nothing else");
+    let explained = herd.explain(&id).unwrap();
+    assert!(explained.because.iter().any(|why| why.contains("no output and used no CPU")), "{explained:?}");
+    herd.finish();
+}
+
+#[test]
+fn a_stall_fails_the_run_if_the_rule_says_so() {
+    let herd = herd();
+    let id = idler(&herd, None, "a", 1000, Action::Fail);
+    let [status] = herd.wait(std::slice::from_ref(&id)).unwrap().try_into().unwrap();
+    let exit = status.exit.unwrap();
+    assert_eq!((status.state, exit.cause), (State::Failed, Cause::Stall));
+    assert_eq!(exit.error.as_deref(), Some("no output and no CPU for 1s"));
+    assert_eq!(herd.stats().unwrap().causes[&Cause::Stall], 1);
+    herd.finish();
+}
+
+#[test]
+fn a_runtime_that_ticks_does_nothing_and_who_computes_or_talks_does() {
+    let herd = herd();
+    let mut events = herd.follow();
+    let busy = herd.spawn_with("busy", None, "while :; do :; done", |spec| stall(spec, 4000, Action::Fail));
+    let talker = herd.role(None, "talker", "talk", |spec| stall(spec, 4000, Action::Fail));
+    let ticker = herd.role(None, "ticker", "tick", |spec| stall(spec, 4000, Action::Notice));
+    await_stall(&mut events, &ticker, 4000);
+    assert_eq!((stalls(&herd, &busy), stalls(&herd, &talker)), (vec![], vec![]));
+    herd.finish();
+}
+
+#[test]
+fn output_ends_a_stall_and_that_is_told() {
+    let herd = herd();
+    let mut events = herd.follow();
+    let pipe = herd.dir.path().join("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let id = herd.program(None, "a", &["cat", pipe.to_str().unwrap()], |spec| stall(spec, 2000, Action::Notice));
+    let told = await_event(&mut events, Kind::Stalled, &id);
+    assert_eq!(told.quiet_ms, Some(1000), "half of it first");
+    // As long as it is open, there may come more.
+    let mut end = std::fs::OpenOptions::new().write(true).open(&pipe).unwrap();
+    std::io::Write::write_all(&mut end, b"x").unwrap();
+    await_event(&mut events, Kind::Stirred, &id);
+    await_stall(&mut events, &id, 2000);
+    herd.finish();
+}
+
+#[test]
+fn a_parent_that_waits_for_a_live_child_is_not_stalled() {
+    let herd = herd();
+    let mut events = herd.follow();
+    let parent = idler(&herd, None, "parent", 3000, Action::Fail);
+    let child = herd.sleeper(Some(&parent), "child");
+    let witness = idler(&herd, None, "witness", 4000, Action::Notice);
+    await_stall(&mut events, &witness, 4000);
+    assert_eq!(stalls(&herd, &parent), [], "somebody else was found out beside it meanwhile");
+    assert_eq!(herd.agent_status(&parent).unwrap().state, State::Running);
+    herd.terminate(ids(&[&child]), Some(Duration::ZERO)).unwrap();
+    await_event(&mut events, Kind::Failed, &parent);
+    herd.finish();
+}
+
+#[test]
+fn the_time_of_a_stall_stands_still_in_a_pause() {
+    let herd = herd();
+    let mut events = herd.follow();
+    let paused = idler(&herd, None, "paused", 3000, Action::Fail);
+    herd.pause(ids(&[&paused])).unwrap();
+    let witness = idler(&herd, None, "witness", 4000, Action::Notice);
+    await_stall(&mut events, &witness, 4000);
+    assert_eq!((stalls(&herd, &paused), herd.ends_of(&paused)), (vec![], vec![]));
+    herd.resume(Target::All).unwrap();
+    let failed = await_event(&mut events, Kind::Failed, &paused);
+    assert_eq!(failed.exit.unwrap().cause, Cause::Stall);
+    herd.finish();
+}
+
+#[test]
+fn the_next_daemon_looks_for_stalls_too() {
+    let mut herd = daemon(&[]);
+    let id = idler(&herd, None, "a", 2000, Action::Fail);
+    herd.crash();
+    herd.restart();
+    let [status] = herd.wait(std::slice::from_ref(&id)).unwrap().try_into().unwrap();
+    assert_eq!((status.run.0, status.exit.unwrap().cause), (1, Cause::Stall));
+    herd.finish();
+}
+
+#[test]
+fn a_stall_that_is_too_short_or_nobodys_is_refused() {
+    let herd = herd();
+    let hasty = herd.refused_with("a", |spec| stall(spec, 999, Action::Notice));
+    assert!(hasty.code == Code::BadValue && hasty.message.contains("stall: it is 1s to a year"), "{hasty}");
+    let mut group = AgentSpec::group(name("g"));
+    stall(&mut group, 1000, Action::Notice);
+    let refused = herd.refused(None, group);
+    assert!(refused.message.contains("stall: a group has no process"), "{refused}");
     herd.finish();
 }

@@ -100,6 +100,23 @@ fn memory_holds_for_an_agent_and_for_the_herd() {
 }
 
 #[test]
+fn an_oom_kill_that_ends_no_run_is_told_by_itself() {
+    if !offers(Controller::Memory) {
+        return;
+    }
+    let herd = herd();
+    let mut events = herd.follow();
+    let id = herd.spawn_with("a", None, "tail /dev/zero; echo over; exec sleep 1000", |spec| {
+        spec.limits = limits(&["memory_max=24MiB"]);
+    });
+    let told = await_event(&mut events, Kind::Oom, &id);
+    assert_eq!(told.oom.unwrap().culprit.as_deref(), Some("a"));
+    await_line(&herd, &id, "over");
+    assert_eq!((herd.agent_status(&id).unwrap().state, herd.ends_of(&id)), (State::Running, vec![]));
+    herd.finish();
+}
+
+#[test]
 fn cpu_holds_and_can_be_changed_live() {
     if !offers(Controller::Cpu) {
         return;
@@ -117,6 +134,59 @@ fn cpu_holds_and_can_be_changed_live() {
     herd.limit(LimitScope::Agent(id.clone()), limits(&["cpu_max=5%"])).unwrap();
     let share = used();
     assert!(share < 0.12, "5% of a CPU are its limit, it used {share}");
+    herd.finish();
+}
+
+#[test]
+fn a_cpu_max_that_is_hit_is_told_and_who_only_waits_for_a_cpu_is_not() {
+    if !offers(Controller::Cpu) {
+        return;
+    }
+    let herd = herd();
+    let mut events = herd.follow();
+    // Eight that burn at once wait for a CPU, and none of them for its own limit.
+    let crowd = "for i in 1 2 3 4 5 6 7 8; do (while :; do :; done) & done; wait";
+    let free = herd.spawn_with("free", None, crowd, |spec| spec.limits = limits(&["cpu_max=10000%"]));
+    // So little that it is reached however busy this machine is.
+    let top = herd.program(None, "top", &["sleep", "1000"], |spec| spec.limits = limits(&["cpu_max=2%"]));
+    let below = herd.spawn_below(&top, "below", "while :; do :; done");
+    let told = await_event(&mut events, Kind::Limit, &top);
+    let hit = told.hit.unwrap();
+    assert_eq!((hit.culprit.as_str(), hit.total), ("top", hit.hits), "whose limit it is, is to blame: {hit:?}");
+    assert_eq!(told.limits.unwrap(), limits(&["cpu_max=2%"]));
+    assert!(told.message.contains("its tasks wait for the next period"), "{}", told.message);
+    let again = await_event(&mut events, Kind::Limit, &top).hit.unwrap();
+    assert_eq!(again.total, hit.total + again.hits, "what was told is not told again");
+    let explained = herd.explain(&below).unwrap();
+    assert!(explained.because.iter().any(|why| why.contains("of top was hit")), "{explained:?}");
+    let hits = |id: &AgentId| herd.events_of(id).into_iter().filter_map(|event| event.hit).collect::<Vec<_>>();
+    assert_eq!((hits(&free), hits(&below)), (vec![], vec![]));
+    assert!(herd.stats().unwrap().limit_hits["cpu_max"] >= again.total);
+    // Whoever is free again hits nothing.
+    herd.limit(LimitScope::Agent(top), limits(&["cpu_max=max"])).unwrap();
+    herd.finish();
+}
+
+#[test]
+fn forks_that_are_refused_are_counted_to_the_last() {
+    if !offers(Controller::Pids) {
+        return;
+    }
+    let herd = herd();
+    let mut events = herd.follow();
+    // A shell that may not fork ends; another one comes in its place.
+    let script = "i=0; while [ $i -lt 20 ]; do (exec sleep 1000) & i=$((i+1)); done";
+    let id = herd.spawn_with("a", None, script, |spec| {
+        spec.limits = limits(&["pids_max=5"]);
+        spec.restart.policy = treeherd::model::spec::RestartPolicy::OnFailure;
+        spec.restart.delay = std::time::Duration::ZERO;
+        spec.restart.intensity = 3;
+    });
+    await_event(&mut events, Kind::GaveUp, &id);
+    let hits: Vec<_> = herd.events_of(&id).into_iter().filter_map(|event| event.hit).collect();
+    let (sum, total) = (hits.iter().map(|hit| hit.hits).sum::<u64>(), hits.last().unwrap().total);
+    assert!(sum == total && total >= 4, "one for each run at least: {hits:?}");
+    assert_eq!(herd.stats().unwrap().limit_hits["pids_max"], total);
     herd.finish();
 }
 
@@ -245,4 +315,95 @@ fn a_levels_limits_change_live_and_a_refusal_puts_all_back() {
         herd.spawn_below(&plain, "prober", "i=0; while [ $i -lt 9 ]; do sleep 1000 & i=$((i+1)); echo $i; done");
     assert!(forked(&herd, &prober) <= 2);
     herd.finish();
+}
+
+#[test]
+fn a_hit_names_who_uses_most_below_whose_limit_it_is() {
+    if !offers(Controller::Pids) {
+        return;
+    }
+    let herd = herd();
+    let mut events = herd.follow();
+    let top = herd.group(None, "top");
+    herd.limit(LimitScope::Agent(top.clone()), limits(&["pids_max=16"])).unwrap();
+    let holder = |children: u32| format!("for i in $(seq {children}); do sleep 1000 & done; echo up; wait");
+    // Of two that are alike, the one below which there is more; and of that one, who makes up more than half of it.
+    let branch = herd.spawn_below(&top, "branch", &holder(2));
+    await_line(&herd, &branch, "up");
+    let hog = herd.spawn_below(&branch, "hog", &holder(6));
+    await_line(&herd, &hog, "up");
+    let small = herd.spawn_below(&top, "small", &holder(2));
+    await_line(&herd, &small, "up");
+    // Whoever is refused is not who uses most.
+    herd.spawn_below(&small, "refused", FORKER);
+    let told = await_event(&mut events, Kind::Limit, &top);
+    let hit = told.hit.unwrap();
+    let largest = hit.largest.expect("there are agents below it");
+    assert_eq!((hit.culprit.as_str(), &largest.agent, largest.amount), ("top", &hog, 7));
+    assert!(told.message.ends_with("; hog uses most: 7 tasks"), "{}", told.message);
+    herd.finish();
+}
+
+#[test]
+fn whose_own_processes_use_most_is_named_itself_and_nobody_where_nobody_is_below() {
+    if !offers(Controller::Pids) {
+        return;
+    }
+    let herd = herd();
+    let mut events = herd.follow();
+    let largest = |events: &mut _, id: &AgentId| await_event(events, Kind::Limit, id).hit.unwrap().largest;
+    let alone = herd.spawn_with("alone", None, FORKER, |spec| spec.limits = limits(&["pids_max=5"]));
+    assert_eq!(largest(&mut events, &alone), None);
+    let holder = "for i in 1 2 3 4 5 6; do sleep 1000 & done; echo up; wait";
+    let parent = herd.spawn_with("parent", None, holder, |spec| spec.limits = limits(&["pids_max=10"]));
+    await_line(&herd, &parent, "up");
+    herd.spawn_below(&parent, "child", FORKER);
+    let found = largest(&mut events, &parent).expect("an agent is below it");
+    assert_eq!((found.agent, found.amount), (parent, 7));
+    // Of a team in which nobody has more than half, the team is named.
+    let wide = herd.group(None, "wide");
+    herd.limit(LimitScope::Agent(wide.clone()), limits(&["pids_max=9"])).unwrap();
+    let team = herd.group(Some(&wide), "team");
+    for id in ["one", "two", "three"] {
+        await_line(&herd, &herd.spawn_below(&team, id, "sleep 1000 & echo up; wait"), "up");
+    }
+    herd.spawn_below(&wide, "alone-there", FORKER);
+    let found = largest(&mut events, &wide).expect("agents are below it");
+    assert_eq!((found.agent, found.amount), (team, 6));
+    herd.finish();
+}
+
+#[test]
+fn an_oom_kill_names_who_uses_most_below_whose_limit_it_is_the_killed_one_included() {
+    if !offers(Controller::Memory) {
+        return;
+    }
+    let herd = herd_with(|settings| settings.herd.limits = limits(&["memory_max=96MiB"]));
+    let mut events = herd.follow();
+    let small = herd.sleeper(None, "small");
+    let killed = |events: &mut _, id: &str| {
+        let id = herd.program(None, id, &["tail", "/dev/zero"], |spec| spec.oom_score_adj = Some(1000));
+        let exit = await_event(events, Kind::Failed, &id).exit.unwrap();
+        (exit.to_string(), exit.oom.unwrap())
+    };
+    // Nobody has more than the one that is gone.
+    let (text, oom) = killed(&mut events, "eater");
+    let largest = oom.largest.unwrap();
+    assert_eq!((oom.culprit.as_deref(), largest.agent.as_str()), (Some("herd"), "eater"));
+    assert!(largest.amount > 48 << 20 && text.contains("; eater uses most: "), "{text}: {largest:?}");
+    // Whoever fills it up is killed for what another one holds.
+    let hog = herd.spawn("hog", "dd if=/dev/zero bs=64M count=1 2>/dev/null | (read x; echo full; exec sleep 1000)");
+    let held = || processes_in(&herd.agent_status(&hog).unwrap().cgroup).into_iter().map(resident).sum::<u64>();
+    until("the hog holds its memory", || held() > 60 << 20);
+    let (text, oom) = killed(&mut events, "victim");
+    let largest = oom.largest.unwrap();
+    assert_eq!((oom.culprit.as_deref(), largest.agent.as_str()), (Some("herd"), "hog"), "{text}");
+    assert!(largest.amount > 60 << 20, "{largest:?}");
+    assert_eq!(herd.agent_status(&small).unwrap().state, State::Running);
+    herd.finish();
+}
+
+fn resident(pid: i32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
+    text.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0) * 4096
 }

@@ -1,6 +1,6 @@
 //! Detection while agents do their worst, all of it at once: every CPU is burnt, a fork bomb is at its limit, an agent thrashes at
 //! its memory limit, two write at full speed, a hundred clients follow and do not read, a crowd of processes is being killed and
-//! ninety agents die in one instant. What counts here is that every end is told, once, with its cause; how soon, the bench
+//! ninety agents die in one instant. And in the middle of it a fork storm is paused and resumed. What counts here is that every end is told, once, with its cause; how soon, the bench
 //! `load` measures.
 #![allow(clippy::unwrap_used)]
 
@@ -37,6 +37,7 @@ fn role() {
             let _at_its_limit = std::process::Command::new("sh").args(["-c", "b() { b & b & wait; }; b"]).status();
         },
         Ok("thrash") => thrash(),
+        Ok("storm") => storm(),
         Ok("flood") => {
             let (mut stdout, piece) = (std::io::stdout(), [b'x'; 4096]);
             while stdout.write_all(&piece).is_ok() {}
@@ -103,6 +104,22 @@ fn check(herd: &Own, told: &[Event], ends: &BTreeMap<AgentId, (Cause, Option<i32
     }
 }
 
+/// Pauses a fork storm, and checks that it does nothing until it is resumed.
+fn pause_in_the_storm(herd: &Own, storm: &AgentId) {
+    let cgroup = herd.pause_agent(storm).unwrap().cgroup;
+    let stands_still = || {
+        let before = cpu_used(&cgroup);
+        let_pass("0.05");
+        cpu_used(&cgroup) == before
+    };
+    // The kernel counts a task as frozen right before it is scheduled out, which may take a while here: then it is accounted.
+    until("a paused storm uses no CPU", stands_still);
+    assert!((0..3).all(|_| stands_still()), "and goes on using none");
+    let before = cpu_used(&cgroup);
+    herd.resume_agent(storm).unwrap();
+    until("it goes on", || cpu_used(&cgroup) > before);
+}
+
 #[test]
 fn every_end_is_told_once_with_its_cause_under_all_loads_at_once() {
     let herd = herd_with(|settings| {
@@ -123,6 +140,7 @@ fn every_end_is_told_once_with_its_cause_under_all_loads_at_once() {
     });
     await_line(&herd, &crowd, "all");
     let deaf = shake(&herd);
+    let storm = herd.role(None, "storm", "storm", |spec| spec.limits = limits(&["pids_max=100"]));
     // The crowd is killed by somebody else, while the doomed die and one after another more come and go.
     let killer = Herd::connect(&herd.socket()).unwrap();
     let kill = std::thread::spawn({
@@ -139,10 +157,11 @@ fn every_end_is_told_once_with_its_cause_under_all_loads_at_once() {
         let held = herd.spawn(&format!("held-{round}"), "(trap '' TERM; sleep 1000) & exit 4");
         assert_eq!(await_event(&mut events, Kind::Failed, &held).exit.unwrap().status, Some(4));
     }
+    pause_in_the_storm(&herd, &storm);
     let receipt = kill.join().unwrap();
     assert!(receipt.processes >= CROWD as u64 && receipt.agents.iter().all(|agent| agent.survivors == 0));
     // Who is a load is alive: nobody was taken for another.
-    for id in ["bomb", "thrash", "flood-1", "flood-2", "burn-0"] {
+    for id in ["bomb", "thrash", "flood-1", "flood-2", "burn-0", "storm"] {
         assert_eq!(herd.agent_status(&name(id)).unwrap().state, State::Running, "{id}");
     }
     let stats = herd.stats().unwrap();

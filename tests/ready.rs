@@ -53,7 +53,7 @@ fn role() {
         "shout" => tell("READY=1"),
         "extend" => {
             tell("EXTEND_TIMEOUT_USEC=20000000");
-            live_for(Duration::from_secs(1));
+            live_for(Duration::from_secs(4));
             tell("READY=1");
             park();
         }
@@ -70,6 +70,26 @@ fn role() {
                 live_for(interval / 4);
             }
             park();
+        }
+        // Says itself how often it will be heard of, or that it should be taken for dead.
+        "period" => {
+            tell("WATCHDOG_USEC=500000\nREADY=1");
+            park();
+        }
+        "trigger" => {
+            tell("READY=1\nWATCHDOG=trigger");
+            park();
+        }
+        // Asks for more time when it is asked to stop, and needs it.
+        "slow" => {
+            let asked = std::sync::Arc::default();
+            signal_hook::flag::register(signal_hook::consts::SIGTERM, std::sync::Arc::clone(&asked)).unwrap();
+            tell("READY=1");
+            while !asked.load(std::sync::atomic::Ordering::SeqCst) {
+                live_for(Duration::from_millis(10));
+            }
+            tell("EXTEND_TIMEOUT_USEC=30000000");
+            live_for(Duration::from_secs(3));
         }
         "flood" => loop {
             tell("STATUS=I say so much that nobody else is to be heard");
@@ -256,9 +276,37 @@ fn more_time_to_be_ready_is_given_to_who_asks_for_it() {
     let mut events = herd.follow();
     let id = herd.role(None, "a", "extend", |spec| {
         notify(spec);
-        spec.ready_timeout = Some(Duration::from_millis(700));
+        spec.ready_timeout = Some(Duration::from_secs(3));
     });
     await_event(&mut events, Kind::Ready, &id);
+    herd.finish();
+}
+
+#[test]
+fn a_stop_is_put_off_for_who_asks_for_more_time() {
+    let herd = herd();
+    let mut events = herd.follow();
+    let id = herd.role(None, "a", "slow", |spec| {
+        notify(spec);
+        spec.grace = Duration::from_secs(1);
+    });
+    await_event(&mut events, Kind::Ready, &id);
+    let receipt = herd.terminate_agent(&id, None).unwrap();
+    assert!(!receipt.agents[0].signals.contains_key("SIGKILL"), "{receipt:?}");
+    let exit = status(&herd, &id).exit.unwrap();
+    assert_eq!((exit.cause, exit.status, exit.overdue), (Cause::Terminated, Some(0), false));
+    herd.finish();
+}
+
+#[test]
+fn a_heartbeat_that_the_agent_itself_asks_for_or_gives_up_counts() {
+    let herd = herd();
+    let mut events = herd.follow();
+    for role in ["period", "trigger"] {
+        let id = herd.role(None, role, role, notify);
+        let failed = await_event(&mut events, Kind::Failed, &id);
+        assert_eq!(failed.exit.unwrap().cause, Cause::Watchdog, "{role}");
+    }
     herd.finish();
 }
 

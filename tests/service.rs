@@ -106,6 +106,20 @@ fn a_service_manager_is_told_of_the_start_the_counts_a_reload_and_the_stop() {
 }
 
 #[test]
+fn what_a_daemon_was_born_to_ignore_its_agents_do_not() {
+    let mut manager = Manager::new();
+    manager.start("trap '' HUP USR1 CHLD;", Stdio::null(), &[]);
+    manager.await_notice("READY=1");
+    let herd = connect(&manager.path("state/treeherd.sock"));
+    let agent = herd.spawn_child_agent(None, AgentSpec::new(name("a"), ["cat", "/proc/self/status"])).unwrap().id;
+    herd.wait(std::slice::from_ref(&agent)).unwrap();
+    let status = String::from_utf8(output(&herd, &agent)).unwrap();
+    assert!(status.contains("SigIgn:\t0000000000000000\n"), "{status}");
+    manager.signal(nix::sys::signal::Signal::SIGTERM);
+    manager.end();
+}
+
+#[test]
 fn every_setting_tells_where_it_comes_from_before_and_after_a_reload() {
     let mut manager = Manager::new();
     let config = manager.path("config.toml");

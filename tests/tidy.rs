@@ -9,6 +9,25 @@ const LONG: [(&str, &str); 0] = [];
 
 const LINES_MOST: usize = 700;
 
+/// What policies, requests and events are made of: the words that a user writes and reads.
+const WORDS: [(&str, &str); 12] = [
+    ("src/model/recovery.rs", "RestartPolicy"),
+    ("src/model/recovery.rs", "Strategy"),
+    ("src/model/spec.rs", "OnMainExit"),
+    ("src/model/spec.rs", "Admission"),
+    ("src/model/ready.rs", "Ready"),
+    ("src/model/rule.rs", "Action"),
+    ("src/model/stream.rs", "Streams"),
+    ("src/model/request.rs", "Target"),
+    ("src/model/request.rs", "LimitScope"),
+    ("src/model/status.rs", "State"),
+    ("src/model/status.rs", "Paused"),
+    ("src/model/status.rs", "Cause"),
+];
+
+/// Words that no test on real processes can bring about, with the reason.
+const UNREAL: [(&str, &str); 1] = [("Kind::Lagging", "a task has to hang in the kernel; the simulation's do")];
+
 fn sources(dir: &str) -> Vec<(PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let (mut found, mut stack) = (Vec::new(), vec![root.join(dir)]);
@@ -205,4 +224,29 @@ fn every_promise_of_the_readme_names_tests_that_exist() {
     }
     assert_eq!(wrong, Vec::<String>::new(), "tests that README names and that are not there");
     assert_eq!(promises > 0, rows > 0, "the table of promises names its tests, in backticks, in its last column");
+}
+
+/// Lists the variants of an enum as code names them: `Cause::Exit`.
+fn variants(file: &str, name: &str) -> Vec<String> {
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
+    let body = text.split(&format!("pub enum {name} {{\n")).nth(1).unwrap().split("\n}").next().unwrap();
+    let lines = body.lines().filter_map(|line| line.strip_prefix("    "));
+    let words = lines.map(|line| line.chars().take_while(|c| c.is_alphanumeric()).collect::<String>());
+    words.filter(|word| word.starts_with(char::is_uppercase)).map(|word| format!("{name}::{word}")).collect()
+}
+
+#[test]
+fn every_word_of_a_policy_is_in_a_test_on_real_processes() {
+    let is_real = |path: &Path| !path.starts_with("tests/sim") && !path.ends_with("tidy.rs");
+    let tests: String = sources("tests").iter().filter(|(path, _)| is_real(path)).map(|(_, text)| code(text)).collect();
+    let is_named = |word: &String| {
+        let is_whole = |rest: &str| !rest.starts_with(|c: char| c.is_alphanumeric());
+        tests.match_indices(word.as_str()).any(|(at, _)| is_whole(&tests[at + word.len()..]))
+    };
+    let kinds = treeherd::model::event::Kind::ALL.iter().map(|kind| format!("Kind::{kind:?}"));
+    let words: Vec<_> = WORDS.iter().flat_map(|(file, name)| variants(file, name)).chain(kinds).collect();
+    assert!(words.len() > 80, "{words:?}");
+    let wrong: Vec<_> =
+        words.iter().filter(|word| is_named(word) == UNREAL.iter().any(|(unreal, _)| unreal == word)).collect();
+    assert_eq!(wrong, Vec::<&String>::new(), "words without a test, or with one although they are said to have none");
 }

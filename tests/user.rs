@@ -129,3 +129,21 @@ fn where_nothing_is_delegated_it_says_the_one_command_that_helps() {
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(told.contains("systemd-run --user --scope -p Delegate=yes treeherd daemon"), "{told}");
 }
+
+#[test]
+fn what_was_delegated_to_a_service_manager_is_not_taken() {
+    let user = Delegated::new();
+    let unit = user.path.join("terminal.scope");
+    std::fs::create_dir(&unit).unwrap();
+    chown(&unit, Some(USER), Some(USER)).unwrap();
+    // In a terminal there is a shell as well.
+    let mut shell = Command::new("sleep").arg("1000").spawn().unwrap();
+    std::fs::write(unit.join("cgroup.procs"), shell.id().to_string()).unwrap();
+    let output = user.command(&unit, &["daemon"]).output().unwrap();
+    shell.kill().unwrap();
+    shell.wait().unwrap();
+    std::fs::remove_dir(&unit).unwrap();
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(told.contains("systemd-run --user --scope -p Delegate=yes treeherd daemon"), "{told}");
+    assert!(!user.path.join("herd").exists(), "nothing is made beside the manager's units");
+}

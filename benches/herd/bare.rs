@@ -24,7 +24,12 @@ pub struct Child {
 
 impl Bare {
     pub fn new(name: &str) -> Self {
-        let path = crate::guest::cgroup2().join(crate::guest::unique(name));
+        Self::named(&crate::guest::unique(name))
+    }
+
+    /// Makes one whose name is known to others.
+    pub fn named(name: &str) -> Self {
+        let path = crate::guest::cgroup2().join(name);
         std::fs::create_dir(&path).unwrap();
         Self { fd: open_dir(&path), path }
     }

@@ -37,6 +37,8 @@ pub fn play_role() -> bool {
         "stamp" => stamp(Path::new(argument)),
         "crowd" => crowd(argument.parse().unwrap()),
         "echo" => echo(Path::new(argument)),
+        "server" => crate::spawn::serve(argument),
+        "janitor" => janitor(argument),
         other => crate::load::play(other, argument),
     }
     true
@@ -48,9 +50,30 @@ fn daemon(cgroup: &str, dir: &Path) {
     let mut settings = Settings::new(dir);
     settings.cgroup = cgroup.to_owned();
     settings.residence = Residence::OwnLeaf;
+    settings.herd.bounds.max_levels = 65;
     settings.herd.bounds.max_agents_per_level = 20_000;
     settings.herd.bounds.max_agents = 20_000;
     treeherd::daemon::serve(settings).unwrap();
+}
+
+/// Waits until the measuring process is gone, and sweeps every cgroup that it left.
+fn janitor(names: &str) {
+    // What interrupts the one who measures, from a terminal, does not reach it.
+    rustix::process::setsid().unwrap();
+    std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).unwrap();
+    for mount in cgroup_mounts() {
+        let entries = std::fs::read_dir(&mount).into_iter().flatten().flatten();
+        for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(names)) {
+            eprintln!("left behind, and swept: {}", entry.path().display());
+            crate::bare::sweep(&entry.path());
+        }
+    }
+}
+
+/// Has whatever this process leaves behind swept when it is gone, however it goes.
+pub fn employ_janitor() -> std::process::Child {
+    let (command, (variable, value)) = role(&format!("janitor:{}", own_names()));
+    Command::new(&command[0]).env(variable, value).stdin(std::process::Stdio::piped()).spawn().unwrap()
 }
 
 /// Gives back every byte that comes over a socket, until it is closed.
@@ -122,7 +145,19 @@ pub fn monotonic_ns() -> u64 {
 /// Makes a name that nobody else has.
 pub fn unique(what: &str) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(1);
-    format!("th-bench-{}-{what}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+    format!("{}{what}-{}", own_names(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// How all names begin that this process makes.
+fn own_names() -> String {
+    format!("th-bench-{}-", std::process::id())
+}
+
+/// Lists where cgroups are mounted, of both versions.
+fn cgroup_mounts() -> Vec<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let points = mounts.lines().filter(|line| line.contains(" - cgroup")).filter_map(|line| line.split(' ').nth(4));
+    points.map(PathBuf::from).collect()
 }
 
 /// Returns where cgroup2 is mounted.
@@ -147,26 +182,38 @@ pub struct Daemon {
     process: std::process::Child,
     cgroups: Vec<PathBuf>,
     pub dir: tempfile::TempDir,
+    role: String,
     next: u32,
+}
+
+/// Starts a daemon and waits until it answers.
+fn up(role: &str, state: &Path) -> (std::process::Child, Client) {
+    let (command, (variable, value)) = self::role(role);
+    let mut process = Command::new(&command[0]).env(variable, value).spawn().unwrap();
+    loop {
+        match Client::connect(&state.join("treeherd.sock")) {
+            Ok(client) => return (process, client),
+            Err(error) => assert!(process.try_wait().unwrap().is_none(), "{error}"),
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 impl Daemon {
     pub fn start(name: &str) -> Self {
         let (cgroup, dir) = (unique(name), memory_dir());
         let state = dir.path().join("state");
-        let (command, (variable, value)) = role(&format!("daemon:{cgroup}:{}", state.display()));
-        let mut process = Command::new(&command[0]).env(variable, value).spawn().unwrap();
-        let client = loop {
-            match Client::connect(&state.join("treeherd.sock")) {
-                Ok(client) => break client,
-                Err(error) => assert!(process.try_wait().unwrap().is_none(), "{error}"),
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        };
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let points = mounts.lines().filter(|line| line.contains(" - cgroup")).filter_map(|line| line.split(' ').nth(4));
-        let cgroups = points.map(|point| Path::new(point).join(&cgroup)).collect();
-        Self { client, process, cgroups, dir, next: 0 }
+        let role = format!("daemon:{cgroup}:{}", state.display());
+        let (process, client) = up(&role, &state);
+        let cgroups = cgroup_mounts().into_iter().map(|mount| mount.join(&cgroup)).collect();
+        Self { client, process, cgroups, dir, role, next: 0 }
+    }
+
+    /// Kills it, and starts another one in its place: returns when that one answers.
+    pub fn succeed(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+        (self.process, self.client) = up(&self.role, &self.dir.path().join("state"));
     }
 
     pub fn connect(&self) -> Client {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use treeherd::api::method::{Call, Nothing, Stats};
+use treeherd::api::method::{Call, Nothing, Stats, StatsQuery};
 use treeherd::model::spec::AgentSpec;
 use treeherd::model::status::State;
 
@@ -46,7 +46,7 @@ fn die_at_once(daemon: &mut Daemon, table: &mut Table) {
         PathBuf::from(daemon.client.call::<treeherd::api::method::Hello>(&Call::Hello(Nothing {})).unwrap().cgroup);
     std::fs::write(herd.join("herd/cgroup.kill"), "1").unwrap();
     let stats = loop {
-        let stats: Stats = daemon.client.call(&Call::Stats(Nothing {})).unwrap();
+        let stats: Stats = daemon.client.call(&Call::Stats(StatsQuery::default())).unwrap();
         if stats.states.get(&State::Failed) == Some(&(AGENTS as u64)) {
             break stats;
         }
@@ -67,13 +67,13 @@ fn settle() {
 }
 
 /// A process's memory, in KiB.
-struct Memory {
-    pss: u64,
+pub struct Memory {
+    pub pss: u64,
     private: u64,
 }
 
 impl Memory {
-    fn of(pid: u32) -> Self {
+    pub fn of(pid: u32) -> Self {
         let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
         let field = |name: &str| {
             let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();

@@ -13,7 +13,7 @@ use std::path::Path;
 use rustix::event::epoll;
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 use treeherd::api::client::Client;
-use treeherd::api::method::{Call, Ending, EventQuery, Events, LogQuery, Nothing, Output, Stats};
+use treeherd::api::method::{Call, Ending, EventQuery, Events, LogQuery, Output, Stats, StatsQuery};
 use treeherd::kernel::guard;
 use treeherd::model::event::Kind;
 use treeherd::model::id::AgentId;
@@ -387,7 +387,7 @@ pub fn load(plan: &Plan, table: &mut Table) {
 impl Field {
     /// Asks the daemon how late it believes that it was.
     fn account(&mut self, name: &str, table: &mut Table) {
-        let stats: Stats = self.daemon.client.call(&Call::Stats(Nothing {})).unwrap();
+        let stats: Stats = self.daemon.client.call(&Call::Stats(StatsQuery::default())).unwrap();
         let millis = Spread::single(stats.detection.max_us as f64 / 1e3);
         table.tell(&format!("{name}: max by the daemon's own account"), "ms", millis, Target::Most(500.0));
     }

@@ -12,11 +12,14 @@
 
 mod bare;
 mod crowd;
+mod flock;
 mod guest;
 mod idle;
 mod load;
+mod machine;
 mod measure;
 mod output;
+mod scale;
 mod spawn;
 mod tiny;
 
@@ -65,17 +68,21 @@ fn main() {
         return;
     }
     let plan = Plan::from_args();
-    let benches: [(&str, Bench); 9] = [
+    let benches: [(&str, Bench); 12] = [
+        ("machine", machine::machine),
         ("hello", spawn::hello),
         ("spawn", spawn::spawn),
         ("spawn-kept", spawn::spawn_kept),
+        ("spawn-served", spawn::spawn_served),
         ("exit", spawn::exit),
         ("terminate", crowd::terminate),
         ("pause", crowd::pause),
         ("idle", idle::idle),
         ("output", output::output),
         ("load", load::load),
+        ("scale", scale::scale),
     ];
+    let mut janitor = guest::employ_janitor();
     let mut table = Table::default();
     for (name, bench) in benches {
         if plan.wants(name) {
@@ -87,4 +94,6 @@ fn main() {
     if let Some(path) = &plan.json {
         std::fs::write(path, table.to_json()).unwrap();
     }
+    drop(janitor.stdin.take());
+    assert!(janitor.wait().unwrap().success(), "the janitor could not do its work");
 }

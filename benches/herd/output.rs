@@ -1,12 +1,22 @@
-//! What an agent pays for its output being kept, and what the daemon pays.
+//! What an agent pays for its output being kept, and what the daemon pays: beside a writer whose file only grows, and beside one
+//! whose file a bare loop keeps as short. The kernel frees pages under the lock that each write takes: what that loop costs its
+//! writer, nobody who bounds a file can spare it.
 
-use std::time::Instant;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::time::{ClockId, clock_gettime};
 use treeherd::model::event::Kind;
 use treeherd::model::spec::AgentSpec;
+use treeherd::output::CAP_DEFAULT;
 
 use crate::Plan;
-use crate::bare::{Bare, Program};
+use crate::bare::{Bare, Child, Program};
 use crate::guest::{Daemon, Follower};
 use crate::idle::cpu_ns;
 use crate::measure::{Spread, Table, Target, alternate};
@@ -14,42 +24,123 @@ use crate::measure::{Spread, Table, Target, alternate};
 /// How much a writer writes, and in which pieces.
 const WRITERS: [(&str, u64, u64); 2] = [("4 KiB", 4096, 512 << 20), ("100 bytes", 100, 100 << 20)];
 
+/// How long the bare loop leaves its file alone, as the daemon does.
+const INTERVAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
+
+/// What is given back at a time is a multiple of this, as the daemon does it.
+const ALIGN: u64 = 64 << 10;
+
 pub fn output(plan: &Plan, table: &mut Table) {
     for (name, piece, total) in WRITERS {
-        let bare = Bare::new("floor");
         let mut daemon = Daemon::start("output");
         let mut events = Follower::new(&daemon);
-        let file = daemon.dir.path().join("floor");
         let count = total / piece;
-        let write = format!("dd if=/dev/zero bs={piece} count={count} status=none");
-        let bare_argv =
-            ["/bin/sh".to_owned(), "-c".to_owned(), format!("exec {write} >>{} 2>/dev/null", file.display())];
-        let own_argv = ["/bin/sh".to_owned(), "-c".to_owned(), format!("exec {write}")];
-        let program = Program::new(&bare_argv, &[("PATH", "/usr/bin:/bin".to_owned())]);
-        let rate = |began: Instant| (count * piece) as f64 / 1e6 / began.elapsed().as_secs_f64();
-        let floor = || {
-            let began = Instant::now();
-            bare.spawn("a", &program).wait();
-            let rate = rate(began);
-            bare.remove("a");
-            std::fs::remove_file(&file).unwrap();
-            rate
-        };
-        let mut costs = Vec::new();
-        let pid = daemon.pid();
+        let write = format!("exec dd if=/dev/zero bs={piece} count={count} status=none");
+        let flood = Flood::new(&daemon.dir.path().join("floor"), &write, count * piece);
+        let gigabytes = (count * piece) as f64 / 1e9;
+        let (mut costs, pid) = (Vec::new(), daemon.pid());
         let ours = || {
             let id = daemon.fresh();
             let before = cpu_ns(pid);
             let began = Instant::now();
-            daemon.spawn(AgentSpec::new(id.clone(), own_argv.clone()));
+            daemon.spawn(AgentSpec::new(id.clone(), ["/bin/sh", "-c", &write]));
             events.await_event(&[Kind::Completed], &id);
-            let rate = rate(began);
-            costs.push((cpu_ns(pid) - before) as f64 / 1e9 / ((count * piece) as f64 / 1e9));
+            let rate = flood.rate(began);
+            costs.push((cpu_ns(pid) - before) as f64 / 1e9 / gigabytes);
             daemon.forget();
             rate
         };
-        let spreads = alternate(plan.rounds(10), floor, ours);
+        let spreads = alternate(plan.rounds(10), || flood.run(wait), ours);
         table.compare(&format!("output in pieces of {name}"), "MB/s", spreads, Target::None);
-        table.tell(&format!("the daemon's CPU for it, {name}"), "s/GB", Spread::of(costs), Target::None);
+        let mut bare_costs = Vec::new();
+        let looped = || {
+            let before = thread_cpu();
+            let rate = flood.run(|child| give_back(&flood.file, child));
+            bare_costs.push((thread_cpu() - before).as_secs_f64() / gigabytes);
+            rate
+        };
+        let spreads = alternate(plan.rounds(10), || flood.run(wait), looped);
+        table.compare(&format!("a bare loop gives back, {name}"), "MB/s", spreads, Target::None);
+        let costs = (Spread::of(bare_costs), Spread::of(costs));
+        table.compare(&format!("CPU for giving back, {name}"), "s/GB", costs, Target::Ratio(1.2));
+        let peaks = (0..plan.rounds(10)).map(|_| peak(&mut daemon, &write, count * piece)).collect();
+        table.tell(&format!("disk over the cap at most, {name}"), "MiB", Spread::of(peaks), Target::Most(16.0));
     }
+}
+
+/// Writes to an agent's output and returns by how much its file stood over the cap at most, in MiB.
+fn peak(daemon: &mut Daemon, write: &str, total: u64) -> f64 {
+    let id = daemon.fresh();
+    daemon.spawn(AgentSpec::new(id.clone(), ["/bin/sh", "-c", write]));
+    let file = File::open(daemon.dir.path().join(format!("state/agents/{id}/stdout"))).unwrap();
+    let mut peak = 0;
+    loop {
+        let about = file.metadata().unwrap();
+        peak = peak.max(about.blocks() * 512);
+        if about.size() >= total {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    daemon.wait(&id);
+    daemon.forget();
+    peak.saturating_sub(CAP_DEFAULT.0) as f64 / f64::from(1 << 20)
+}
+
+/// A writer and its file.
+struct Flood {
+    bare: Bare,
+    program: Program,
+    file: File,
+    total: u64,
+}
+
+impl Flood {
+    fn new(path: &Path, write: &str, total: u64) -> Self {
+        let file = File::options().create(true).truncate(true).read(true).write(true).open(path).unwrap();
+        let argv = ["/bin/sh".to_owned(), "-c".to_owned(), format!("{write} >>{} 2>/dev/null", path.display())];
+        let program = Program::new(&argv, &[("PATH", "/usr/bin:/bin".to_owned())]);
+        Self { bare: Bare::new("floor"), program, file, total }
+    }
+
+    /// Has it written while something is done beside it until it has ended, and returns the rate in MB/s.
+    fn run(&self, beside: impl FnOnce(&Child)) -> f64 {
+        let began = Instant::now();
+        let child = self.bare.spawn("a", &self.program);
+        beside(&child);
+        let rate = self.rate(began);
+        self.bare.remove("a");
+        self.file.set_len(0).unwrap();
+        rate
+    }
+
+    fn rate(&self, began: Instant) -> f64 {
+        self.total as f64 / 1e6 / began.elapsed().as_secs_f64()
+    }
+}
+
+fn wait(child: &Child) {
+    child.wait();
+}
+
+/// Gives back what is older than the cap until the writer has ended.
+fn give_back(file: &File, child: &Child) {
+    let cap = CAP_DEFAULT.0;
+    let mut start = 0;
+    while poll(&mut [PollFd::new(&child.pidfd, PollFlags::IN)], Some(&INTERVAL)).unwrap() == 0 {
+        let size = file.metadata().unwrap().size();
+        let to = size.saturating_sub(cap) / ALIGN * ALIGN;
+        if size - start > cap + cap / 8 {
+            let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            fallocate(file.as_fd(), mode, start, to - start).unwrap();
+            start = to;
+        }
+    }
+    child.wait();
+}
+
+/// Returns how long this thread had a CPU.
+fn thread_cpu() -> Duration {
+    let now = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(now.tv_sec.cast_unsigned(), now.tv_nsec.try_into().unwrap())
 }

@@ -1,5 +1,6 @@
-//! The smallest program: notes the time in a file as its very first act, and ends; with an argument it only sleeps. It has no
-//! linker that would run for half a millisecond after `exec`, on a CPU that the measured ones want.
+//! The smallest program: notes the time and its pid in a file or a fifo as its very first act, and stays; with two arguments it
+//! notes them and ends, with three it only stays. It has no linker that would run for half a millisecond after `exec`, on a CPU
+//! that the measured ones want.
 #![allow(unsafe_code)]
 
 use std::io::Write;
@@ -7,14 +8,15 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-// More than one argument: pause for ever. Else clock_gettime(MONOTONIC) in nanoseconds; openat(the path that follows, O_WRONLY);
-// write(8 bytes); exit(0). The code runs where it is put, and not here: here it is only text.
+// Three arguments: pause for ever. Else clock_gettime(MONOTONIC) in nanoseconds; getpid; openat(the path that follows, O_WRONLY);
+// write(16 bytes); and with two arguments exit(0). The code runs where it is put, and not here: here it is only text.
 #[cfg(target_arch = "x86_64")]
 std::arch::global_asm!(
     ".pushsection .rodata",
     "bench_tiny_begin:",
-    "cmp qword ptr [rsp], 1",
-    "jne 3f",
+    "mov r12, [rsp]",
+    "cmp r12, 4",
+    "jae 3f",
     "sub rsp, 16",
     "mov eax, 228",
     "mov edi, 1",
@@ -22,6 +24,10 @@ std::arch::global_asm!(
     "syscall",
     "imul rax, [rsp], 1000000000",
     "add [rsp + 8], rax",
+    // Behind the time: where the number of arguments was.
+    "mov eax, 39",
+    "syscall",
+    "mov [rsp + 16], rax",
     "mov eax, 257",
     "mov edi, -100",
     "lea rsi, [rip + 2f]",
@@ -30,8 +36,10 @@ std::arch::global_asm!(
     "mov edi, eax",
     "mov eax, 1",
     "lea rsi, [rsp + 8]",
-    "mov edx, 8",
+    "mov edx, 16",
     "syscall",
+    "cmp r12, 3",
+    "jb 3f",
     "mov eax, 60",
     "xor edi, edi",
     "syscall",
@@ -48,9 +56,9 @@ std::arch::global_asm!(
     ".pushsection .rodata",
     ".balign 4",
     "bench_tiny_begin:",
-    "ldr x0, [sp]",
-    "cmp x0, #1",
-    "b.ne 3f",
+    "ldr x9, [sp]",
+    "cmp x9, #4",
+    "b.hs 3f",
     "sub sp, sp, #16",
     "mov x8, #113",
     "mov x0, #1",
@@ -61,6 +69,9 @@ std::arch::global_asm!(
     "movk w2, #0x3b9a, lsl #16",
     "madd x0, x0, x2, x1",
     "str x0, [sp]",
+    "mov x8, #172",
+    "svc 0",
+    "str x0, [sp, #8]",
     "mov x8, #56",
     "mov x0, #-100",
     "adr x1, 2f",
@@ -68,8 +79,10 @@ std::arch::global_asm!(
     "svc 0",
     "mov x8, #64",
     "mov x1, sp",
-    "mov x2, #8",
+    "mov x2, #16",
     "svc 0",
+    "cmp x9, #3",
+    "b.lo 3f",
     "mov x8, #93",
     "mov x0, #0",
     "svc 0",
@@ -98,7 +111,7 @@ fn code() -> &'static [u8] {
     unsafe { std::slice::from_raw_parts(begin, end.offset_from_unsigned(begin)) }
 }
 
-/// Writes the program into a directory and returns its path. The time goes into the file `stamp`, which must be there.
+/// Writes the program into a directory and returns its path. What it notes goes into the file `stamp`, which must be there.
 pub fn write(dir: &Path, stamp: &Path) -> String {
     const MACHINE: u16 = if cfg!(target_arch = "x86_64") { 62 } else { 183 };
     const BASE: u64 = 0x40_0000;

@@ -14,7 +14,7 @@ use super::message::{Outgoing, Reply};
 use super::method::Call;
 use crate::model::error::{Code, Error};
 
-/// A connection to a daemon. One call at a time; use several connections for several.
+/// A connection to a daemon.
 #[derive(Debug)]
 pub struct Client {
     stream: BufReader<UnixStream>,
@@ -58,20 +58,51 @@ impl Client {
     /// # Errors
     /// What the daemon answers, or [`Code::NoDaemon`] if it went away.
     pub fn call<T: DeserializeOwned>(&mut self, call: &Call) -> Result<T, Error> {
-        let id = self.send(call)?;
+        let asked = self.ask(call)?;
+        loop {
+            let (id, outcome) = self.answer()?;
+            if id == Some(asked) || outcome.is_err() {
+                let broken = |error| broken(&format!("{}: {error}", call.method()));
+                return serde_json::from_value(outcome?).map_err(broken);
+            }
+        }
+    }
+
+    /// Sends a call and returns its number. The daemon carries calls out in the order in which they come, and answers when each is
+    /// done: [`Client::answer`].
+    ///
+    /// # Errors
+    /// [`Code::NoDaemon`] if the daemon went away.
+    pub fn ask(&mut self, call: &Call) -> Result<u64, Error> {
+        self.next += 1;
+        let params = call.params().map_err(|error| broken(&error.to_string()))?;
+        let message = Outgoing { jsonrpc: "2.0", id: self.next, method: call.method(), params };
+        let mut line = serde_json::to_vec(&message).map_err(|error| broken(&error.to_string()))?;
+        line.push(b'\n');
+        match self.stream.get_mut().write_all(&line) {
+            Ok(()) => Ok(self.next),
+            // Who is turned away at the door is told why before it can ask.
+            Err(error) => Err(match self.receive() {
+                Ok(Reply { error: Some(refusal), .. }) => refusal.into(),
+                _ => gone(&error),
+            }),
+        }
+    }
+
+    /// Waits for the next answer, and returns it with the number of its call: none if the daemon could not read the call.
+    ///
+    /// # Errors
+    /// [`Code::NoDaemon`] if the daemon went away.
+    pub fn answer(&mut self) -> Result<(Option<u64>, Result<Value, Error>), Error> {
         loop {
             let reply = self.receive()?;
             if let (Some(method), Some(params)) = (reply.method, reply.params) {
                 self.notes.push_back(Note { method, params });
                 continue;
             }
-            if let Some(error) = reply.error {
-                return Err(error.into());
-            }
-            if reply.id.as_ref().and_then(Value::as_u64) == Some(id) {
-                let result = reply.result.unwrap_or(Value::Null);
-                return serde_json::from_value(result).map_err(|error| broken(&format!("{}: {error}", call.method())));
-            }
+            let outcome =
+                reply.error.map_or_else(|| Ok(reply.result.unwrap_or(Value::Null)), |error| Err(error.into()));
+            return Ok((reply.id.as_ref().and_then(Value::as_u64), outcome));
         }
     }
 
@@ -108,16 +139,6 @@ impl Client {
         self.stream.get_ref().set_read_timeout(timeout).map_err(|error| broken(&error.to_string()))
     }
 
-    fn send(&mut self, call: &Call) -> Result<u64, Error> {
-        self.next += 1;
-        let params = call.params().map_err(|error| broken(&error.to_string()))?;
-        let message = Outgoing { jsonrpc: "2.0", id: self.next, method: call.method(), params };
-        let mut line = serde_json::to_vec(&message).map_err(|error| broken(&error.to_string()))?;
-        line.push(b'\n');
-        self.stream.get_mut().write_all(&line).map_err(|error| gone(&error))?;
-        Ok(self.next)
-    }
-
     fn receive(&mut self) -> Result<Reply, Error> {
         let mut line = Vec::new();
         let read = self.stream.read_until(b'\n', &mut line).map_err(|error| gone(&error))?;
@@ -144,4 +165,25 @@ fn gone(error: &std::io::Error) -> Error {
 fn broken(why: &str) -> Error {
     Error::new(Code::BadRequest, format!("the daemon and this program do not understand each other: {why}"))
         .remedy("use the same version of both")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::message::answer_line;
+    use crate::api::method::Selection;
+
+    #[test]
+    fn who_is_turned_away_before_it_can_ask_is_told_why() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let refusal = Error::new(Code::TooManyClients, "so many are connected").remedy("close a connection first");
+        theirs.write_all(&answer_line(&Value::Null, Err(refusal.clone()))).unwrap();
+        drop(theirs);
+        let refused = Client::over(ours).call::<Value>(&Call::Ps(Selection::default())).unwrap_err();
+        assert_eq!(refused, refusal);
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        drop(theirs);
+        let gone = Client::over(ours).call::<Value>(&Call::Ps(Selection::default())).unwrap_err();
+        assert_eq!(gone.code, Code::NoDaemon);
+    }
 }

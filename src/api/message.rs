@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -23,6 +24,30 @@ pub struct Incoming<'a> {
     /// The method's parameters, by name: as they came, for only the method knows what they are.
     #[serde(borrow, default)]
     pub params: Option<&'a RawValue>,
+}
+
+impl<'a> Incoming<'a> {
+    /// Reads a line.
+    ///
+    /// # Errors
+    /// [`Code::NotJson`], or [`Code::BadRequest`] if it is no request: a batch is none, each of its requests has a line of its own.
+    pub fn parse(line: &'a [u8]) -> Result<Self, Error> {
+        let bad = |code, why: &str| {
+            let shown = String::from_utf8_lossy(&line[..line.len().min(60)]);
+            Error::new(code, format!("not a JSON-RPC 2.0 request: {why}: {shown:?}"))
+                .remedy(r#"as in {"jsonrpc":"2.0","id":1,"method":"ps","params":{}}, one a line"#)
+        };
+        // Serde would take its fields in their order.
+        if line.trim_ascii_start().starts_with(b"[") {
+            return Err(bad(Code::BadRequest, "an array"));
+        }
+        let incoming: Self = serde_json::from_slice(line)
+            .map_err(|error| bad(if error.is_data() { Code::BadRequest } else { Code::NotJson }, &error.to_string()))?;
+        if incoming.jsonrpc != "2.0" {
+            return Err(bad(Code::BadRequest, &format!("jsonrpc is {:?}", incoming.jsonrpc)));
+        }
+        Ok(incoming)
+    }
 }
 
 /// Tells a `null` from nothing.
@@ -64,7 +89,7 @@ pub struct Reply {
 }
 
 /// An error as JSON-RPC spells it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct RpcError {
     /// JSON-RPC's number: -32700, -32600, -32601, -32602 for what the protocol itself forbids, -32000 for the rest.
     pub code: i32,
@@ -76,7 +101,7 @@ pub struct RpcError {
 }
 
 /// What [`Error`] has beyond its message.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct ErrorDetail {
     /// Stable, for programs.
     pub code: Code,
@@ -88,6 +113,7 @@ pub struct ErrorDetail {
 impl From<Error> for RpcError {
     fn from(error: Error) -> Self {
         let code = match error.code {
+            Code::NotJson => -32700,
             Code::BadRequest => -32600,
             Code::UnknownMethod => -32601,
             Code::BadValue | Code::BadId => -32602,

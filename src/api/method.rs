@@ -3,30 +3,34 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use schemars::{JsonSchema, SchemaGenerator};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use super::schema::Method;
 use crate::model::config::HerdConfig;
 use crate::model::error::{Code, Error};
 use crate::model::event::Event;
+use crate::model::explain::Explanation;
 use crate::model::id::{AgentId, Level};
 use crate::model::limits::Limits;
 use crate::model::request::{LimitScope, Target};
 use crate::model::rule::RuleCount;
+use crate::model::schema::plain;
 use crate::model::spec::AgentSpec;
-use crate::model::status::{AgentStatus, Cause, State};
+use crate::model::status::{AgentStatus, Cause, Receipt, State};
 use crate::model::stream::Stream;
 use crate::model::time::Wall;
 use crate::model::usage::Usage;
 
 macro_rules! methods {
-    ($($(#[$doc:meta])* $name:ident ($params:ty) = $text:literal,)*) => {
+    ($($(#[doc = $doc:literal])* $name:ident ($params:ty) -> $result:ty = $text:literal,)*) => {
         /// A call with its parameters.
         #[derive(Clone, Debug, PartialEq)]
         pub enum Call {
-            $($(#[$doc])* $name($params),)*
+            $($(#[doc = $doc])* $name($params),)*
         }
 
         impl Call {
@@ -57,54 +61,69 @@ macro_rules! methods {
             pub fn params(&self) -> serde_json::Result<Value> {
                 match self { $(Self::$name(params) => serde_json::to_value(params)),* }
             }
+
+            /// Describes every method: what it does, what it takes, and what it gives.
+            pub(super) fn described(taken: &mut SchemaGenerator, given: &mut SchemaGenerator) -> Vec<(&'static str, Method)> {
+                vec![$(($text, Method {
+                    description: plain(concat!($($doc),*)),
+                    params: taken.subschema_for::<$params>(),
+                    result: given.subschema_for::<$result>(),
+                })),*]
+            }
         }
     };
 }
 
 methods! {
     /// Who is there: gives [`Hello`].
-    Hello(Nothing) = "hello",
-    /// Starts an agent, or registers a group if it has no command: gives its [`AgentStatus`].
-    Spawn(Box<AgentSpec>) = "spawn",
+    Hello(Nothing) -> Hello = "hello",
+    /// Starts an agent, or registers a group if it has no command: gives its [`AgentStatus`] when its program executes, and at
+    /// once if it has to wait for room, for a resume or for the agents that it starts after.
+    Spawn(Box<AgentSpec>) -> AgentStatus = "spawn",
     /// Lists agents: gives their [`AgentStatus`]es.
-    Ps(Selection) = "ps",
+    Ps(Selection) -> Vec<AgentStatus> = "ps",
     /// Tells all of one agent: gives [`Shown`].
-    Show(OfAgent) = "show",
-    /// Tells why an agent is as it is and what comes next: gives its [`Explanation`](crate::model::explain::Explanation).
-    Explain(OfAgent) = "explain",
+    Show(OfAgent) -> Shown = "show",
+    /// Tells why an agent is as it is and what comes next: gives its [`Explanation`].
+    Explain(OfAgent) -> Explanation = "explain",
     /// Finds the agent that a process belongs to: gives its [`AgentStatus`].
-    Process(OfProcess) = "process",
+    Process(OfProcess) -> AgentStatus = "process",
     /// Counts: gives [`Stats`].
-    Stats(Nothing) = "stats",
+    Stats(StatsQuery) -> Stats = "stats",
     /// Tells what happened: gives [`Events`], and with `follow` notifications `event` with [`EventNote`].
-    Events(EventQuery) = "events",
+    Events(EventQuery) -> Events = "events",
     /// Reads output: gives [`Output`], and with `follow` notifications `output` with [`OutputNote`].
-    Logs(LogQuery) = "logs",
+    Logs(LogQuery) -> Output = "logs",
     /// Freezes subtrees: gives the [`AgentStatus`]es when all is seen frozen.
-    Pause(OfTarget) = "pause",
+    Pause(OfTarget) -> Vec<AgentStatus> = "pause",
     /// Thaws subtrees: gives the [`AgentStatus`]es.
-    Resume(OfTarget) = "resume",
-    /// Ends subtrees: gives the [`Receipt`](crate::model::status::Receipt) when nothing of them lives.
-    Terminate(Ending) = "terminate",
+    Resume(OfTarget) -> Vec<AgentStatus> = "resume",
+    /// Ends subtrees: gives the [`Receipt`] when nothing of them lives.
+    Terminate(Ending) -> Receipt = "terminate",
     /// Changes limits: gives those that are in force now.
-    Limit(LimitChange) = "limit",
+    Limit(LimitChange) -> Limits = "limit",
     /// Ends an agent's run and starts the next: gives its [`AgentStatus`].
-    Restart(OfAgent) = "restart",
+    Restart(OfAgent) -> AgentStatus = "restart",
     /// Waits until all of these have ended: gives their [`AgentStatus`]es.
-    Wait(OfAgents) = "wait",
-    /// Forgets ended agents now: gives what they were.
-    Cleanup(OfTarget) = "cleanup",
+    Wait(OfAgents) -> Vec<AgentStatus> = "wait",
+    /// Forgets ended agents now: gives what they were, once their ids are free.
+    Cleanup(OfTarget) -> Vec<AgentStatus> = "cleanup",
     /// Ends the herd and the daemon: gives the receipt.
-    Shutdown(Grace) = "shutdown",
+    Shutdown(Grace) -> Receipt = "shutdown",
     /// Tells what the herd is held to now: gives [`Configured`].
-    Config(Nothing) = "config",
+    Config(Nothing) -> Configured = "config",
     /// Tells what the host offers: gives [`Doctor`].
-    Doctor(Nothing) = "doctor",
+    Doctor(Nothing) -> Doctor = "doctor",
 }
 
 fn parameters<P: DeserializeOwned>(method: &str, params: Option<&RawValue>) -> Result<P, Error> {
-    serde_json::from_str(params.map_or("{}", RawValue::get))
-        .map_err(|error| Error::new(Code::BadValue, format!("{method}: {error}")))
+    let params = params.map_or("{}", RawValue::get);
+    // Serde would take them in the order of its fields.
+    if params.starts_with('[') {
+        let message = format!("{method}: parameters by position");
+        return Err(Error::new(Code::BadValue, message).remedy(r#"give them by name, as in {"id": "worker"}"#));
+    }
+    serde_json::from_str(params).map_err(|error| Error::new(Code::BadValue, format!("{method}: {error}")))
 }
 
 fn unknown(method: &str) -> Error {
@@ -119,7 +138,7 @@ fn unknown(method: &str) -> Error {
 }
 
 /// What the herd is held to.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Configured {
     /// All of it.
     pub config: HerdConfig,
@@ -128,7 +147,7 @@ pub struct Configured {
 }
 
 /// One setting.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Configuration {
     /// What it is.
     pub value: Value,
@@ -137,12 +156,12 @@ pub struct Configuration {
 }
 
 /// No parameters.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Nothing {}
 
 /// One agent.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct OfAgent {
     /// Its name.
@@ -150,7 +169,7 @@ pub struct OfAgent {
 }
 
 /// Several agents.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct OfAgents {
     /// Their names.
@@ -158,7 +177,7 @@ pub struct OfAgents {
 }
 
 /// A process.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct OfProcess {
     /// Its number, as the daemon's pid namespace has it. Any descendant of an agent will do.
@@ -166,7 +185,7 @@ pub struct OfProcess {
 }
 
 /// Subtrees.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct OfTarget {
     /// `{"ids": ["a"]}`, `{"level": 1}`, `{"session": "s"}` or `"all"`.
@@ -174,7 +193,7 @@ pub struct OfTarget {
 }
 
 /// Which agents are listed.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Selection {
     /// All, if none is given.
@@ -186,7 +205,7 @@ pub struct Selection {
 }
 
 /// The end of subtrees.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Ending {
     /// Whose.
@@ -197,7 +216,7 @@ pub struct Ending {
 }
 
 /// The end of the herd.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Grace {
     /// How long the polite stop may take, in milliseconds: 0 kills at once; the agents' own grace by default.
@@ -212,7 +231,7 @@ pub fn grace(grace_ms: Option<u64>) -> Option<Duration> {
 }
 
 /// A change of limits.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LimitChange {
     /// Whose: `{"agent": "a"}`, `{"each": 1}`, `{"siblings": 1}`, `{"total": 1}` or `"herd"`.
@@ -221,8 +240,16 @@ pub struct LimitChange {
     pub limits: Limits,
 }
 
+/// Which figures.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct StatsQuery {
+    /// Whether what each agent uses is told as well.
+    pub agents: bool,
+}
+
 /// Which events.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct EventQuery {
     /// Only those with a greater number; with none and `follow`, only new ones.
@@ -248,7 +275,7 @@ impl EventQuery {
 }
 
 /// What happened.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Events {
     /// In order; a page of them. Ask again with `since` = `last` until none comes.
     pub events: Vec<Event>,
@@ -259,7 +286,7 @@ pub struct Events {
 }
 
 /// The notification `event`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct EventNote {
     /// The `id` of the call that follows.
     pub call: Value,
@@ -276,7 +303,7 @@ fn is_zero(count: &u64) -> bool {
 }
 
 /// Which output, and from where.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LogQuery {
     /// Whose.
@@ -296,7 +323,7 @@ pub struct LogQuery {
 }
 
 /// A place in the two streams: bytes from the beginning of each. A stream that is not read has none.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Offsets {
     /// In standard output.
@@ -306,7 +333,7 @@ pub struct Offsets {
 }
 
 /// Output: a page of it.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Output {
     /// In order of time as far as it is known, and of offset within a stream.
     pub pieces: Vec<OutputPiece>,
@@ -319,7 +346,7 @@ pub struct Output {
 }
 
 /// Bytes of one stream.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct OutputPiece {
     /// Which.
     pub stream: Stream,
@@ -329,11 +356,12 @@ pub struct OutputPiece {
     pub time: Option<Wall>,
     /// The bytes, in base64.
     #[serde(with = "base64_bytes")]
+    #[schemars(with = "String", extend("contentEncoding" = "base64"))]
     pub data: Vec<u8>,
 }
 
 /// The notification `output`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct OutputNote {
     /// The `id` of the call that follows.
     pub call: Value,
@@ -362,7 +390,7 @@ mod base64_bytes {
 }
 
 /// Who is there.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Hello {
     /// The daemon's version.
     pub version: String,
@@ -375,7 +403,7 @@ pub struct Hello {
 }
 
 /// All of one agent.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Shown {
     /// How it is.
     #[serde(flatten)]
@@ -401,7 +429,7 @@ pub struct Shown {
 }
 
 /// Counts over the herd.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Stats {
     /// Agents that count against the bounds.
     pub agents: u64,
@@ -420,9 +448,15 @@ pub struct Stats {
     pub usage: Option<Usage>,
     /// What the subtrees that begin at each level use, summed.
     pub usage_by_level: BTreeMap<Level, Usage>,
+    /// What each agent's subtree uses, if that was asked for: of agents whose cgroup is there and that the caller may read.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub usage_by_agent: BTreeMap<AgentId, Usage>,
     /// Lines that rules have found and told.
     #[serde(default)]
     pub rule_lines: u64,
+    /// How often limits were hit and that was told, by the limit's name.
+    #[serde(default)]
+    pub limit_hits: BTreeMap<String, u64>,
     /// Clients that are connected.
     pub clients: u64,
     /// Messages to `NOTIFY_SOCKET` that were not heard, since no run's process had sent them or they were too long.
@@ -435,7 +469,7 @@ pub struct Stats {
 }
 
 /// A latency's distribution, in microseconds.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Latency {
     /// How many were measured.
     pub count: u64,
@@ -452,7 +486,7 @@ pub struct Latency {
 }
 
 /// What the host offers.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Doctor {
     /// Whether a daemon can work here.
     pub is_fit: bool,
@@ -463,7 +497,7 @@ pub struct Doctor {
 }
 
 /// One check.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Check {
     /// What was looked at.
     pub name: String,
@@ -477,7 +511,7 @@ pub struct Check {
 }
 
 /// How a check came out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Finding {
     /// As it should be.
@@ -489,7 +523,7 @@ pub enum Finding {
 }
 
 /// What enforces one limit.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Enforced {
     /// The limit.
     pub limit: String,

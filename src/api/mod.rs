@@ -16,6 +16,7 @@
 pub mod client;
 pub mod message;
 pub mod method;
+pub mod schema;
 
 /// The longest line of a request, in bytes.
 pub const REQUEST_MAX: usize = 1 << 20;

@@ -11,7 +11,7 @@ use crate::model::error::{Code, Error};
 use crate::model::id::{AgentId, Level};
 use crate::model::limits::Limits;
 use crate::model::request::LimitScope;
-use crate::model::time::text::parse as duration;
+use crate::model::time::DurationText;
 
 const AFTER: &str =
     "Exit status: 0 done, 1 the thing asked about failed, 2 usage, 3 refused, 4 no such agent, 5 no daemon.";
@@ -81,7 +81,9 @@ pub(super) enum Verb {
     /// Tell why an agent is as it is, what it waits for, and what comes next
     Explain(OneAgent),
     /// Count: agents by level and state, ends by cause, detection latency, what the herd uses
-    Stats,
+    Stats(StatsArgs),
+    /// Watch the herd: what each agent uses, what happens; and pause, resume, restart or end it by a key
+    Top(TopArgs),
     /// Tell what happened
     Events(EventsArgs),
     /// Print what an agent wrote
@@ -102,6 +104,8 @@ pub(super) enum Verb {
     Cleanup(Targets),
     /// End the herd and its daemon
     Shutdown(GraceArgs),
+    /// Print what the socket takes and gives, and `--json` prints, as JSON Schema
+    Schema(SchemaArgs),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
     /// Print a manual page: this program's, or a verb's
@@ -159,7 +163,7 @@ pub(super) struct RunArgs {
     /// The tree file
     #[arg(value_name = "TREE.toml")]
     pub file: PathBuf,
-    /// The root cgroup [default: treeherd-run-PID]
+    /// The root cgroup [default: the one that systemd delegated to us, else treeherd-run-PID]
     #[arg(long, value_name = "NAME")]
     pub cgroup: Option<String>,
     /// Show output only, no events and no summary
@@ -196,11 +200,25 @@ pub(super) struct DaemonArgs {
     #[arg(long, value_name = "N")]
     pub max_agents: Option<u32>,
     /// How long ended agents stay [default: 60s]
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", value_parser = DurationText::parse)]
     pub cleanup_retention: Option<Duration>,
     /// Keep ended agents until `cleanup`
     #[arg(long)]
     pub no_auto_cleanup: bool,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct StatsArgs {
+    /// What each agent uses, with all below it
+    #[arg(long)]
+    pub agents: bool,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct TopArgs {
+    /// How often figures are read
+    #[arg(long, value_name = "TIME", value_parser = DurationText::parse, default_value = "1s")]
+    pub interval: Duration,
 }
 
 #[derive(Args, Debug)]
@@ -241,7 +259,7 @@ pub(super) struct LogsArgs {
 #[derive(Args, Debug)]
 pub(super) struct GraceArgs {
     /// How long the polite stop may take [default: each agent's own grace]
-    #[arg(long, value_name = "TIME", value_parser = duration, conflicts_with = "now")]
+    #[arg(long, value_name = "TIME", value_parser = DurationText::parse, conflicts_with = "now")]
     grace: Option<Duration>,
     /// Kill at once
     #[arg(long)]
@@ -269,8 +287,15 @@ pub(super) struct WaitArgs {
     #[arg(value_name = "ID", required = true)]
     pub ids: Vec<AgentId>,
     /// How long to wait at most
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", value_parser = DurationText::parse)]
     pub timeout: Option<Duration>,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct SchemaArgs {
+    /// Of a tree file instead: editors complete and check it by this
+    #[arg(long)]
+    pub tree: bool,
 }
 
 #[derive(Args, Debug)]

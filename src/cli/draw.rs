@@ -56,7 +56,7 @@ fn label(agent: &AgentStatus, screen: &Screen) -> String {
 }
 
 /// Returns the agents as they stand in the tree, each with the branches before its name.
-fn layout<'a>(agents: &'a [AgentStatus], root: Option<&AgentId>) -> Vec<(String, &'a AgentStatus)> {
+pub(super) fn layout<'a>(agents: &'a [AgentStatus], root: Option<&AgentId>) -> Vec<(String, &'a AgentStatus)> {
     let known: BTreeMap<&AgentId, &AgentStatus> = agents.iter().map(|agent| (&agent.id, agent)).collect();
     let mut children: BTreeMap<&AgentId, Vec<&AgentStatus>> = BTreeMap::new();
     let mut tops = Vec::new();

@@ -1,6 +1,6 @@
 //! As PID 1, of a container or of a machine: this process only passes signals on and reaps what is reparented to it; a second one,
 //! started at once with the same command line, is what was asked for. So the supervisor waits for its own children only, and
-//! nothing that an agent leaves behind becomes a zombie for ever.
+//! nothing that an agent leaves behind becomes a zombie for ever. Both leave the container's cgroup to the herd.
 
 use std::process::{Command, ExitCode};
 
@@ -12,6 +12,7 @@ use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SI
 use signal_hook::iterator::Signals;
 
 use super::failure::Failure;
+use crate::daemon;
 use crate::model::error::{Code, Error};
 
 /// Added to the number of the signal that ended a process: what shells make of it.
@@ -35,6 +36,7 @@ fn supervise() -> Result<i32, Error> {
     // Before the child is there: its end is not missed.
     let mut signals = Signals::new([SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2])
         .map_err(|error| failed("listen to signals", error))?;
+    daemon::step_aside();
     let program = std::env::current_exe().map_err(|error| failed("find this program", error))?;
     let child = Command::new(program).args(std::env::args_os().skip(1)).spawn();
     let child = child.map_err(|error| failed("start the supervisor", error))?.id();

@@ -119,6 +119,10 @@ fn facts(shown: &Shown) -> Vec<(&'static str, String)> {
     ];
     let mut add = |name, value: Option<String>| facts.extend(value.map(|value| (name, value)));
     add("parent", status.parent.as_ref().map(ToString::to_string));
+    add(
+        "after",
+        (!spec.after.is_empty()).then(|| spec.after.iter().map(AgentId::as_str).collect::<Vec<_>>().join(" ")),
+    );
     add("paused", (status.paused != Paused::No).then(|| status.paused.name().to_owned()));
     add("waits", status.waits.clone());
     add("session", status.session.as_ref().map(ToString::to_string));
@@ -143,6 +147,7 @@ fn facts(shown: &Shown) -> Vec<(&'static str, String)> {
     let ready = |ready| format!("{ready}, within {}", duration(millis(spec.ready_deadline().unwrap_or_default())));
     add("ready", spec.ready.as_ref().map(ready));
     add("watchdog", spec.watchdog.map(|watchdog| format!("every {}", duration(millis(watchdog)))));
+    add("stall", spec.stall.map(|stall| stall.to_string()));
     add("run timeout", spec.run_timeout.map(|timeout| duration(millis(timeout))));
     for rule in &spec.pressure {
         add("pressure", Some(rule.to_string()));

@@ -10,6 +10,7 @@
 //! What is asked for goes to stdout, everything about the asking to stderr. Whatever an agent may have made (its output,
 //! its command, messages that quote it) is escaped before a terminal sees it. Nothing here polls.
 
+mod ahead;
 mod apply;
 mod args;
 mod change;
@@ -24,12 +25,14 @@ mod link;
 mod list;
 mod logs;
 mod run;
+mod schema;
 mod screen;
 mod serve;
 mod spec;
 mod stats;
 mod target;
 mod tell;
+mod top;
 
 use std::io::ErrorKind;
 use std::process::ExitCode;
@@ -78,7 +81,8 @@ fn dispatch(cli: Cli, screen: &mut Screen) -> Done {
         Verb::Tree(args) => draw::tree(global, args.id.as_ref(), screen),
         Verb::Show(args) => list::show(global, args.id, screen),
         Verb::Explain(args) => list::explain(global, args.id, screen),
-        Verb::Stats => stats::stats(global, screen),
+        Verb::Stats(args) => stats::stats(global, &args, screen),
+        Verb::Top(args) => top::top(global, &args, screen),
         Verb::Events(args) => events::events(global, args, screen),
         Verb::Logs(args) => logs::logs(global, args, screen),
         Verb::Pause(targets) => change::pause(global, targets.target(), screen),
@@ -89,6 +93,7 @@ fn dispatch(cli: Cli, screen: &mut Screen) -> Done {
         Verb::Wait(args) => change::wait(global, args, screen),
         Verb::Cleanup(targets) => change::cleanup(global, targets.target(), screen),
         Verb::Shutdown(args) => change::shutdown(global, args, screen),
+        Verb::Schema(args) => schema::schema(&args, screen),
         Verb::Completions(args) => completions(args.shell, screen),
         Verb::Man(args) => man(args.verb.as_deref(), screen),
     }

@@ -31,12 +31,12 @@ use super::link::SOCKET_VARIABLE;
 use super::screen::Screen;
 use super::serve::log_to_stderr;
 use crate::api::client::Client;
-use crate::api::method::{Call, EventQuery, Events, Grace, Selection};
-use crate::daemon::Settings;
+use crate::api::method::{Call, EventQuery, Events, Selection};
+use crate::daemon::{self, Residence, Settings};
 use crate::herd::Herd;
 use crate::model::error::{Code, Error};
 use crate::model::spec::AgentSpec;
-use crate::model::status::{AgentStatus, Receipt};
+use crate::model::status::AgentStatus;
 use crew::{Crew, Message};
 use view::View;
 
@@ -63,7 +63,10 @@ pub(super) fn run(global: &Global, args: RunArgs, screen: &mut Screen) -> Done {
     let mut settings = Settings::new(&place.dir);
     settings.herd = tree.config;
     settings.socket.clone_from(&global.socket);
-    settings.cgroup = args.cgroup.unwrap_or_else(|| format!("treeherd-run-{}", std::process::id()));
+    let delegated = if args.cgroup.is_none() { daemon::delegated_cgroup() } else { None };
+    // Where we are no controller can be handed down.
+    settings.residence = if delegated.is_some() { Residence::OwnLeaf } else { Residence::Stay };
+    settings.cgroup = args.cgroup.or(delegated).unwrap_or_else(|| format!("treeherd-run-{}", std::process::id()));
     let socket = settings.socket();
     let herd = Herd::start(settings)?;
     if !args.quiet {
@@ -72,7 +75,7 @@ pub(super) fn run(global: &Global, args: RunArgs, screen: &mut Screen) -> Done {
     let agents: Vec<_> = tree.agents.into_iter().map(|spec| told_where(spec, &socket)).collect();
     let mut view = View::new(&agents, args.quiet, screen);
     let outcome = watch(&herd, agents, &signals, &mut view);
-    let ended = end(herd);
+    let ended = herd.shutdown(None);
     match outcome.and_then(|()| Ok(view.finish()?)) {
         // Nobody looks any more: the agents were ended, which is not what they were started for.
         Err(Failure::Stdout(error)) if error.kind() == ErrorKind::BrokenPipe => return Ok(ExitCode::from(FAILED)),
@@ -217,13 +220,4 @@ fn wait(client: &Client, others: Option<(&UnixStream, &UnixStream)>, most: Optio
 fn arrived(mut pipe: &UnixStream) -> usize {
     let mut bytes = [0; 64];
     pipe.read(&mut bytes).unwrap_or(0)
-}
-
-/// Ends the supervisor, and whatever is left of its herd.
-fn end(herd: Herd) -> Result<(), Error> {
-    let receipt =
-        herd.connect_client().and_then(|mut client| client.call::<Receipt>(&Call::Shutdown(Grace::default())));
-    let ended = herd.join();
-    // Why it ended by itself says more than that it does not answer.
-    ended.and(receipt.map(drop))
 }

@@ -16,7 +16,8 @@ use crate::model::spec::{
     Admission, AgentSpec, Children, IoClass, IoNice, OnMainExit, Restart, RestartPolicy, Rlimit, RlimitPair,
     StopSignal, Strategy,
 };
-use crate::model::time::text::parse as duration;
+use crate::model::stall::StallRule;
+use crate::model::time::DurationText;
 use crate::model::units::Bytes;
 
 /// One flag for each knob: `--memory-max 512MiB`.
@@ -65,6 +66,9 @@ pub(super) struct GroupArgs {
     /// The level that it should have: refused if its parent says otherwise
     #[arg(long, value_name = "N")]
     level: Option<u16>,
+    /// An agent that it starts after: each start waits until that one is ready or has completed; may be repeated
+    #[arg(long, value_name = "ID")]
+    after: Vec<AgentId>,
     /// A word for what kind of agent it is
     #[arg(long = "type", value_name = "WORD")]
     kind: Option<String>,
@@ -136,10 +140,10 @@ pub(super) struct SpawnArgs {
     #[arg(long, value_name = "SIGNAL")]
     stop_signal: Option<StopSignal>,
     /// How long a polite stop may take before the kill [default: 10s]
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", value_parser = DurationText::parse)]
     grace: Option<Duration>,
     /// How long a run may last before it has failed [default: for ever]
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", value_parser = DurationText::parse)]
     run_timeout: Option<Duration>,
     /// What is done when its subtree waits too long: 'RESOURCE [some|full] SHARE% [WINDOW] [STEPS]', as in 'memory some 15%
     /// 2s warn,pause,terminate'; may be repeated
@@ -158,20 +162,24 @@ pub(super) struct SpawnArgs {
     command: Vec<String>,
 }
 
-/// How an agent tells that it is ready and that it lives.
+/// How an agent shows that it is ready and that it lives.
 #[derive(Args, Debug)]
-#[command(next_help_heading = "Readiness and heartbeat")]
+#[command(next_help_heading = "Signs of life")]
 struct HealthArgs {
     /// How it tells that it is ready: notify (READY=1), stdout:REGEX, stderr:REGEX, both:REGEX or fd:N (a newline) [default: it is when
     /// its program executes]
     #[arg(long, value_name = "HOW")]
     ready: Option<Ready>,
     /// How long it may take to be ready before it has failed [default: 1m]
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", value_parser = DurationText::parse)]
     ready_timeout: Option<Duration>,
     /// How often it has to send WATCHDOG=1, or else it has failed; 10ms at least [default: never]
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", value_parser = DurationText::parse)]
     watchdog: Option<Duration>,
+    /// For how long it may write no output and use no CPU before that is told, or is a failure: `fail:5m`; 1s at least [default:
+    /// for ever]
+    #[arg(long, value_name = "[ACTION:]TIME")]
+    stall: Option<StallRule>,
 }
 
 /// When and how an agent is started again.
@@ -182,10 +190,10 @@ struct RestartArgs {
     #[arg(long, value_name = "POLICY", value_parser = word::<RestartPolicy>)]
     restart: Option<RestartPolicy>,
     /// The first delay [default: 1s]
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", value_parser = DurationText::parse)]
     restart_delay: Option<Duration>,
     /// The longest delay [default: 1m]
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", value_parser = DurationText::parse)]
     restart_max_delay: Option<Duration>,
     /// By how much each delay is longer than the one before [default: 2]
     #[arg(long, value_name = "N")]
@@ -194,13 +202,13 @@ struct RestartArgs {
     #[arg(long, value_name = "N")]
     restart_jitter: Option<f64>,
     /// How long a run must last for the delay to begin anew [default: 1m]
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", value_parser = DurationText::parse)]
     restart_healthy_after: Option<Duration>,
     /// How many restarts there may be in a period [default: 10]
     #[arg(long, value_name = "N")]
     restart_intensity: Option<u32>,
     /// The period in which restarts are counted [default: 10m]
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", value_parser = DurationText::parse)]
     restart_period: Option<Duration>,
     /// Its parent ends when it ends for good: badly if it failed, in order if it completed
     #[arg(long)]
@@ -218,7 +226,7 @@ struct ChildrenArgs {
     #[arg(long, value_name = "N")]
     child_intensity: Option<u32>,
     /// The period in which its children's restarts are counted [default: 10m]
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", value_parser = DurationText::parse)]
     child_period: Option<Duration>,
 }
 
@@ -238,6 +246,7 @@ impl GroupArgs {
         let mut spec = AgentSpec::group(self.id);
         spec.parent = self.parent;
         spec.level = self.level.map(Level);
+        spec.after = self.after.into_iter().collect();
         spec.kind = self.kind.unwrap_or(spec.kind);
         spec.priority = self.priority.unwrap_or_default();
         spec.session = self.session;
@@ -280,6 +289,7 @@ impl SpawnArgs {
         spec.ready = self.health.ready;
         spec.ready_timeout = self.health.ready_timeout;
         spec.watchdog = self.health.watchdog;
+        spec.stall = self.health.stall;
         spec.output_max = self.output_max.unwrap_or(spec.output_max);
         spec.check()?;
         Ok(spec)
@@ -384,13 +394,14 @@ mod tests {
 
     #[test]
     fn every_field_of_an_agent_has_a_flag() {
-        let line = "a --parent p --level 1 --type t --priority 9 --session s --capability c --meta k=v --meta n=7 \
+        let line = "a --parent p --level 1 --after db --type t --priority 9 --session s --capability c --meta k=v --meta n=7 \
                     --cwd /tmp --env A=B --inherit-env TERM --user nobody --group nogroup --stdin /etc/hosts \
                     --rlimit nofile=100:max --oom-score-adj -5 --nice -3 --ionice idle:7 --restart on-failure \
                     --restart-delay 2m --restart-factor 3 --restart-jitter 0 --restart-healthy-after 5s \
                     --restart-intensity 3 --restart-period 1m --significant --strategy rest-for-one \
                     --child-intensity 3 --child-period 5s --spawn-budget 9 --on-main-exit wait --stop-signal INT --grace 250ms \
-                    --run-timeout 9s --ready stderr:^up --ready-timeout 5s --watchdog 2s --rule stderr:fail:panic --output-max 1MiB --queue --pids-max 9 -- sh -c --json";
+                    --run-timeout 9s --ready stderr:^up --ready-timeout 5s --watchdog 2s --stall fail:5m \
+                    --rule stderr:fail:panic --output-max 1MiB --queue --pids-max 9 -- sh -c --json";
         let spec = spawn(&line.split_whitespace().collect::<Vec<_>>());
         let plain = serde_json::to_value(AgentSpec::new("a".parse().unwrap(), ["x"])).unwrap();
         let json = serde_json::to_value(&spec).unwrap();
@@ -398,7 +409,7 @@ mod tests {
             assert!(field == "id" || plain.get(field) != Some(value), "{field} is not set");
         }
         let names = json.as_object().unwrap().len();
-        assert_eq!(names, 34, "a field that no flag reaches, or a new one: {json:#}");
+        assert_eq!(names, 36, "a field that no flag reaches, or a new one: {json:#}");
         assert_eq!(spec.command, ["sh", "-c", "--json"]);
         assert_eq!((spec.metadata["k"].as_str(), spec.metadata["n"].as_i64()), (Some("v"), Some(7)));
     }
@@ -421,6 +432,8 @@ mod tests {
             &["a", "--ready", "stdout:("],
             &["a", "--ready", "fd:2"],
             &["a", "--watchdog", "9ms"],
+            &["a", "--stall", "999ms"],
+            &["a", "--stall", "kill:5m"],
             &["a", "--memory-max", "10XB"],
             &["../x"],
             &[""],

@@ -3,17 +3,17 @@
 use std::fmt::Display;
 use std::process::ExitCode;
 
-use super::args::Global;
+use super::args::{Global, StatsArgs};
 use super::failure::Done;
 use super::link::connect;
 use super::list::usage;
-use super::screen::{DIM, Screen, duration};
-use crate::api::method::{Call, Latency, Nothing, Stats};
+use super::screen::{BOLD, Cell, DIM, Screen, duration};
+use crate::api::method::{Call, Latency, Stats, StatsQuery};
 use crate::model::units::Bytes;
 
 /// `stats`
-pub(super) fn stats(global: &Global, screen: &mut Screen) -> Done {
-    let stats: Stats = connect(global)?.call(&Call::Stats(Nothing {}))?;
+pub(super) fn stats(global: &Global, args: &StatsArgs, screen: &mut Screen) -> Done {
+    let stats: Stats = connect(global)?.call(&Call::Stats(StatsQuery { agents: args.agents }))?;
     if screen.is_json {
         screen.json(&stats)?;
         return Ok(ExitCode::SUCCESS);
@@ -21,6 +21,9 @@ pub(super) fn stats(global: &Global, screen: &mut Screen) -> Done {
     for (name, value) in facts(&stats) {
         let name = screen.paint(DIM, &format!("{name:<12}"));
         screen.line(&format!("{name} {value}"))?;
+    }
+    if args.agents {
+        agents(&stats, screen)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -33,6 +36,7 @@ fn facts(stats: &Stats) -> Vec<(&'static str, String)> {
         ("ends", counts(stats.causes.iter())),
         ("detection", latency(&stats.detection)),
         ("rule lines", stats.rule_lines.to_string()),
+        ("limits hit", counts(stats.limit_hits.iter())),
     ];
     facts.extend(stats.detection_by_cause.iter().map(|(cause, of)| ("", format!("{cause}: {}", latency(of)))));
     facts.extend([
@@ -54,7 +58,26 @@ fn facts(stats: &Stats) -> Vec<(&'static str, String)> {
     facts
 }
 
-fn counts<'a, K: Display + 'a>(counts: impl Iterator<Item = (&'a K, &'a u64)>) -> String {
+/// Writes what each agent uses as a table.
+fn agents(stats: &Stats, screen: &mut Screen) -> std::io::Result<()> {
+    let or_none = |figure: Option<String>| Cell::number(figure.unwrap_or_else(|| "-".to_owned()));
+    let rows = stats.usage_by_agent.iter().map(|(id, usage)| {
+        let bytes = |bytes: Option<u64>| or_none(bytes.map(|bytes| Bytes(bytes).to_string()));
+        vec![
+            Cell::new(id.as_str()).style(BOLD),
+            or_none(usage.cpu_usage_us.map(|us| duration(us / 1000))),
+            bytes(usage.memory_current_bytes),
+            bytes(usage.memory_peak_bytes),
+            or_none(usage.processes.map(|count| count.to_string())),
+            bytes(usage.io_read_bytes),
+            bytes(usage.io_write_bytes),
+        ]
+    });
+    screen.line("")?;
+    screen.table(&["AGENT", "CPU TIME", "MEMORY", "PEAK", "PROCESSES", "READ", "WRITTEN"], &rows.collect::<Vec<_>>())
+}
+
+pub(super) fn counts<'a, K: Display + 'a>(counts: impl Iterator<Item = (&'a K, &'a u64)>) -> String {
     let parts: Vec<_> =
         counts.filter(|(_, count)| **count > 0).map(|(name, count)| format!("{name}: {count}")).collect();
     if parts.is_empty() { "none".to_owned() } else { parts.join(", ") }

@@ -19,6 +19,7 @@ pub(super) fn mark(kind: Kind) -> (&'static str, Style) {
         Kind::Oom | Kind::Limit | Kind::Lagging | Kind::Overdue | Kind::Storm | Kind::Late | Kind::Forbidden => {
             ("⚠", WARN)
         }
+        Kind::Stalled => ("⚠", WARN),
         _ => ("·", DIM),
     }
 }
@@ -30,11 +31,7 @@ pub(super) fn word(kind: Kind) -> &'static str {
 
 /// Returns what happened, in a sentence; empty where the kind says it all.
 pub(super) fn sentence(event: &Event) -> String {
-    let message = if event.message.is_empty() {
-        event.exit.as_ref().map(ToString::to_string).unwrap_or_default()
-    } else {
-        event.message.clone()
-    };
+    let message = event.sentence();
     match event.pid.filter(|_| event.kind == Kind::Started) {
         Some(pid) if message.is_empty() => format!("pid {pid}"),
         Some(pid) => plain(&format!("pid {pid}: {message}")),

@@ -6,6 +6,7 @@ use super::rules::Watcher;
 use crate::kernel::cgroup::Place;
 use crate::kernel::watch::WatchId;
 use crate::model::id::{AgentId, Run};
+use crate::model::limits::Knob;
 use crate::output::{Scan, Spool};
 
 /// One agent.
@@ -81,6 +82,6 @@ pub(super) enum Watched {
     Stream(crate::machine::AgentKey, crate::model::stream::Stream),
     /// The `memory.events.local` of a memory domain.
     Memory(Place),
-    /// The `pids.events` of a limit on forks.
-    Forks(Place),
+    /// A file that tells when a limit is hit.
+    Hits(Place, Knob),
 }

@@ -5,30 +5,32 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::client::Follow;
+use super::client::{EventFollow, OutputFollow};
 use super::follow::read;
 use super::job::{Job, Measured};
 use super::reread::OURSELVES;
 use super::supervisor::{Supervisor, now};
 use crate::api::CALLS_MAX;
 use crate::api::message::Incoming;
-use crate::api::method::{Call, EventQuery, Events, Hello, LogQuery, Offsets, Selection, Shown, Stats, grace};
+use crate::api::method::{
+    Call, EventQuery, Events, Hello, LogQuery, Offsets, Selection, Shown, Stats, StatsQuery, grace,
+};
 use crate::kernel::cgroup::Place;
 use crate::kernel::pidfd;
 use crate::machine::{AgentKey, Input, ReplyTo};
 use crate::model::error::{Code, Error};
-use crate::model::id::{AgentId, Level};
+use crate::model::id::AgentId;
 use crate::model::request::{Answer, Request, Target};
 use crate::model::status::{AgentStatus, millis};
 use crate::model::stream::Stream;
 use crate::model::usage::Usage;
 use crate::output::Cursor;
 
-/// Figures of the herd and of each level, kept for an interval.
+/// Figures of the herd and of each agent, kept for an interval.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Sample {
     herd: Option<Usage>,
-    levels: BTreeMap<Level, Usage>,
+    agents: Vec<(AgentKey, Usage)>,
 }
 
 /// Whether a call is answered now or later.
@@ -47,20 +49,11 @@ impl Supervisor {
         if line.iter().all(u8::is_ascii_whitespace) {
             return;
         }
-        let incoming: Incoming = match serde_json::from_slice(line) {
+        let incoming = match Incoming::parse(line) {
             Ok(incoming) => incoming,
-            Err(error) => {
-                let shown = String::from_utf8_lossy(&line[..line.len().min(60)]).into_owned();
-                let error = Error::new(Code::BadRequest, format!("not a JSON-RPC 2.0 request: {error}: {shown:?}"));
-                let error = error.remedy(r#"as in {"jsonrpc":"2.0","id":1,"method":"ps","params":{}}"#);
-                return self.answer(client_id, Some(&Value::Null), Err(error));
-            }
+            Err(error) => return self.answer(client_id, Some(&Value::Null), Err(error)),
         };
         let id = incoming.id.as_ref();
-        if incoming.jsonrpc != "2.0" {
-            let error = Error::new(Code::BadRequest, format!("jsonrpc is {:?}", incoming.jsonrpc));
-            return self.answer(client_id, id, Err(error.remedy("send \"jsonrpc\":\"2.0\"")));
-        }
         let outcome =
             Call::parse(&incoming.method, incoming.params).and_then(|call| self.take_call(client_id, id, call));
         match outcome {
@@ -131,9 +124,12 @@ impl Supervisor {
             }
             Call::Explain(of) => {
                 let key = self.readable(client_id, &of.id)?;
-                return now_with(&self.machine.explain(key, now().mono));
+                let mut told = self.machine.explain(key, now().mono);
+                let home = self.bodies.get(&key).map(|body| &body.home).filter(|_| !told.state.has_ended());
+                told.because.extend(home.map(|home| self.hits_over(home)).unwrap_or_default());
+                return now_with(&told);
             }
-            Call::Stats(_) => return self.stats(client_id, id),
+            Call::Stats(query) => return self.stats(client_id, id, query),
             Call::Spawn(spec) => {
                 self.check_pressure(&spec.pressure)?;
                 Request::Spawn(spec)
@@ -197,15 +193,16 @@ impl Supervisor {
     /// Finds an agent whose secrets (output, environment) this client may read: an agent sees itself and what is below it.
     fn readable(&self, client_id: u64, id: &AgentId) -> Result<AgentKey, Error> {
         let key = self.find(id)?;
-        let own = self.clients.get(&client_id).and_then(|client| client.caller.agent);
-        match own {
-            Some(own) if !self.machine.is_within(key, own) => {
-                let error =
-                    Error::new(Code::Forbidden, format!("an agent may not read the output and settings of {id}"));
-                Err(error.remedy("name the agent itself or one below it"))
-            }
-            _ => Ok(key),
+        if self.may_read(client_id, key) {
+            return Ok(key);
         }
+        let error = Error::new(Code::Forbidden, format!("an agent may not read the output and settings of {id}"));
+        Err(error.remedy("name the agent itself or one below it"))
+    }
+
+    fn may_read(&self, client_id: u64, key: AgentKey) -> bool {
+        let own = self.clients.get(&client_id).and_then(|client| client.caller.agent);
+        own.is_none_or(|own| self.machine.is_within(key, own))
     }
 
     fn process(&self, pid: i32) -> Result<AgentStatus, Error> {
@@ -234,7 +231,7 @@ impl Supervisor {
         let last = self.journal.last();
         let next = query.since.map_or(last, |since| since.min(last)) + 1;
         if let Some(client) = self.clients.get_mut(&client_id) {
-            client.follows.push(Follow::Events { call: id.cloned().unwrap_or_default(), query, next });
+            client.events.push(EventFollow { call: id.cloned().unwrap_or_default(), query, next });
             self.stirred.insert(client_id);
         }
         Ok(Events { events: Vec::new(), last, lost: 0 })
@@ -273,27 +270,23 @@ impl Supervisor {
         let next = Offsets { stdout: cursor.stdout, stderr: cursor.stderr };
         let first = crate::api::method::Output { next, ..Default::default() };
         if let Some(client) = self.clients.get_mut(&client_id) {
-            client.follows.push(Follow::Output {
-                call: id.cloned().unwrap_or_default(),
-                agent: key,
-                id: query.id.clone(),
-                cursor,
-            });
+            let follow = OutputFollow { call: id.cloned().unwrap_or_default(), id: query.id.clone(), cursor };
+            client.outputs.entry(key).or_default().push(follow);
+            client.news.insert(key);
             self.stirred.insert(client_id);
         }
         now_with(&first)
     }
 
-    fn stats(&mut self, client_id: u64, id: Option<&Value>) -> Result<Answered, Error> {
+    fn stats(&mut self, client_id: u64, id: Option<&Value>, query: StatsQuery) -> Result<Answered, Error> {
         let mono = now().mono;
         let interval = self.settings.herd.monitoring_interval;
         if let Some((_, sample)) = self.usage.as_ref().filter(|(at, _)| mono.since(*at) < interval) {
-            let sample = sample.clone();
-            return now_with(&self.counted(sample));
+            return now_with(&self.counted(sample, client_id, query));
         }
         let reply = self.expect_reply(client_id, id)?;
-        let tops = self.machine.select(&Target::All)?;
-        self.hand(Job::Measure { call: Measured::Herd(reply), places: self.places(&tops) });
+        let all = self.machine.select(&Target::All)?;
+        self.hand(Job::Measure { call: Measured::Herd(reply, query), places: self.places(&all) });
         Ok(Answered::Later)
     }
 
@@ -312,15 +305,11 @@ impl Supervisor {
                 let shown = self.shown(key, first(homes), first(runs));
                 self.reply_value(to, shown.and_then(|shown| to_value(&shown)));
             }
-            Measured::Herd(to) => {
-                let mut sample = Sample { herd, levels: BTreeMap::new() };
-                for (key, usage, _) in agents {
-                    if let Some(level) = self.machine.level_of(key) {
-                        sample.levels.entry(level).or_default().add(&usage);
-                    }
-                }
-                self.usage = Some((now().mono, sample.clone()));
-                let stats = self.counted(sample);
+            Measured::Herd(to, query) => {
+                let agents = agents.into_iter().map(|(key, usage, _)| (key, usage)).collect();
+                let sample = Sample { herd, agents };
+                let stats = self.counted(&sample, to.client, query);
+                self.usage = Some((now().mono, sample));
                 self.reply_value(to, to_value(&stats));
             }
         }
@@ -353,8 +342,16 @@ impl Supervisor {
         })
     }
 
-    fn counted(&self, sample: Sample) -> Stats {
+    fn counted(&self, sample: &Sample, client_id: u64, query: StatsQuery) -> Stats {
         let counts = self.machine.counts();
+        let (mut usage_by_level, mut usage_by_agent) = (BTreeMap::new(), BTreeMap::new());
+        for (key, usage) in &sample.agents {
+            let Some((id, level)) = self.machine.id_of(*key).zip(self.machine.level_of(*key)) else { continue };
+            usage_by_level.entry(level).or_insert_with(Usage::default).add(usage);
+            if query.agents && self.may_read(client_id, *key) {
+                usage_by_agent.insert(id.clone(), *usage);
+            }
+        }
         Stats {
             agents: counts.levels.values().sum(),
             levels: counts.levels,
@@ -363,8 +360,10 @@ impl Supervisor {
             detection: self.detection.report(),
             detection_by_cause: self.detection.report_by_cause(),
             usage: sample.herd,
-            usage_by_level: sample.levels,
+            usage_by_level,
+            usage_by_agent,
             rule_lines: self.rule_lines,
+            limit_hits: self.limit_hits.clone(),
             clients: self.clients.len() as u64,
             notes_refused: self.mailbox.refused,
             last_event: self.journal.last(),

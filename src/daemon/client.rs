@@ -1,6 +1,6 @@
 //! One connection: bytes in, lines out, what it follows. Bounded in every direction.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{ErrorKind, Read, Write};
 
 use mio::net::UnixStream;
@@ -33,12 +33,17 @@ pub(super) struct Client {
     searched: usize,
     output: Vec<u8>,
     sent: usize,
+    /// Whether the connection took no more, and the poll has not told of it since.
+    is_full: bool,
     /// Whether the poll tells when the reader has made room. As long as nothing waits to be sent it does not: every answer
     /// that is read makes room, and would wake the loop for nothing.
     pub listens_for_room: bool,
     /// The calls that are not answered, by the machine's number, with the client's own `id`; none if it wants no answer.
     pub calls: BTreeMap<u64, Option<Value>>,
-    pub follows: Vec<Follow>,
+    pub events: Vec<EventFollow>,
+    pub outputs: BTreeMap<AgentKey, Vec<OutputFollow>>,
+    /// Those of the agents in `outputs` that may have something to tell: nobody else's files are looked at.
+    pub news: BTreeSet<AgentKey>,
     state: State,
 }
 
@@ -50,13 +55,22 @@ enum State {
     Broken,
 }
 
-/// What a client follows.
+/// Events that a client follows.
 #[derive(Debug)]
-pub(super) enum Follow {
-    /// Events from this number on; they wait in the journal, not here.
-    Events { call: Value, query: EventQuery, next: u64 },
-    /// An agent's output from this place on; it waits in the spool, not here.
-    Output { call: Value, agent: AgentKey, id: AgentId, cursor: Cursor },
+pub(super) struct EventFollow {
+    pub call: Value,
+    pub query: EventQuery,
+    /// From this number on; they wait in the journal, not here.
+    pub next: u64,
+}
+
+/// An agent's output that a client follows.
+#[derive(Debug)]
+pub(super) struct OutputFollow {
+    pub call: Value,
+    pub id: AgentId,
+    /// From this place on; it waits in the spool, not here.
+    pub cursor: Cursor,
 }
 
 impl Client {
@@ -68,9 +82,12 @@ impl Client {
             searched: 0,
             output: Vec::new(),
             sent: 0,
+            is_full: false,
             listens_for_room: false,
             calls: BTreeMap::new(),
-            follows: Vec::new(),
+            events: Vec::new(),
+            outputs: BTreeMap::new(),
+            news: BTreeSet::new(),
             state: State::Open,
         }
     }
@@ -170,12 +187,17 @@ impl Client {
         self.calls.len() < CALLS_MAX
     }
 
+    /// The poll has told something of the connection: perhaps the reader has made room.
+    pub fn polled(&mut self) {
+        self.is_full = false;
+    }
+
     /// Writes as much as the reader takes.
     pub fn flush(&mut self) {
-        while self.sent < self.output.len() && self.state != State::Broken {
+        while self.sent < self.output.len() && !self.is_full && self.state != State::Broken {
             match self.stream.write(&self.output[self.sent..]) {
                 Ok(written) => self.sent += written,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => self.is_full = true,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(_) => self.state = State::Broken,
             }

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::settings::Settings;
 use crate::api::method::{Check, Doctor, Enforced, Finding};
-use crate::kernel::cgroup::Cgroups;
+use crate::kernel::cgroup::{self, Cgroups};
+use crate::kernel::error::errno_text;
 use crate::kernel::host::{Binding, Host, KernelVersion, Layout};
 use crate::kernel::process;
 use crate::kernel::spawn::Way;
@@ -70,9 +71,8 @@ fn root(host: &Host, settings: &Settings) -> Check {
     match rustix::fs::access(nearest, rustix::fs::Access::WRITE_OK) {
         Ok(()) => check(name, Finding::Good, format!("{} can be made", root.display()), None),
         Err(errno) => {
-            let remedy =
-                "run as root, or within a delegated cgroup: systemd-run --user --scope -p Delegate=yes treeherd …";
-            check(name, Finding::Bad, format!("{}: {errno}", nearest.display()), Some(remedy.to_owned()))
+            let remedy = cgroup::remedy(errno).map(str::to_owned);
+            check(name, Finding::Bad, format!("{}: {}", nearest.display(), errno_text(errno)), remedy)
         }
     }
 }

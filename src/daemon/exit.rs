@@ -52,11 +52,14 @@ impl Supervisor {
         });
         let home = self.bodies[&key].home.clone();
         let oom = match exit {
-            Exit::Signal { number: libc::SIGKILL, .. } => self.memory.explain(&self.tools.cgroups, &home),
+            Exit::Signal { number: libc::SIGKILL, .. } => {
+                let peak = rusage.max_rss_bytes;
+                self.memory.explain(&self.tools.cgroups, &mut self.reads, clock::monotonic(), &home, peak)
+            }
             _ => None,
         };
         // The kernel holds news of one file back for up to 10 ms: a limit that it died of is told before its death.
-        self.look_at_forks(&home);
+        self.tell_all_hits(&home);
         self.feed(Input::Exited { agent: key, run, exit, rusage, oom, descendants });
     }
 

@@ -2,9 +2,8 @@
 //! moved on when its connection has room. Who is too slow finds out how much is not kept any more.
 
 use mio::Interest;
-use serde_json::Value;
 
-use super::client::{Client, Follow};
+use super::client::{Client, EventFollow, OutputFollow};
 use super::supervisor::{Source, Supervisor};
 use crate::api::method::{EventNote, EventQuery, Offsets, Output, OutputNote, OutputPiece};
 use crate::machine::AgentKey;
@@ -25,8 +24,7 @@ impl Supervisor {
         for (id, client) in &mut self.clients {
             let has_room = client.has_room();
             let mut lines = Vec::new();
-            for follow in &mut client.follows {
-                let Follow::Events { call, query, next } = follow else { continue };
+            for EventFollow { call, query, next } in &mut client.events {
                 self.stirred.insert(*id);
                 if *next != event.seq || !has_room {
                     continue;
@@ -47,8 +45,9 @@ impl Supervisor {
 
     /// Has the followers of an agent's output looked after at the end of the turn.
     pub(super) fn stir_followers(&mut self, key: AgentKey) {
-        for (id, client) in &self.clients {
-            if client.follows.iter().any(|follow| matches!(follow, Follow::Output { agent, .. } if *agent == key)) {
+        for (id, client) in &mut self.clients {
+            if client.outputs.contains_key(&key) {
+                client.news.insert(key);
                 self.stirred.insert(*id);
             }
         }
@@ -60,25 +59,15 @@ impl Supervisor {
         let mut is_hungry = true;
         for _ in 0..PAGES_A_TURN {
             client.flush();
-            let mut follows = std::mem::take(&mut client.follows);
             let mut has_moved = false;
-            follows.retain_mut(|follow| {
-                if !client.has_room() {
-                    return true;
-                }
-                match follow {
-                    Follow::Events { call, query, next } => {
-                        has_moved |= self.pump_events(&mut client, call, query, next);
-                        true
-                    }
-                    Follow::Output { call, agent, id, cursor } => {
-                        let (moved, is_last) = self.pump_output(&mut client, call, *agent, id, cursor);
-                        has_moved |= moved;
-                        !is_last
-                    }
-                }
-            });
-            client.follows = follows;
+            let mut events = std::mem::take(&mut client.events);
+            for follow in &mut events {
+                has_moved |= client.has_room() && self.pump_events(&mut client, follow);
+            }
+            client.events = events;
+            for key in std::mem::take(&mut client.news) {
+                has_moved |= self.pump_outputs(&mut client, key);
+            }
             is_hungry = has_moved;
             if !has_moved {
                 break;
@@ -109,7 +98,9 @@ impl Supervisor {
         }
     }
 
-    fn pump_events(&mut self, client: &mut Client, call: &Value, query: &EventQuery, next: &mut u64) -> bool {
+    /// Returns whether anything was told.
+    fn pump_events(&mut self, client: &mut Client, follow: &mut EventFollow) -> bool {
+        let EventFollow { call, query, next } = follow;
         if *next > self.journal.last() {
             return false;
         }
@@ -126,15 +117,31 @@ impl Supervisor {
         has_moved
     }
 
+    /// Moves on whoever follows an agent's output. Returns whether anything was told: then there may be more.
+    fn pump_outputs(&mut self, client: &mut Client, key: AgentKey) -> bool {
+        let Some(mut follows) = client.outputs.remove(&key) else { return false };
+        let mut has_moved = false;
+        follows.retain_mut(|follow| {
+            if !client.has_room() {
+                client.news.insert(key);
+                return true;
+            }
+            let (moved, is_last) = self.pump_output(client, key, follow);
+            has_moved |= moved;
+            !is_last
+        });
+        if !follows.is_empty() {
+            client.outputs.insert(key, follows);
+            if has_moved {
+                client.news.insert(key);
+            }
+        }
+        has_moved
+    }
+
     /// Returns whether anything was told, and whether it was the last.
-    fn pump_output(
-        &mut self,
-        client: &mut Client,
-        call: &Value,
-        agent: AgentKey,
-        id: &crate::model::id::AgentId,
-        cursor: &mut Cursor,
-    ) -> (bool, bool) {
+    fn pump_output(&mut self, client: &mut Client, agent: AgentKey, follow: &mut OutputFollow) -> (bool, bool) {
+        let OutputFollow { call, id, cursor } = follow;
         let has_ended = self.machine.has_ended(agent);
         if has_ended {
             self.catch_up(agent);
@@ -153,15 +160,7 @@ impl Supervisor {
     /// An agent is forgotten: whoever follows its output has had the last of it.
     pub(super) fn end_follows(&mut self, key: AgentKey) {
         for (client_id, client) in &mut self.clients {
-            let mut ended = Vec::new();
-            client.follows.retain(|follow| match follow {
-                Follow::Output { call, agent, id, .. } if *agent == key => {
-                    ended.push((call.clone(), id.clone()));
-                    false
-                }
-                _ => true,
-            });
-            for (call, id) in ended {
+            for OutputFollow { call, id, .. } in client.outputs.remove(&key).into_iter().flatten() {
                 client.notify("output", &OutputNote { call, id, output: Output::default(), is_last: true });
                 self.stirred.insert(*client_id);
             }

@@ -13,6 +13,7 @@ const OOM_SCORE_ADJ: i16 = -900;
 /// Takes what the host offers, and says once what it does not. Returns the nice value that agents are to have, if the
 /// daemon's own is another now. Threads have it only if they are started after this.
 pub(super) fn protect() -> Option<i8> {
+    told("what only its start has used stays in memory", guard::forget_text());
     told("memory is not locked", guard::lock_memory());
     told("the OOM killer may end it as soon as others", guard::lower_oom_score(OOM_SCORE_ADJ));
     told("its session is as urgent as others", guard::set_session_nice(NICE));

@@ -2,8 +2,9 @@
 //!
 //! A spawn blocks its thread until `exec`, and a kill of 50,000 processes takes seconds: neither may hold up the news of
 //! another agent's death. Jobs go in over a queue, outcomes come back over a channel that wakes the loop. Spawns have
-//! threads of their own, so that a hanging spawn never waits in front of the kill that frees it. All threads live as long
-//! as the supervisor: a child's parent-death signal and a vfork are bound to its spawner's thread.
+//! threads of their own, so that a hanging spawn never waits in front of the kill that frees it. So has giving output's space
+//! back: it waits for a lock that a writer holds, and a writer may be given no CPU in the middle of its write. All threads live as
+//! long as the supervisor: a child's parent-death signal and a vfork are bound to its spawner's thread.
 
 use std::collections::VecDeque;
 use std::sync::mpsc::Sender;
@@ -18,6 +19,9 @@ use crate::model::error::{Code, Error};
 /// Threads that spawn.
 const SPAWNERS: usize = 4;
 
+/// Threads that give output's space back.
+const DIGGERS: usize = 2;
+
 /// Threads that do everything else.
 const ACTORS: usize = 3;
 
@@ -28,6 +32,7 @@ const STACK: usize = 256 << 10;
 #[derive(Debug)]
 pub(super) struct Hands {
     spawns: Arc<Queue>,
+    holes: Arc<Queue>,
     acts: Arc<Queue>,
 }
 
@@ -46,9 +51,12 @@ struct Jobs {
 impl Hands {
     /// Starts the threads.
     pub fn start(tools: &Arc<Tools>, outcomes: &Sender<Outcome>, waker: &Arc<Waker>) -> Result<Self, Error> {
-        let hands = Self { spawns: Arc::default(), acts: Arc::default() };
-        let pools: [(_, _, _, fn(&Tools)); 2] =
-            [("spawner", SPAWNERS, &hands.spawns, get_ready), ("hand", ACTORS, &hands.acts, |_| ())];
+        let hands = Self { spawns: Arc::default(), holes: Arc::default(), acts: Arc::default() };
+        let pools: [(_, _, _, fn(&Tools)); 3] = [
+            ("spawner", SPAWNERS, &hands.spawns, get_ready),
+            ("digger", DIGGERS, &hands.holes, |_| ()),
+            ("hand", ACTORS, &hands.acts, |_| ()),
+        ];
         for (name, count, queue, rest) in pools {
             for _ in 0..count {
                 let (queue, tools, outcomes, waker) = (queue.clone(), tools.clone(), outcomes.clone(), waker.clone());
@@ -63,7 +71,11 @@ impl Hands {
 
     /// Hands a job out.
     pub fn take(&self, job: Job) {
-        let queue = if matches!(job, Job::Spawn(_)) { &self.spawns } else { &self.acts };
+        let queue = match job {
+            Job::Spawn(_) => &self.spawns,
+            Job::Dig { .. } => &self.holes,
+            _ => &self.acts,
+        };
         queue.lock().waiting.push_back(job);
         queue.some.notify_one();
     }
@@ -79,7 +91,7 @@ fn get_ready(tools: &Tools) {
 
 impl Drop for Hands {
     fn drop(&mut self) {
-        for queue in [&self.spawns, &self.acts] {
+        for queue in [&self.spawns, &self.holes, &self.acts] {
             queue.lock().is_closed = true;
             queue.some.notify_all();
         }

@@ -1,99 +1,285 @@
-//! Forks that met a `pids_max`: told with a count, at most once a second for each limit, however many there are.
+//! Limits that were hit: told with a count and the culprit, in ever longer intervals as long as that goes on.
+//!
+//! Whose limit it is, is who is to blame: the kernel counts a hit where the limit is, whoever below runs into it. The first hit is told
+//! at once; those that follow after 1 s, 2 s, 4 s and so on, after 5 minutes at most, so a limit that is hit for an hour makes 20
+//! events. When one such interval goes by without a hit, the next one is told at once again. What is not told by then is told when
+//! the agent's run ends; what the limit of a level or a group has counted since it was told last goes with its cgroup. None is told
+//! twice.
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
+use std::sync::Once;
 use std::time::Duration;
 
 use super::body::Watched;
 use super::memory::name_of;
+use super::pressure::Listener;
 use super::supervisor::{Chore, Supervisor, now};
-use crate::kernel::cgroup::Place;
+use crate::kernel::cgroup::{COUNTED, Place};
+use crate::kernel::error::Result;
+use crate::kernel::host::Binding;
 use crate::kernel::watch::WatchId;
-use crate::model::event::Kind;
-use crate::model::limits::{Knob, Limits};
+use crate::machine::Now;
+use crate::model::event::{Hit, Kind};
+use crate::model::limits::{Controller, Knob, Limits};
+use crate::model::pressure::Resource;
 use crate::model::time::Monotonic;
+use crate::model::units::Bytes;
 
-/// How long the hits of a limit are gathered before they are told again.
+/// How long the hits of a limit are gathered at first before they are told again.
 const GATHERED: Duration = Duration::from_secs(1);
 
-/// The limits on forks that are listened to.
-pub(super) type Hits = BTreeMap<Place, Hit>;
+/// How long they are gathered at most.
+const GATHERED_MOST: Duration = Duration::from_secs(300);
+
+/// That hits of `cpu_max` are not told on this host.
+static SAID: Once = Once::new();
+
+/// The limits that are listened to.
+pub(super) type Hits = BTreeMap<(Place, Knob), Counter>;
 
 /// One of them.
 #[derive(Debug)]
-pub(super) struct Hit {
-    watch: WatchId,
+pub(super) struct Counter {
+    ear: Ear,
+    /// How many hits are told, or nobody's news.
     told: u64,
+    /// How many hits were told by this daemon.
+    total: u64,
+    /// How often memory could not be reclaimed: that is told by itself.
+    ooms: u64,
+    pace: Pace,
+}
+
+/// What tells that a counter has moved.
+#[derive(Clone, Copy, Debug)]
+enum Ear {
+    Watch(WatchId),
+    Trigger(u64),
+    /// The watch of the memory domain, which is listened to anyway.
+    Domain,
+}
+
+/// When something that goes on is told again.
+#[derive(Clone, Copy, Debug, Default)]
+struct Pace {
     /// Before this time nothing more is told.
     next: Monotonic,
+    wait: Duration,
+}
+
+impl Pace {
+    /// It is told now.
+    fn advance(&mut self, now: Monotonic) {
+        let was_calm = now.since(self.next) >= self.wait;
+        self.wait = if was_calm { GATHERED } else { (self.wait * 2).min(GATHERED_MOST) };
+        self.next = now + self.wait;
+    }
 }
 
 impl Supervisor {
-    /// Listens to the limits on forks that were just set.
-    pub(super) fn watch_forks(&mut self, places: &[(Place, Limits)]) {
+    /// Listens to limits that were just set.
+    pub(super) fn watch_hits(&mut self, places: &[(Place, Limits)]) {
         for (place, limits) in places {
-            if self.hits.contains_key(place) {
+            for knob in self.listen_to_hits(place, limits) {
+                // What was hit before somebody listened has woken nobody.
+                if let Some(counter) = self.hits.get_mut(&(place.clone(), knob)) {
+                    counter.told = 0;
+                }
+                self.look_at_hits(place, knob);
+            }
+        }
+    }
+
+    /// Listens to limits; what was hit until now counts as told. Returns those that are new. A limit that was lifted since is
+    /// listened to as before: nobody hits it, and it may come back.
+    pub(super) fn listen_to_hits(&mut self, place: &Place, limits: &Limits) -> Vec<Knob> {
+        let mut fresh = Vec::new();
+        for knob in COUNTED {
+            let key = (place.clone(), knob);
+            let is_limited = limits.get(knob).is_some_and(|setting| setting.amount().is_some());
+            if !is_limited || self.hits.contains_key(&key) {
                 continue;
             }
-            self.listen_to_forks(place, limits);
-            if let Some(hit) = self.hits.get_mut(place) {
-                // What was refused before the watch was there has woken nobody.
-                hit.told = 0;
-                self.look_at_forks(place);
+            match self.hear(place, knob) {
+                Ok(Some(ear)) => {
+                    let told = self.tools.cgroups.hits(place, knob).ok().flatten().unwrap_or(0);
+                    let ooms = self.ooms_of(place);
+                    self.hits.insert(key, Counter { ear, told, total: 0, ooms, pace: Pace::default() });
+                    fresh.push(knob);
+                }
+                Ok(None) => {}
+                Err(error) if error.is_gone() => {}
+                // Where the kernel keeps no such account, it is the same for all.
+                Err(error) if knob == Knob::CpuMax => {
+                    SAID.call_once(|| tracing::warn!("hits of cpu_max are not told here: {error}"));
+                }
+                Err(error) => tracing::warn!("listen to {knob} of {place}: {error}"),
+            }
+        }
+        fresh
+    }
+
+    /// Listens to what tells of a limit; none where nothing does.
+    fn hear(&mut self, place: &Place, knob: Knob) -> Result<Option<Ear>> {
+        let cgroups = &self.tools.cgroups;
+        match knob {
+            Knob::PidsMax => {
+                let Some(dir) = cgroups.pids_events_dir(place)? else { return Ok(None) };
+                let watch = self.tools.watches.add_modify(dir.as_fd(), "pids.events")?;
+                self.watched.insert(watch, Watched::Hits(place.clone(), knob));
+                Ok(Some(Ear::Watch(watch)))
+            }
+            Knob::CpuMax => {
+                let trigger = cgroups.throttle_trigger(place)?;
+                Ok(self.register_trigger(Listener::Limit(place.clone()), trigger).map(Ear::Trigger))
+            }
+            _ => {
+                let has_watch = self.memory.domains.get(place).is_some_and(|domain| domain.watch.is_some());
+                Ok(has_watch.then_some(Ear::Domain))
             }
         }
     }
 
-    /// Listens to a limit on forks; what it has refused until now counts as told.
-    pub(super) fn listen_to_forks(&mut self, place: &Place, limits: &Limits) {
-        if limits.get(Knob::PidsMax).is_none() {
-            return;
-        }
-        let watch = self
-            .tools
-            .cgroups
-            .pids_events_dir(place)
-            .and_then(|dir| dir.map(|dir| self.tools.watches.add_modify(dir.as_fd(), "pids.events")).transpose());
-        match watch {
-            Ok(Some(watch)) => {
-                let told = self.tools.cgroups.pids_hits(place).ok().flatten().unwrap_or(0);
-                self.watched.insert(watch, Watched::Forks(place.clone()));
-                self.hits.insert(place.clone(), Hit { watch, told, next: Monotonic::default() });
-            }
-            Ok(None) => {}
-            Err(error) => tracing::warn!("watch the forks of {place}: {error}"),
-        }
+    fn ooms_of(&self, place: &Place) -> u64 {
+        self.tools.cgroups.oom_counts(place).ok().flatten().map_or(0, |counts| counts.oom)
     }
 
-    /// Tells how often a limit on forks was hit since the last time.
-    pub(super) fn look_at_forks(&mut self, place: &Place) {
+    /// Tells how often a limit was hit since the last time, if it is time for that.
+    pub(super) fn look_at_hits(&mut self, place: &Place, knob: Knob) {
         let now = now();
-        let Some(hit) = self.hits.get_mut(place) else { return };
-        if now.mono < hit.next {
-            self.chores.insert((hit.next, Chore::Forks(place.clone())));
+        let key = (place.clone(), knob);
+        let Some(counter) = self.hits.get(&key) else { return };
+        if now.mono < counter.pace.next {
+            self.chores.insert((counter.pace.next, Chore::Hits(place.clone(), knob)));
+        } else {
+            self.tell_hits(now, &key);
+        }
+    }
+
+    /// Tells all that is untold of a place: a run in it has ended. And looks at the limits above that it may have died of: since 6.11 v1
+    /// counts a refused fork and wakes nobody.
+    pub(super) fn tell_all_hits(&mut self, place: &Place) {
+        let now = now();
+        for knob in COUNTED {
+            self.tell_hits(now, &(place.clone(), knob));
+        }
+        if self.tools.cgroups.host().binding(Controller::Pids) != &Binding::V2 {
+            for above in std::iter::successors(place.parent(), Place::parent) {
+                self.look_at_hits(&above, Knob::PidsMax);
+            }
+        }
+    }
+
+    fn tell_hits(&mut self, now: Now, key: &(Place, Knob)) {
+        let (place, knob) = key;
+        let Some(counter) = self.hits.get(key) else { return };
+        let Ok(Some(count)) = self.tools.cgroups.hits(place, *knob) else { return };
+        let hits = count.saturating_sub(counter.told);
+        if hits == 0 {
             return;
         }
-        let Ok(Some(count)) = self.tools.cgroups.pids_hits(place) else { return };
-        let new = count.saturating_sub(hit.told);
-        if new == 0 {
+        // Where it could not be kept to without a kill, that kill is told.
+        let ooms = if *knob == Knob::MemoryMax { self.ooms_of(place) } else { counter.ooms };
+        let counter = self.hits.get_mut(key).expect("it was just there");
+        counter.told = count;
+        if ooms > std::mem::replace(&mut counter.ooms, ooms) {
             return;
         }
-        hit.told = count;
-        hit.next = now.mono + GATHERED;
-        let limits = self.tools.cgroups.limits_now(place, [Knob::PidsMax]);
+        counter.total += hits;
+        counter.pace.advance(now.mono);
+        let total = counter.total;
+        let largest = self.reads.largest(&self.tools.cgroups, now.mono, place, knob.controller(), None);
+        let most = largest.as_ref().map(|it| match knob {
+            Knob::PidsMax => it.clause(format_args!("{} tasks", it.amount)),
+            _ => it.clause(Bytes(it.amount)),
+        });
+        let hit = Hit { culprit: name_of(place), hits, total, largest };
+        *self.limit_hits.entry(knob.name().to_owned()).or_default() += hits;
+        let limits = self.tools.cgroups.limits_now(place, [*knob]);
         let owner = self.owner_of(place);
         let mut event = self.machine.event_about(now.mono, now.wall, Kind::Limit, owner);
-        event.message = format!("{limits} of {} was hit {new} times: forks are refused", name_of(place));
+        let times = if hits == 1 { "once".to_owned() } else { format!("{hits} times") };
+        let (what, most) = (self.what_follows(place, *knob), most.unwrap_or_default());
+        event.message = format!("{limits} of {} was hit {times}: {what}{most}", hit.culprit);
         event.limits = Some(limits);
+        event.hit = Some(hit);
         self.publish(event);
     }
 
-    pub(super) fn forget_forks(&mut self, place: &Place) {
-        let gone: Vec<_> = self.hits.keys().filter(|other| other.is_within(place)).cloned().collect();
-        for place in gone {
-            if let Some(hit) = self.hits.remove(&place) {
-                self.unwatch(hit.watch);
+    /// Says what the kernel does about a hit.
+    fn what_follows(&self, place: &Place, knob: Knob) -> &'static str {
+        match knob {
+            Knob::PidsMax => "forks are refused",
+            Knob::CpuMax => "its tasks wait for the next period",
+            Knob::MemoryHigh => {
+                let rules = self.machine.pressure_rules(self.owner_of(place));
+                if rules.iter().any(|rule| rule.resource == Resource::Memory) {
+                    "it is slowed down, and nothing is killed"
+                } else {
+                    "it is slowed down, for ever if need be, and never killed; a rule on memory pressure could act on it"
+                }
+            }
+            _ => "memory is reclaimed, and nothing is killed",
+        }
+    }
+
+    /// Says how often limits were hit that hold for a place: its own, and those above it.
+    pub(super) fn hits_over(&self, place: &Place) -> Vec<String> {
+        let over = self.hits.iter().filter(|((of, _), counter)| place.is_within(of) && counter.total > 0);
+        let text = |((of, knob), counter): (&(Place, Knob), &Counter)| {
+            let limits = self.tools.cgroups.limits_now(of, [*knob]);
+            format!(
+                "{limits} of {} was hit, {} times until now: {}",
+                name_of(of),
+                counter.total,
+                self.what_follows(of, *knob)
+            )
+        };
+        over.map(text).collect()
+    }
+
+    /// Listens no longer to the limits of a place and of all below it.
+    pub(super) fn forget_hits(&mut self, place: &Place) {
+        let gone: Vec<_> = self.hits.keys().filter(|(other, _)| other.is_within(place)).cloned().collect();
+        for counter in gone.iter().filter_map(|key| self.hits.remove(key)).collect::<Vec<_>>() {
+            match counter.ear {
+                Ear::Watch(watch) => self.unwatch(watch),
+                Ear::Trigger(id) => self.drop_trigger(id),
+                Ear::Domain => {}
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns at which seconds a limit is told that is hit in these.
+    fn told(hit: impl IntoIterator<Item = u64>) -> Vec<u64> {
+        let (mut pace, mut told) = (Pace::default(), Vec::new());
+        for second in hit {
+            let now = Monotonic(second * 1_000_000_000);
+            if now >= pace.next {
+                pace.advance(now);
+                told.push(second);
+            }
+        }
+        told
+    }
+
+    #[test]
+    fn a_limit_that_is_hit_for_an_hour_is_told_twenty_times() {
+        let hour = told(1_000..4_600);
+        assert_eq!(hour[..9], [0, 1, 3, 7, 15, 31, 63, 127, 255].map(|after| 1_000 + after));
+        assert_eq!(hour[9..12], [1_511, 1_811, 2_111], "five minutes at most");
+        assert_eq!(hour.len(), 20);
+    }
+
+    #[test]
+    fn after_a_calm_interval_a_hit_is_told_at_once_again() {
+        assert_eq!(told([1_000, 1_002, 1_004, 1_006]), [1_000, 1_002, 1_004, 1_006], "each interval was calm");
+        assert_eq!(told([1_000, 1_001, 1_003, 1_006, 1_007, 1_100, 1_101]), [1_000, 1_001, 1_003, 1_007, 1_100, 1_101]);
     }
 }

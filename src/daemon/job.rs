@@ -10,21 +10,22 @@ use super::launch::{self, Surroundings};
 use super::notify::Leaves;
 use super::pressure;
 use super::rules::Rulebook;
+use crate::api::method::StatsQuery;
 use crate::kernel::cgroup::{Cgroups, Frozen, Place, Removal};
 use crate::kernel::error::KernelError;
 use crate::kernel::pidfd;
 use crate::kernel::socket::{self, Peer};
 use crate::kernel::spawn::{self, Way};
 use crate::kernel::watch::Watches;
-use crate::machine::{AgentKey, Frost, Input, ReplyTo};
+use crate::machine::{AgentKey, Frost, Input, ReplyTo, Sample};
 use crate::model::error::Error;
-use crate::model::id::Run;
+use crate::model::id::{AgentId, Run};
 use crate::model::limits::Limits;
 use crate::model::ready::Ready;
 use crate::model::spec::AgentSpec;
 use crate::model::stage::{SpawnFailure, Stage};
 use crate::model::usage::Usage;
-use crate::output::{RuleSet, Store};
+use crate::output::{Dug, Hole, RuleSet, Store};
 
 /// What every hand holds.
 #[derive(Debug)]
@@ -59,7 +60,17 @@ pub(super) enum Job {
         place: Place,
         frost: Frost,
     },
-    RemoveRun(Place),
+    /// Look at what a run has done.
+    Sample {
+        agent: AgentKey,
+        run: Run,
+        place: Place,
+        id: AgentId,
+    },
+    RemoveRun {
+        agent: AgentKey,
+        place: Place,
+    },
     Remove {
         agent: AgentKey,
         place: Place,
@@ -76,6 +87,11 @@ pub(super) enum Job {
         agents: Vec<(AgentKey, Place)>,
         reply: Option<ReplyTo>,
     },
+    /// Give space of an agent's output back.
+    Dig {
+        agent: AgentKey,
+        hole: Hole,
+    },
     /// Find out who is at the other end of a connection.
     Identify(UnixStream),
     Measure {
@@ -90,7 +106,7 @@ pub(super) enum Measured {
     /// One agent's, for `show`.
     Agent(ReplyTo, AgentKey),
     /// The herd's and every agent's, for `stats`.
-    Herd(ReplyTo),
+    Herd(ReplyTo, StatsQuery),
 }
 
 /// What is needed to start a run.
@@ -134,6 +150,8 @@ pub(super) enum Outcome {
     Limited(u64, Vec<(Place, Limits)>),
     /// Who hangs, in words.
     Laggards { found: Vec<(AgentKey, String)>, reply: Option<ReplyTo> },
+    /// Space of an agent's output is given back.
+    Dug(AgentKey, Dug),
     /// Who connected.
     Identified(UnixStream, Result<Peer, Error>),
     /// Figures.
@@ -145,10 +163,11 @@ pub(super) enum Outcome {
 }
 
 impl Job {
-    /// Says whether it may be done before what was decided is written down: it changes nothing, or what it makes is taken back
-    /// by whoever finds no record of it.
+    /// Says whether it may be done before what was decided is written down: it changes nothing, what it makes is taken back by
+    /// whoever finds no record of it, or nobody could have it back.
     pub fn is_unrecorded(&self) -> bool {
-        matches!(self, Self::Spawn(_) | Self::Identify(_) | Self::FindLaggards { .. } | Self::Measure { .. })
+        let is_a_look = matches!(self, Self::FindLaggards { .. } | Self::Measure { .. } | Self::Sample { .. });
+        is_a_look || matches!(self, Self::Spawn(_) | Self::Identify(_) | Self::Dig { .. })
     }
 
     pub fn run(self, tools: &Tools) -> Outcome {
@@ -168,7 +187,10 @@ impl Job {
                 Outcome::Fact(Input::Killed { agent, counts })
             }
             Self::Freeze { agent, place, frost } => freeze(cgroups, agent, &place, frost),
-            Self::RemoveRun(place) => nothing(cgroups.remove(&place)),
+            Self::Sample { agent, run, place, id } => {
+                Outcome::Fact(Input::Sampled { agent, run, sample: sample(tools, &place, &id) })
+            }
+            Self::RemoveRun { place, .. } => nothing(cgroups.remove(&place)),
             Self::Remove { agent, place } => Outcome::Fact(match cgroups.remove(&place) {
                 Ok(Removal::Removed) => Input::Removed(agent),
                 Ok(Removal::Busy) => Input::RemoveRefused(agent),
@@ -184,12 +206,13 @@ impl Job {
                 let found = agents.into_iter().map(|(key, place)| (key, laggards(cgroups, &place))).collect();
                 Outcome::Laggards { found, reply }
             }
+            Self::Dig { agent, hole } => Outcome::Dug(agent, hole.dig()),
             Self::Identify(stream) => {
                 let peer = identify(&stream);
                 Outcome::Identified(stream, peer)
             }
             Self::Measure { call, places } => {
-                let herd = matches!(call, Measured::Herd(_)).then(|| cgroups.usage(&Place::herd()).ok()).flatten();
+                let herd = matches!(call, Measured::Herd(..)).then(|| cgroups.usage(&Place::herd()).ok()).flatten();
                 let agents =
                     places.into_iter().filter_map(|(key, place)| Some((key, cgroups.usage(&place).ok()?, place)));
                 let agents = agents.collect();
@@ -203,6 +226,13 @@ impl Job {
 fn note<T: Default>(error: &crate::kernel::error::KernelError) -> T {
     tracing::warn!("{error}");
     T::default()
+}
+
+/// Reads what a run has done. One that is over meanwhile is nobody's business any more.
+fn sample(tools: &Tools, place: &Place, id: &AgentId) -> Option<Sample> {
+    let cpu = tools.cgroups.cpu_used(place).inspect_err(|error| tracing::debug!("{error}")).ok()?;
+    let output_bytes = tools.store.written(id).inspect_err(|error| tracing::debug!("{error}")).ok()?;
+    Some(Sample { cpu, output_bytes })
 }
 
 /// Finds out who connected. Where the kernel does not prove the process, its cgroup is looked up by its number.

@@ -4,7 +4,8 @@
 //! journal.1   the older half, or absent        journal   the newer half; appended to, moved over journal.1 when it is full
 //! ```
 //!
-//! A turn's events are written by one write at its end. An index of every 64th line says where to begin to read.
+//! A turn's events are written by one write at its end, whole or not at all: a number that is missing is an event that is lost. An
+//! index of every 64th line says where to begin to read.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -42,7 +43,7 @@ pub(super) struct Journal {
 struct Half {
     file: File,
     size: u64,
-    first: u64,
+    /// Numbers of events and where they stand, both ascending.
     index: VecDeque<(u64, u64)>,
 }
 
@@ -75,42 +76,37 @@ impl Journal {
         if self.unwritten.is_empty() {
             return;
         }
-        match self.newer.file.write_all(&self.unwritten) {
-            Ok(()) => self.has_failed = false,
-            Err(error) if !self.has_failed => {
-                self.has_failed = true;
-                tracing::error!(
-                    "write {}: {error}; events are not kept until that works again",
-                    self.dir.join("journal").display()
-                );
-            }
-            Err(_) => {}
-        }
-        self.newer.size = self.newer.file.metadata().map_or(self.newer.size, |metadata| metadata.size());
+        let written = self.newer.write(&self.unwritten).map_err(|error| format!("{error}; events are lost"));
         self.unwritten.clear();
-        if self.newer.size > HALF_MAX {
-            self.turn();
+        let outcome = written.and_then(|()| if self.newer.size > HALF_MAX { self.turn() } else { Ok(()) });
+        match (outcome, &mut self.has_failed) {
+            (Err(error), has_failed @ false) => {
+                *has_failed = true;
+                tracing::error!("write {}: {error} until that works again", self.dir.join("journal").display());
+            }
+            (Ok(()), has_failed @ true) => {
+                *has_failed = false;
+                tracing::info!("write {}: that works again", self.dir.join("journal").display());
+            }
+            _ => {}
         }
     }
 
-    /// Makes the newer half the older one.
-    fn turn(&mut self) {
-        let (newer, older) = (self.dir.join("journal"), self.dir.join("journal.1"));
-        let fresh = std::fs::rename(&newer, &older).map_err(|error| error.to_string()).and_then(|()| {
-            Half::open(&newer, true).map_err(|error| error.to_string())?.ok_or_else(|| "it is not there".to_owned())
-        });
-        match fresh {
-            Ok(fresh) => self.older = Some(std::mem::replace(&mut self.newer, fresh)),
-            Err(error) => tracing::error!("turn the journal over: {error}"),
-        }
+    /// Makes the newer half the older one. What a full disk can refuse comes first.
+    fn turn(&mut self) -> Result<(), String> {
+        let [newer, older, fresh] = ["journal", "journal.1", "journal.new"].map(|name| self.dir.join(name));
+        let failed = |error: &dyn std::fmt::Display| format!("turn it over: {error}; it grows");
+        let half = Half::open(&fresh, true).map_err(|error| failed(&error))?.expect("it is made if it is not there");
+        std::fs::rename(&newer, &older).map_err(|error| failed(&error))?;
+        std::fs::rename(&fresh, &newer).map_err(|error| failed(&error))?;
+        self.older = Some(std::mem::replace(&mut self.newer, half));
+        Ok(())
     }
 
     /// Reads a page of the events after `query.since` that are written.
     pub fn read(&self, query: &EventQuery) -> Result<Events, Error> {
         let since = query.since.unwrap_or(0);
-        let kept_from = self.older.as_ref().filter(|half| half.first > 0).map_or(self.newer.first, |half| half.first);
-        let lost = if kept_from > since + 1 { kept_from - since - 1 } else { 0 };
-        let mut page = Events { events: Vec::new(), last: since.max(kept_from.saturating_sub(1)), lost };
+        let mut page = Events { events: Vec::new(), last: since, lost: 0 };
         let mut budget = PAGE_BYTES;
         for half in self.older.iter().chain([&self.newer]) {
             if page.events.len() < PAGE_EVENTS && budget > 0 {
@@ -132,7 +128,7 @@ impl Half {
             Err(error) if !make && error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(Error::new(Code::Kernel, format!("open {}: {error}", path.display()))),
         };
-        let mut half = Self { file, size: 0, first: 0, index: VecDeque::new() };
+        let mut half = Self { file, size: 0, index: VecDeque::new() };
         half.scan().map_err(|error| Error::new(Code::Kernel, format!("read {}: {error}", path.display())))?;
         Ok(Some(half))
     }
@@ -164,10 +160,21 @@ impl Half {
         Ok(())
     }
 
-    fn note(&mut self, seq: u64, at: u64) {
-        if self.first == 0 {
-            self.first = seq;
+    /// Appends lines that are noted already, or takes back what was written of them and noted.
+    fn write(&mut self, lines: &[u8]) -> std::io::Result<()> {
+        let outcome = self.file.write_all(lines);
+        match &outcome {
+            Ok(()) => self.size = self.file.metadata().map_or(self.size, |metadata| metadata.size()),
+            Err(_) => {
+                // To make a file shorter takes no room; where even that fails, the next line is lost with the torn one.
+                self.file.set_len(self.size).unwrap_or_default();
+                self.index.retain(|(_, at)| *at < self.size);
+            }
         }
+        outcome
+    }
+
+    fn note(&mut self, seq: u64, at: u64) {
         if self.index.is_empty() || seq.is_multiple_of(STRIDE) {
             self.index.push_back((seq, at));
         }
@@ -189,9 +196,10 @@ impl Half {
         for line in BufReader::new(file).lines() {
             let line = line?;
             let Ok(event) = serde_json::from_str::<Event>(&line) else { continue };
-            if event.seq <= since {
+            if event.seq <= page.last {
                 continue;
             }
+            page.lost += event.seq - page.last - 1;
             page.last = event.seq;
             *budget = budget.saturating_sub(line.len() as u64);
             if query.wants(&event) {
@@ -248,6 +256,28 @@ mod tests {
         journal.append(&mut event("next"));
         journal.flush();
         assert_eq!(journal.read(&since(0)).unwrap().events.len(), 2);
+    }
+
+    #[test]
+    fn what_could_not_be_written_is_counted_where_it_is_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(dir.path()).unwrap();
+        let append = |journal: &mut Journal, count: u64| {
+            (0..count).for_each(|_| journal.append(&mut event("x")));
+            journal.flush();
+        };
+        append(&mut journal, 10);
+        let unwritable = File::open(dir.path().join("journal")).unwrap();
+        let file = std::mem::replace(&mut journal.newer.file, unwritable);
+        append(&mut journal, 190);
+        journal.newer.file = file;
+        append(&mut journal, 100);
+        for journal in [journal, Journal::open(dir.path()).unwrap()] {
+            let page = journal.read(&since(5)).unwrap();
+            assert_eq!((page.events.len(), page.lost, page.last), (105, 190, 300));
+            let page = journal.read(&since(250)).unwrap();
+            assert_eq!((page.events.first().unwrap().seq, page.events.len(), page.lost), (251, 50, 0));
+        }
     }
 
     #[test]

@@ -9,8 +9,10 @@ use rustix::fs::{Mode, OFlags};
 use rustix::pipe::PipeFlags;
 
 use super::job::{Tools, at};
+use super::start::Manner;
 use crate::kernel::cgroup::Place;
 use crate::kernel::error::KernelError;
+use crate::kernel::process;
 use crate::kernel::spawn::{self, IoPriority, Launch, Resource, Way};
 use crate::kernel::user::{self, Credentials};
 use crate::model::error::{Code, Error};
@@ -33,16 +35,22 @@ pub(super) struct Surroundings {
     nice: Option<i8>,
     /// Where agents tell how they are.
     notify_socket: String,
+    /// The signals that this process may ignore.
+    ignored: u64,
 }
 
 impl Surroundings {
-    /// Looks up who we are.
-    pub fn look(notify_socket: &Path, nice: Option<i8>) -> Result<Self, Error> {
+    /// Looks up who we are. In a process of our own nobody changes later which signals are ignored.
+    pub fn look(notify_socket: &Path, nice: Option<i8>, manner: Manner) -> Result<Self, Error> {
         let notify_socket = notify_socket.to_str().map(str::to_owned).ok_or_else(|| {
             Error::new(Code::BadValue, format!("{} is not UTF-8", notify_socket.display()))
                 .remedy("give another --state-dir")
         })?;
-        Ok(Self { own: user::lookup(None, None)?, notify_socket, nice })
+        let ignored = match manner {
+            Manner::Daemon => process::ignored_signals()?,
+            Manner::Library => u64::MAX,
+        };
+        Ok(Self { own: user::lookup(None, None)?, notify_socket, nice, ignored })
     }
 }
 
@@ -77,13 +85,14 @@ pub(super) fn prepare(
         pid_variable: spec.watchdog.map(|_| WATCHDOG_PID.to_owned()),
         search: spawn::path_candidates(program, path),
         cwd: CString::new(cwd.as_os_str().as_bytes()).unwrap_or_default(),
-        stdin: stdin(spec.stdin.as_deref())?,
+        stdin: spec.stdin.as_deref().map(stdin).transpose()?,
         stdout: inlet.stdout,
         stderr: inlet.stderr,
         passed: None,
         leaf,
         enter,
         credentials,
+        ignored: tools.surroundings.ignored,
         rlimits: rlimits(spec)?,
         oom_score_adj: spec.oom_score_adj,
         nice: spec.nice.or(tools.surroundings.nice),
@@ -126,8 +135,7 @@ pub(super) fn newline_pipe() -> Result<(OwnedFd, OwnedFd), SpawnFailure> {
 }
 
 /// Opens standard input; a fifo without a writer holds nobody up.
-fn stdin(path: Option<&Path>) -> Result<OwnedFd, SpawnFailure> {
-    let path = path.unwrap_or(Path::new("/dev/null"));
+fn stdin(path: &Path) -> Result<OwnedFd, SpawnFailure> {
     let failed = |operation: &str, errno| {
         at(Stage::Stdio, KernelError::new(operation, format!("stdin {}", path.display()), errno).into())
     };

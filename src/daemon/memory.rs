@@ -5,18 +5,27 @@
 //! domain ran out of memory (an eventfd on v1, `memory.events.local` on cgroup2).
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
+use mio::Interest;
+use mio::unix::SourceFd;
+
+use super::body::Watched;
+use super::largest::Reads;
+use super::supervisor::{Chore, Source, Supervisor, now};
 use crate::kernel::cgroup::{Cgroups, OomCounts, Place};
+use crate::kernel::clock;
 use crate::kernel::watch::WatchId;
 use crate::machine::AgentKey;
-use crate::model::limits::{Knob, Setting};
+use crate::model::event::Kind;
+use crate::model::limits::{Controller, Knob, Limits, Setting};
 use crate::model::status::Oom;
-use crate::model::units::Max;
+use crate::model::time::Monotonic;
+use crate::model::units::{Bytes, Max};
 
 /// When a domain is looked at after the v1 eventfd fired: it fires before the kill is counted.
-pub(super) const LOOKS: [Duration; 4] =
+const LOOKS: [Duration; 4] =
     [Duration::from_millis(2), Duration::from_millis(20), Duration::from_millis(100), Duration::from_millis(400)];
 
 /// A cgroup with a memory limit of its own.
@@ -82,18 +91,34 @@ fn chain(place: &Place) -> impl Iterator<Item = Place> {
 
 impl Memory {
     /// Says whether the OOM killer ended a main process that a SIGKILL ended in this cgroup, and whose limit it was.
-    pub fn explain(&mut self, cgroups: &Cgroups, home: &Place) -> Option<Oom> {
+    /// `peak` is the most memory that the process had, if that is known.
+    pub fn explain(
+        &mut self,
+        cgroups: &Cgroups,
+        reads: &mut Reads,
+        now: Monotonic,
+        home: &Place,
+        peak: Option<u64>,
+    ) -> Option<Oom> {
         let (place, counts) = chain(home).find_map(|place| Some((place.clone(), cgroups.oom_counts(&place).ok()??)))?;
         let attributed = self.attributed.entry(place).or_default();
         if counts.oom_kill <= *attributed {
             return None;
         }
         *attributed += 1;
-        Some(self.culprit(cgroups, home))
+        Some(self.culprit(cgroups, reads, now, home, peak))
     }
 
     /// Finds the nearest limit that was reached since it was last looked at; if none was, the nearest that ever was, or that was met.
-    pub fn culprit(&mut self, cgroups: &Cgroups, home: &Place) -> Oom {
+    /// And who uses most below it.
+    pub fn culprit(
+        &mut self,
+        cgroups: &Cgroups,
+        reads: &mut Reads,
+        now: Monotonic,
+        home: &Place,
+        peak: Option<u64>,
+    ) -> Oom {
         let mut limited = Vec::new();
         for place in chain(home) {
             let Ok(Some(OomCounts { oom, .. })) = cgroups.oom_counts(&place) else { continue };
@@ -103,14 +128,17 @@ impl Memory {
                 limited.push((place, limit.0, oom, oom > before));
             }
         }
-        let now = limited.iter().find(|(.., is_new)| *is_new);
+        let new = limited.iter().find(|(.., is_new)| *is_new);
         let ever = || limited.iter().find(|(_, _, oom, _)| *oom > 0);
         let met = || limited.iter().find(|(place, ..)| cgroups.has_met_limit(place));
-        let found = now.or_else(ever).or_else(met);
+        let found = new.or_else(ever).or_else(met);
+        let killed = peak.map(|peak| (home, peak));
+        let largest =
+            |(top, ..): &(Place, u64, u64, bool)| reads.largest(cgroups, now, top, Controller::Memory, killed);
         Oom {
             culprit: found.map(|(place, ..)| name_of(place)),
             limit_bytes: found.map(|(_, limit, ..)| *limit),
-            largest: None,
+            largest: found.and_then(largest),
         }
     }
 
@@ -139,6 +167,95 @@ impl Memory {
         self.reached.retain(|other, _| !other.is_within(place));
         let gone: Vec<_> = self.domains.keys().filter(|other| other.is_within(place)).cloned().collect();
         gone.iter().filter_map(|place| self.domains.remove(place)).collect()
+    }
+}
+
+impl Supervisor {
+    pub(super) fn watch_memory(&mut self, places: &[(Place, Limits)]) {
+        for (place, limits) in places {
+            let is_limited = [Knob::MemoryMax, Knob::MemoryHigh].iter().any(|knob| limits.get(*knob).is_some());
+            if !is_limited || self.memory.domains.contains_key(place) {
+                continue;
+            }
+            let owner = self.owner_of(place);
+            let mut domain = Domain { owner, eventfd: None, watch: None, told: 0, looks: 0 };
+            let cgroups = &self.tools.cgroups;
+            match cgroups.oom_eventfd(place) {
+                Ok(Some(eventfd)) => domain.eventfd = self.register_memory(eventfd),
+                Ok(None) => {
+                    let watch = cgroups
+                        .open_dir(place)
+                        .and_then(|dir| self.tools.watches.add_modify(dir.as_fd(), "memory.events.local"));
+                    domain.watch = watch.map_err(|error| tracing::warn!("watch the memory of {place}: {error}")).ok();
+                }
+                Err(error) => tracing::warn!("watch the memory of {place}: {error}"),
+            }
+            if let Some(watch) = domain.watch {
+                self.watched.insert(watch, Watched::Memory(place.clone()));
+            }
+            self.memory.domains.insert(place.clone(), domain);
+        }
+    }
+
+    fn register_memory(&mut self, eventfd: OwnedFd) -> Option<(usize, OwnedFd)> {
+        let id = usize::try_from(self.fresh()).ok()?;
+        let fd = eventfd.as_raw_fd();
+        match self.poll.registry().register(&mut SourceFd(&fd), Source::Memory(id).token(), Interest::READABLE) {
+            Ok(()) => Some((id, eventfd)),
+            Err(error) => {
+                tracing::warn!("watch a memory limit: {error}");
+                None
+            }
+        }
+    }
+
+    pub(super) fn memory_fired(&mut self, id: usize) {
+        let fired = self
+            .memory
+            .domains
+            .iter_mut()
+            .find(|(_, domain)| domain.eventfd.as_ref().is_some_and(|(own, _)| *own == id));
+        let Some((place, domain)) = fired else { return };
+        if let Some((_, eventfd)) = &domain.eventfd {
+            // The count says nothing; reading it makes the next one fire.
+            let mut count = [0u8; 8];
+            if let Err(error) = rustix::io::read(eventfd, &mut count) {
+                tracing::debug!("read the notification of {place}: {error}");
+            }
+        }
+        domain.looks = LOOKS.len();
+        let place = place.clone();
+        self.chores.insert((clock::monotonic() + LOOKS[0], Chore::Memory(place)));
+    }
+
+    /// The file of a memory domain was written to: of an OOM kill, or of a limit that was hit.
+    pub(super) fn memory_told(&mut self, place: &Place) {
+        self.look_at_memory(place);
+        self.look_at_hits(place, Knob::MemoryMax);
+        self.look_at_hits(place, Knob::MemoryHigh);
+    }
+
+    pub(super) fn look_at_memory(&mut self, place: &Place) {
+        let kills = self.memory.untold(&self.tools.cgroups, place);
+        let now = now();
+        if let Some(domain) = self.memory.domains.get_mut(place) {
+            let look = LOOKS.len() - domain.looks;
+            domain.looks = if kills > 0 { 0 } else { domain.looks.saturating_sub(1) };
+            if let (true, Some(after)) = (domain.looks > 0, LOOKS.get(look + 1)) {
+                self.chores.insert((now.mono + *after, Chore::Memory(place.clone())));
+            }
+        }
+        if kills == 0 {
+            return;
+        }
+        let owner = self.memory.domains.get(place).and_then(|domain| domain.owner);
+        let mut event = self.machine.event_about(now.mono, now.wall, Kind::Oom, owner);
+        let oom = self.memory.culprit(&self.tools.cgroups, &mut self.reads, now.mono, place, None);
+        let limit = oom.culprit.as_ref().map(|culprit| format!(" at the limit of {culprit}")).unwrap_or_default();
+        let largest = oom.largest.as_ref().map(|it| it.clause(Bytes(it.amount)));
+        event.message = format!("the OOM killer ended {kills} of its processes{limit}{}", largest.unwrap_or_default());
+        event.oom = Some(oom);
+        self.publish(event);
     }
 }
 

@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use super::body::{Ear, Watched};
+use super::job::Job;
 use super::rules::Rest;
 use super::supervisor::{Chore, Supervisor, now};
 use crate::kernel::clock;
@@ -13,10 +14,19 @@ use crate::model::id::Run;
 use crate::model::ready::Ready;
 use crate::model::spec::AgentSpec;
 use crate::model::stream::Stream;
-use crate::output::{Cursor, Looked, Scan, Spool};
+use crate::output::{Cursor, Dug, Looked, Scan, Spool};
 
 /// How long a file that was written to is left alone: what is written meanwhile costs nobody anything.
 const DAMPING: Duration = Duration::from_millis(5);
+
+/// Who writes so many bytes in a damping interval is looked at again after the next one: nobody listens meanwhile, as what would
+/// be heard is known. A watch that fires at once would cost more than the look.
+const RUSH: u64 = 64 << 10;
+
+/// Who writes so many bytes between two looks is looked at sooner: at gigabytes a second the damping interval alone is more than may
+/// stand over the cap.
+const FLOOD: u64 = 4 << 20;
+const FLOOD_DAMPING: Duration = Duration::from_millis(2);
 
 /// How much of its stderr a failure tells.
 const LAST_LINES: usize = 10;
@@ -98,10 +108,11 @@ impl Supervisor {
         looked == Looked::More
     }
 
-    /// Returns whether there is more to do at once.
+    /// Returns whether there is more to do soon, without anybody's telling.
     fn service(&mut self, key: AgentKey, stream: Stream) -> bool {
         let Some(body) = self.bodies.get_mut(&key) else { return false };
         let Some(spool) = &mut body.spool else { return false };
+        let (_, seen) = spool.bounds(stream);
         match spool.service(&self.tools.store, &body.id, stream, now().wall) {
             Ok(serviced) => {
                 if let Some(fault) = serviced.fault {
@@ -110,12 +121,30 @@ impl Supervisor {
                 if serviced.grew {
                     self.stir_followers(key);
                 }
-                serviced.unfinished
+                if let Some(hole) = serviced.hole {
+                    self.hand(Job::Dig { agent: key, hole });
+                }
+                let grown = serviced.end - seen;
+                if grown >= FLOOD {
+                    self.spool_due_in(key, stream, FLOOD_DAMPING);
+                }
+                grown >= RUSH
             }
             Err(error) => {
                 tracing::debug!("look at the output of {}: {error}", body.id);
                 false
             }
+        }
+    }
+
+    /// A hole is dug, or could not be.
+    pub(super) fn hole_dug(&mut self, key: AgentKey, dug: Dug) {
+        let stream = dug.stream();
+        let Some(spool) = self.bodies.get_mut(&key).and_then(|body| body.spool.as_mut()) else { return };
+        match spool.hole_dug(dug) {
+            Ok(true) => drop(self.service(key, stream)),
+            Ok(false) => {}
+            Err(fault) => tracing::warn!("{fault}"),
         }
     }
 

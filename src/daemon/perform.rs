@@ -36,6 +36,11 @@ pub(super) fn perform(shell: &mut Supervisor, effect: Effect) {
             }
         }
         Effect::ReadOutput { agent, run } => shell.output_ends(agent, run, Awaited::Yes),
+        Effect::Sample { agent, run } => {
+            if let Some(body) = shell.bodies.get(&agent) {
+                shell.hand(Job::Sample { agent, run, place: body.run_place(run), id: body.id.clone() });
+            }
+        }
         Effect::RemoveRun { agent, run } => remove_run(shell, agent, run),
         Effect::Remove(agent) => {
             if let Some(place) = home(shell, agent) {
@@ -129,7 +134,7 @@ fn remove_run(shell: &mut Supervisor, key: AgentKey, run: Run) {
     if let Some((_, watch)) = body.leaf_watch.take_if(|(watched, _)| *watched == run) {
         shell.unwatch(watch);
     }
-    shell.hand(Job::RemoveRun(place));
+    shell.hand(Job::RemoveRun { agent: key, place });
 }
 
 fn write_down(shell: &mut Supervisor, mut record: AgentRecord) {
@@ -169,12 +174,13 @@ pub(super) fn log(event: &Event) {
     let agent = event.agent.as_ref().map(|agent| agent.as_str());
     let level = event.level.map(|level| level.0);
     let run = event.run.map(|run| run.0);
-    let (kind, message) = (event.kind, event.message.as_str());
+    let (kind, message) = (event.kind, event.sentence());
     match kind {
         Kind::Failed
         | Kind::GaveUp
         | Kind::Escalated
         | Kind::Overdue
+        | Kind::Stalled
         | Kind::Storm
         | Kind::Oom
         | Kind::Forbidden

@@ -16,7 +16,16 @@ use crate::model::pressure::{Measure, PressureRule};
 use crate::model::units::{Bytes, Max};
 
 /// The triggers that are set, by the number of their token.
-pub(super) type Triggers = BTreeMap<u64, (PressKey, OwnedFd)>;
+pub(super) type Triggers = BTreeMap<u64, (Listener, OwnedFd)>;
+
+/// Who wants to know of pressure.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Listener {
+    /// A rule.
+    Rule(PressKey),
+    /// The `cpu_max` of a place.
+    Limit(Place),
+}
 
 impl Supervisor {
     /// Says no to rules that this host cannot carry out.
@@ -27,13 +36,14 @@ impl Supervisor {
     /// Listens to the pressure in an agent's subtree, or in the herd, as its rules say.
     pub(super) fn watch_pressure(&mut self, place: Option<AgentKey>) {
         let rules = self.machine.pressure_rules(place).to_vec();
-        if rules.is_empty() || self.triggers.values().any(|(key, _)| key.place == place) {
+        let is_heard = |listener: &Listener| matches!(listener, Listener::Rule(key) if key.place == place);
+        if rules.is_empty() || self.triggers.values().any(|(listener, _)| is_heard(listener)) {
             return;
         }
         let Some(home) = self.pressure_place(place) else { return };
         for (rule, wanted) in rules.iter().enumerate() {
             match self.tools.cgroups.pressure_trigger(&home, wanted) {
-                Ok(trigger) => self.register_trigger(PressKey { place, rule }, trigger),
+                Ok(trigger) => drop(self.register_trigger(Listener::Rule(PressKey { place, rule }), trigger)),
                 Err(error) if error.is_gone() => return,
                 Err(error) => tracing::error!("listen to the pressure in {home}: {error}"),
             }
@@ -55,32 +65,44 @@ impl Supervisor {
         place.map_or_else(|| Some(Place::herd()), |key| Some(self.bodies.get(&key)?.home.clone()))
     }
 
-    fn register_trigger(&mut self, key: PressKey, trigger: OwnedFd) {
+    /// Listens to a trigger; returns its number.
+    pub(super) fn register_trigger(&mut self, listener: Listener, trigger: OwnedFd) -> Option<u64> {
         let id = self.fresh();
         let fd = trigger.as_raw_fd();
         match self.poll.registry().register(&mut SourceFd(&fd), Source::Pressure(id).token(), Interest::PRIORITY) {
-            Ok(()) => drop(self.triggers.insert(id, (key, trigger))),
-            Err(error) => tracing::error!("listen to pressure: {error}"),
+            Ok(()) => {
+                self.triggers.insert(id, (listener, trigger));
+                Some(id)
+            }
+            Err(error) => {
+                tracing::error!("listen to pressure: {error}");
+                None
+            }
         }
     }
 
     /// A trigger has fired: a rule's share of its window was exceeded. (Or its cgroup was removed: then it is over.)
     pub(super) fn pressure_fired(&mut self, id: u64) {
-        let Some((key, _)) = self.triggers.get(&id) else { return };
-        let key = *key;
-        if key.place.is_none_or(|place| self.machine.has_cgroup(place)) {
-            self.feed(Input::Pressed(key));
+        match self.triggers.get(&id).map(|(listener, _)| listener.clone()) {
+            Some(Listener::Rule(key)) if key.place.is_none_or(|place| self.machine.has_cgroup(place)) => {
+                self.feed(Input::Pressed(key));
+            }
+            Some(Listener::Limit(place)) => self.look_at_hits(&place, Knob::CpuMax),
+            _ => {}
         }
     }
 
     /// Stops listening to the pressure in an agent's subtree.
     pub(super) fn forget_pressure(&mut self, agent: AgentKey) {
-        let of_it = |(key, _): &(PressKey, OwnedFd)| key.place == Some(agent);
-        let gone: Vec<_> = self.triggers.iter().filter(|(_, trigger)| of_it(trigger)).map(|(id, _)| *id).collect();
-        for (_, trigger) in gone.into_iter().filter_map(|id| self.triggers.remove(&id)) {
-            if let Err(error) = self.poll.registry().deregister(&mut SourceFd(&trigger.as_raw_fd())) {
-                tracing::warn!("stop listening to pressure: {error}");
-            }
+        let of_it = |listener: &Listener| matches!(listener, Listener::Rule(key) if key.place == Some(agent));
+        let gone: Vec<_> = self.triggers.iter().filter(|(_, (it, _))| of_it(it)).map(|(id, _)| *id).collect();
+        gone.into_iter().for_each(|id| self.drop_trigger(id));
+    }
+
+    pub(super) fn drop_trigger(&mut self, id: u64) {
+        let Some((_, trigger)) = self.triggers.remove(&id) else { return };
+        if let Err(error) = self.poll.registry().deregister(&mut SourceFd(&trigger.as_raw_fd())) {
+            tracing::warn!("stop listening to pressure: {error}");
         }
     }
 

@@ -188,11 +188,13 @@ impl Records {
             _ => self.write_anew(machine),
         };
         self.unwritten.clear();
+        let had_failed = std::mem::replace(&mut self.has_failed, outcome.is_err());
         match outcome {
-            Ok(()) => self.has_failed = false,
+            Ok(()) if had_failed => tracing::info!("write {}: that works again", self.path().display()),
+            Ok(()) => {}
             Err(error) => {
                 self.file = None;
-                if !std::mem::replace(&mut self.has_failed, true) {
+                if !had_failed {
                     let path = self.path();
                     tracing::error!("write {}: {error}; a next daemon could not go on from here", path.display());
                 }
@@ -218,7 +220,8 @@ impl Records {
             _ => Err(error),
         })?;
         let mut file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(&beside)?;
-        file.write_all(&self.unwritten)?;
+        // On a full disk others need the room of what did not fit.
+        file.write_all(&self.unwritten).inspect_err(|_| std::fs::remove_file(&beside).unwrap_or_default())?;
         std::fs::rename(&beside, self.path())?;
         (self.size, self.base) = (self.unwritten.len() as u64, self.unwritten.len() as u64);
         self.file = Some(file);

@@ -273,6 +273,9 @@ impl Supervisor {
 
     /// A run is over, and what it wrote ends here. Its last words are looked at in this turn, if there is not too much of them.
     pub(super) fn output_ends(&mut self, key: AgentKey, run: Run, awaited: Awaited) {
+        if self.bodies.get(&key).is_none_or(|body| body.watcher.is_none()) {
+            return;
+        }
         self.catch_up(key);
         let Some(body) = self.bodies.get_mut(&key) else { return };
         let (Some(watcher), Some(spool)) = (&mut body.watcher, &body.spool) else { return };

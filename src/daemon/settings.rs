@@ -3,8 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use crate::kernel::cgroup::Place;
 use crate::kernel::host::Host;
 use crate::model::config::{Flags, HerdConfig};
+
+/// The root cgroup of a daemon that is told none, and was given none.
+const DEFAULT_CGROUP: &str = "treeherd";
 
 /// What a daemon needs to know before it starts.
 #[derive(Debug, Clone)]
@@ -41,8 +45,16 @@ pub enum Residence {
 /// `treeherd`.
 #[must_use]
 pub fn default_cgroup() -> String {
-    let delegated = Host::discover().ok().and_then(|host| host.delegated);
-    delegated.map_or_else(|| "treeherd".to_owned(), |path| path.trim_matches('/').to_owned())
+    delegated_cgroup().unwrap_or_else(|| DEFAULT_CGROUP.to_owned())
+}
+
+/// Returns the cgroup that systemd delegated to this process; what was delegated to the supervisor of a herd is not its agents'.
+#[must_use]
+pub fn delegated_cgroup() -> Option<String> {
+    let host = Host::discover().ok()?;
+    let delegated = host.delegated?;
+    let is_an_agent = host.own_cgroup.starts_with(&format!("{delegated}/{}/", Place::herd()));
+    (!is_an_agent).then(|| delegated.trim_matches('/').to_owned())
 }
 
 impl Settings {
@@ -52,7 +64,7 @@ impl Settings {
         Self {
             herd: HerdConfig::default(),
             state_dir: state_dir.into(),
-            cgroup: "treeherd".to_owned(),
+            cgroup: DEFAULT_CGROUP.to_owned(),
             socket: None,
             flags: Flags::default(),
             origins: BTreeMap::new(),

@@ -21,7 +21,7 @@ use super::rules::Rulebook;
 use super::service::Service;
 use super::settings::{Residence, Settings};
 use super::supervisor::{Source, Supervisor, now};
-use crate::kernel::cgroup::{Cgroups, Place, Removal, RootClaim};
+use crate::kernel::cgroup::{self, Cgroups, Place, Removal, RootClaim};
 use crate::kernel::host::Host;
 use crate::kernel::notify::Inbox;
 use crate::kernel::spawn::{self, Way};
@@ -93,9 +93,15 @@ pub fn serve(settings: Settings) -> Result<(), Error> {
     herdsman.run()
 }
 
+/// Moves this process, the first one of a container, out of the way of a supervisor that is to start there. Where it may not, the
+/// supervisor's start tells why.
+pub fn step_aside() {
+    Host::discover().and_then(|host| Ok(cgroup::step_aside(&host)?)).unwrap_or_default();
+}
+
 /// Whether the process is ours alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Manner {
+pub(super) enum Manner {
     /// It is: signals are for us.
     Daemon,
     /// It belongs to somebody else's program.
@@ -166,7 +172,7 @@ impl Herdsman {
             Residence::Stay => None,
         };
         let notify_socket = settings.notify_socket();
-        let (watches, surroundings) = (Watches::new()?, Surroundings::look(&notify_socket, nice)?);
+        let (watches, surroundings) = (Watches::new()?, Surroundings::look(&notify_socket, nice, manner)?);
         let inbox = Inbox::bind(&claim, &notify_socket)?;
         let inherited = if manner == Manner::Daemon { socket::inherited()? } else { None };
         let own_socket = inherited.is_none().then(|| settings.socket());
@@ -321,9 +327,11 @@ impl Parts {
             watched: std::collections::HashMap::new(),
             memory: super::memory::Memory::default(),
             hits: super::hits::Hits::default(),
+            reads: super::largest::Reads::default(),
             triggers: super::pressure::Triggers::default(),
             rules_room: 0,
             rule_lines: 0,
+            limit_hits: BTreeMap::new(),
             mailbox: Mailbox::new(inbox),
             chores: std::collections::BTreeSet::new(),
             records,

@@ -1,23 +1,22 @@
 //! The loop: one turn takes in what happened, lets the machine decide, and tells whoever has to know.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
-use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll, Token};
+use mio::{Events, Poll, Token};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use super::body::{Body, Ear, Watched};
+use super::body::{Body, Watched};
 use super::client::Client;
 use super::hands::Hands;
 use super::hits::Hits;
-use super::job::{Born, Job, Outcome, Tools};
+use super::job::{Job, Outcome, Tools};
 use super::journal::Journal;
+use super::largest::Reads;
 use super::latency::{Detection, Late};
-use super::memory::{Domain, Holder, LOOKS, Memory};
+use super::memory::Memory;
 use super::notify::Mailbox;
 use super::pressure::Triggers;
 use super::records::Records;
@@ -26,13 +25,13 @@ use super::rules::TURN_MOST;
 use super::service::Service;
 use super::settings::Settings;
 use crate::kernel::cgroup::Place;
-use crate::kernel::watch::{Fact, Left, WatchId};
-use crate::kernel::{clock, pidfd};
+use crate::kernel::clock;
+use crate::kernel::watch::WatchId;
 use crate::machine::{AgentKey, Caller, Effect, Input, Machine, Now};
 use crate::model::error::{Code, Error};
 use crate::model::event::{Event, Kind};
 use crate::model::id::Run;
-use crate::model::limits::{Knob, Limits};
+use crate::model::limits::Knob;
 use crate::model::request::Request;
 use crate::model::stream::Stream;
 use crate::model::time::Monotonic;
@@ -42,6 +41,9 @@ const EVENTS: usize = 1024;
 
 /// How many deaths are written down and told together.
 const DEATHS_A_TELL: usize = 32;
+
+/// How late the loop wakes at least if it was frozen, or the machine slept: no load makes it that late.
+const STOPPED_FROM: Duration = Duration::from_secs(1);
 
 /// What a token stands for: the kind in its lowest bits, a number above.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,8 +107,8 @@ pub(super) enum Chore {
     Leaf(AgentKey, Run),
     /// Look at the counters of a memory domain.
     Memory(Place),
-    /// Look at the counter of a limit on forks.
-    Forks(Place),
+    /// Look at the counter of a limit.
+    Hits(Place, Knob),
     /// Tell what an agent's rules have found meanwhile.
     Found(AgentKey),
     /// Tell the service manager the counts.
@@ -140,11 +142,14 @@ pub(super) struct Supervisor {
     pub watched: HashMap<WatchId, Watched>,
     pub memory: Memory,
     pub hits: Hits,
+    pub reads: Reads,
     pub triggers: Triggers,
     /// How many bytes of output may still be looked at in this turn.
     pub rules_room: u64,
     /// How many lines rules have found and told.
     pub rule_lines: u64,
+    /// How often limits were hit and that was told, by their names.
+    pub limit_hits: BTreeMap<String, u64>,
     pub mailbox: Mailbox,
     pub chores: BTreeSet<(Monotonic, Chore)>,
     pub records: Records,
@@ -180,6 +185,7 @@ impl Supervisor {
         }
         self.write_down();
         for client in self.clients.values_mut() {
+            client.polled();
             client.flush();
         }
         Ok(())
@@ -189,6 +195,7 @@ impl Supervisor {
         let timeout = self.timeout();
         self.rules_room = TURN_MOST;
         self.detection.before_poll();
+        let asleep = clock::monotonic();
         match self.poll.poll(events, timeout) {
             Err(error) if error.kind() != std::io::ErrorKind::Interrupted => {
                 return Err(Error::new(Code::Kernel, format!("epoll_wait: {error}")));
@@ -196,7 +203,11 @@ impl Supervisor {
             _ => {}
         }
         let sources: Vec<Source> = events.iter().map(|event| Source::of(event.token())).collect();
-        self.detection.after_poll(clock::monotonic(), sources.len() == EVENTS);
+        let awake = clock::monotonic();
+        self.detection.after_poll(awake, sources.len() == EVENTS);
+        if timeout.is_some_and(|timeout| awake.since(asleep) > timeout + STOPPED_FROM) {
+            self.feed(Input::StoodStill(asleep));
+        }
         // What an agent has told before its end counts.
         if self.mailbox.has_more || sources.contains(&Source::Notify) {
             self.read_letters();
@@ -231,6 +242,7 @@ impl Supervisor {
                 Source::Signals => self.signals_came(),
                 Source::Listener => self.accept(),
                 Source::Client(id) => {
+                    self.clients.entry(id).and_modify(Client::polled);
                     self.eager.insert(id);
                     self.stirred.insert(id);
                 }
@@ -248,9 +260,7 @@ impl Supervisor {
             self.feed(Input::Ticked);
         }
         self.tell();
-        for job in std::mem::take(&mut self.tidying) {
-            self.hands.take(job);
-        }
+        self.tidy_up();
         Ok(())
     }
 
@@ -268,6 +278,14 @@ impl Supervisor {
             event.message = format!("the end of a run ({cause}) was told after up to {after} ms; the bound is {bound}");
             self.publish(event);
         }
+    }
+
+    /// Has removed what nobody needs any more. The cgroup of a run waits until the next one is started: both need the kernel's lock.
+    fn tidy_up(&mut self) {
+        let waits = |job: &Job| matches!(job, Job::RemoveRun { agent, .. } if self.machine.is_spawning(*agent));
+        let (later, now) = std::mem::take(&mut self.tidying).into_iter().partition(waits);
+        self.tidying = later;
+        now.into_iter().for_each(|job: Job| self.hands.take(job));
     }
 
     /// Writes down what was decided, then what happened; then what was decided is carried out.
@@ -306,233 +324,6 @@ impl Supervisor {
         self.next_id
     }
 
-    fn take_outcomes(&mut self) {
-        while let Ok(outcome) = self.outcomes.try_recv() {
-            match outcome {
-                Outcome::Fact(fact) => self.take_fact(fact),
-                Outcome::Born(born) => self.born(*born),
-                Outcome::Limited(change, places) => {
-                    self.feed(Input::LimitsSet(change));
-                    self.watch_limits(&places);
-                }
-                Outcome::Laggards { found, reply } => self.laggards_found(&found, reply),
-                Outcome::Identified(stream, peer) => self.arrived(stream, peer),
-                Outcome::Measured { call, herd, agents } => self.measured(call, herd, agents),
-                Outcome::Fault(error) => tracing::warn!("{error}"),
-                Outcome::Nothing => {}
-            }
-        }
-    }
-
-    fn take_fact(&mut self, fact: Input) {
-        match &fact {
-            Input::Removed(key) => self.forget_cgroups(*key),
-            Input::SpawnFailed { agent, .. } => {
-                let run = self.machine.run_of(*agent);
-                if let Some(body) = self.bodies.get_mut(agent).filter(|body| body.spool_from == run) {
-                    // The files that this very spawn made are taken back with it.
-                    body.spool = None;
-                }
-            }
-            _ => {}
-        }
-        let waits_for_news = match &fact {
-            // An empty cgroup, or one frozen from above, is frozen without news.
-            Input::FreezerWritten { agent, .. } | Input::RemoveRefused(agent) => Some(*agent),
-            _ => None,
-        };
-        self.feed(fact);
-        if let Some(key) = waits_for_news {
-            self.listen_at_home(key);
-        }
-    }
-
-    /// A run has started: listens for its end and its output.
-    fn born(&mut self, born: Born) {
-        let key = born.agent;
-        self.watch_limits(&born.limited);
-        self.watch_pressure(Some(key));
-        let pid = born.process.as_ref().map(|(pid, _)| *pid);
-        if let Some((pid, process)) = &born.process {
-            self.records.note_process(key, pidfd::identity(process.as_fd(), *pid).ok());
-        }
-        self.feed(Input::Spawned { agent: key, pid });
-        self.watch_output(key, born.run, born.rules);
-        if let Some(pipe) = born.newline {
-            self.await_newline(key, born.run, pipe);
-        }
-        if let Some((_, process)) = born.process {
-            self.listen_to(key, born.run, process);
-            // It may have written already: what nobody listens to yet is looked at first.
-            for stream in Stream::ALL {
-                if self.bodies.get(&key).is_some_and(|body| body.streams[stream as usize] == Ear::Deaf) {
-                    self.spool_written(key, stream);
-                }
-            }
-        }
-    }
-
-    fn watches_fired(&mut self) {
-        let mut facts = Vec::new();
-        loop {
-            let left = match self.tools.watches.read(&mut facts) {
-                Ok(left) => left,
-                Err(error) => {
-                    tracing::error!("read watches: {error}");
-                    return;
-                }
-            };
-            for fact in facts.drain(..) {
-                match fact {
-                    Fact::Modified(watch) => self.watch_fired(watch),
-                    Fact::Gone(watch) => self.watch_ended(watch),
-                    Fact::Overflow => self.look_at_everything(),
-                }
-            }
-            if left == Left::Nothing {
-                return;
-            }
-        }
-    }
-
-    /// A watch has ended by itself. One on a spool file ends when the writer that fired it goes on: if that was stopped in
-    /// between, the watch that was set anew meanwhile was the same one, and has ended unheard.
-    fn watch_ended(&mut self, watch: WatchId) {
-        match self.watched.get(&watch) {
-            Some(Watched::Stream(..)) => self.watch_fired(watch),
-            _ => drop(self.watched.remove(&watch)),
-        }
-    }
-
-    fn watch_fired(&mut self, watch: WatchId) {
-        match self.watched.get(&watch).cloned() {
-            Some(Watched::Home(key)) => self.look_at_home(key),
-            Some(Watched::Leaf(key, run)) => self.look_at_leaf(key, run),
-            Some(Watched::Stream(key, stream)) => {
-                self.watched.remove(&watch);
-                self.spool_written(key, stream);
-            }
-            Some(Watched::Memory(place)) => self.look_at_memory(&place),
-            Some(Watched::Forks(place)) => self.look_at_forks(&place),
-            None => {}
-        }
-    }
-
-    /// Facts were lost: every file that is watched is read.
-    fn look_at_everything(&mut self) {
-        tracing::warn!("the kernel's queue of facts was full; everything is looked at again");
-        for watched in self.watched.values().cloned().collect::<Vec<_>>() {
-            match watched {
-                Watched::Home(key) => self.look_at_home(key),
-                Watched::Leaf(key, run) => self.look_at_leaf(key, run),
-                Watched::Stream(key, stream) => self.spool_written(key, stream),
-                Watched::Memory(place) => self.look_at_memory(&place),
-                Watched::Forks(place) => self.look_at_forks(&place),
-            }
-        }
-    }
-
-    /// Listens to the limits that were just set.
-    pub fn watch_limits(&mut self, places: &[(Place, Limits)]) {
-        self.watch_memory(places);
-        self.watch_forks(places);
-    }
-
-    /// Listens to limits that were set before this daemon began; what was hit by then is not told again.
-    pub fn watch_limits_as_they_are(&mut self, places: &[(Place, Limits)]) {
-        self.watch_memory(places);
-        for (place, limits) in places {
-            self.memory.take_as_told(&self.tools.cgroups, place);
-            self.listen_to_forks(place, limits);
-        }
-    }
-
-    fn watch_memory(&mut self, places: &[(Place, Limits)]) {
-        for (place, limits) in places {
-            if limits.get(Knob::MemoryMax).is_none() || self.memory.domains.contains_key(place) {
-                continue;
-            }
-            let owner = self.owner_of(place);
-            let mut domain = Domain { owner, eventfd: None, watch: None, told: 0, looks: 0 };
-            let cgroups = &self.tools.cgroups;
-            match cgroups.oom_eventfd(place) {
-                Ok(Some(eventfd)) => domain.eventfd = self.register_memory(eventfd),
-                Ok(None) => {
-                    let watch = cgroups
-                        .open_dir(place)
-                        .and_then(|dir| self.tools.watches.add_modify(dir.as_fd(), "memory.events.local"));
-                    domain.watch = watch.map_err(|error| tracing::warn!("watch the memory of {place}: {error}")).ok();
-                }
-                Err(error) => tracing::warn!("watch the memory of {place}: {error}"),
-            }
-            if let Some(watch) = domain.watch {
-                self.watched.insert(watch, Watched::Memory(place.clone()));
-            }
-            self.memory.domains.insert(place.clone(), domain);
-        }
-    }
-
-    fn register_memory(&mut self, eventfd: OwnedFd) -> Option<(usize, OwnedFd)> {
-        let id = usize::try_from(self.fresh()).ok()?;
-        let fd = eventfd.as_raw_fd();
-        match self.poll.registry().register(&mut SourceFd(&fd), Source::Memory(id).token(), Interest::READABLE) {
-            Ok(()) => Some((id, eventfd)),
-            Err(error) => {
-                tracing::warn!("watch a memory limit: {error}");
-                None
-            }
-        }
-    }
-
-    /// Finds the agent whose subtree a place is, or whose children's.
-    pub fn owner_of(&self, place: &Place) -> Option<AgentKey> {
-        match Holder::of(place) {
-            Holder::Herd => None,
-            Holder::Agent(id) | Holder::Children(_, id) => self.machine.key_of(&id.parse().ok()?),
-        }
-    }
-
-    fn memory_fired(&mut self, id: usize) {
-        let fired = self
-            .memory
-            .domains
-            .iter_mut()
-            .find(|(_, domain)| domain.eventfd.as_ref().is_some_and(|(own, _)| *own == id));
-        let Some((place, domain)) = fired else { return };
-        if let Some((_, eventfd)) = &domain.eventfd {
-            // The count says nothing; reading it makes the next one fire.
-            let mut count = [0u8; 8];
-            if let Err(error) = rustix::io::read(eventfd, &mut count) {
-                tracing::debug!("read the notification of {place}: {error}");
-            }
-        }
-        domain.looks = LOOKS.len();
-        let place = place.clone();
-        self.chores.insert((clock::monotonic() + LOOKS[0], Chore::Memory(place)));
-    }
-
-    fn look_at_memory(&mut self, place: &Place) {
-        let kills = self.memory.untold(&self.tools.cgroups, place);
-        let now = now();
-        if let Some(domain) = self.memory.domains.get_mut(place) {
-            let look = LOOKS.len() - domain.looks;
-            domain.looks = if kills > 0 { 0 } else { domain.looks.saturating_sub(1) };
-            if let (true, Some(after)) = (domain.looks > 0, LOOKS.get(look + 1)) {
-                self.chores.insert((now.mono + *after, Chore::Memory(place.clone())));
-            }
-        }
-        if kills == 0 {
-            return;
-        }
-        let owner = self.memory.domains.get(place).and_then(|domain| domain.owner);
-        let mut event = self.machine.event_about(now.mono, now.wall, Kind::Oom, owner);
-        let oom = self.memory.culprit(&self.tools.cgroups, place);
-        let limit = oom.culprit.as_ref().map(|culprit| format!(" at the limit of {culprit}")).unwrap_or_default();
-        event.message = format!("the OOM killer ended {kills} of its processes{limit}");
-        event.oom = Some(oom);
-        self.publish(event);
-    }
-
     fn do_chores(&mut self) {
         let now = clock::monotonic();
         while self.chores.first().is_some_and(|(at, _)| *at <= now) {
@@ -542,7 +333,7 @@ impl Supervisor {
                 Some((_, Chore::Leaf(key, run))) => self.retry_leaf(key, run),
                 Some((_, Chore::Spool(key, stream))) => self.look_at_spool(key, stream),
                 Some((_, Chore::Memory(place))) => self.look_at_memory(&place),
-                Some((_, Chore::Forks(place))) => self.look_at_forks(&place),
+                Some((_, Chore::Hits(place, knob))) => self.look_at_hits(&place, knob),
                 Some((_, Chore::Found(key))) => self.tell_found(key),
                 Some((_, Chore::Status)) => self.status_is_due(),
                 Some((_, Chore::Heartbeat)) => self.beat(),
@@ -592,46 +383,10 @@ impl Supervisor {
         }
     }
 
-    /// The cgroups of an agent and all below it are gone, and so is what listened to them.
-    fn forget_cgroups(&mut self, key: AgentKey) {
-        let Some(home) = self.bodies.get(&key).map(|body| body.home.clone()) else { return };
-        let mut keys = vec![key];
-        while let Some(key) = keys.pop() {
-            keys.extend(self.machine.children_of(key));
-            self.forget_pressure(key);
-            let Some(body) = self.bodies.get_mut(&key) else { continue };
-            let watches = body.home_watch.take().into_iter().chain(body.leaf_watch.take().map(|(_, watch)| watch));
-            for watch in watches.collect::<Vec<_>>() {
-                self.unwatch(watch);
-            }
-        }
-        self.forget_limits(&home);
-    }
-
-    pub fn forget_limits(&mut self, place: &Place) {
-        self.forget_forks(place);
-        for domain in self.memory.forget(place) {
-            if let Some((_, eventfd)) = domain.eventfd
-                && let Err(error) = self.poll.registry().deregister(&mut SourceFd(&eventfd.as_raw_fd()))
-            {
-                tracing::warn!("stop watching a memory limit: {error}");
-            }
-            if let Some(watch) = domain.watch {
-                self.unwatch(watch);
-            }
-        }
-    }
-
-    pub fn unwatch(&mut self, watch: WatchId) {
-        self.watched.remove(&watch);
-        // It may have ended by itself, with its file.
-        drop(self.tools.watches.remove(watch));
-    }
-
     /// Sends a job to the hands, when the decision that it follows from is written down. What only tidies up waits until all of
     /// this turn's news is told: whoever dies meanwhile, and whoever wants to know of it, needs the CPU.
     pub fn hand(&mut self, job: Job) {
-        if matches!(job, Job::RemoveRun(_) | Job::Remove { .. }) {
+        if matches!(job, Job::RemoveRun { .. } | Job::Remove { .. }) {
             self.tidying.push(job);
         } else if job.is_unrecorded() {
             self.hands.take(job);

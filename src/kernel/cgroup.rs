@@ -31,20 +31,24 @@ use crate::model::limits::Controller;
 
 mod claim;
 pub(crate) mod dir;
+mod hits;
 mod inhabitants;
 mod limit;
 mod mirror;
 mod oom;
 mod place;
 mod root;
+mod used;
 
 use dir::{Dir, Step, walk};
 
 pub use claim::RootClaim;
+pub use hits::COUNTED;
 pub use inhabitants::Laggard;
 pub(in crate::kernel) use oom::is_limited;
 pub use oom::{Culprit, OomCounts};
 pub use place::Place;
+pub use root::{remedy, step_aside};
 
 /// Whether a subtree is to stand still.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,7 +139,7 @@ impl Cgroups {
     /// # Kernel
     /// cgroup-v2.rst, "Core Interface Files", `cgroup.events`.
     pub fn events(&self, place: &Place) -> Result<Events> {
-        Ok(events_from_text(&self.dir(place)?.read("cgroup.events")?))
+        Ok(events_from_text(&self.spine.read_first_below(place.path(), "cgroup.events")?))
     }
 
     /// Asks the kernel to freeze or thaw a subtree. It is done when [`Events::frozen`] says so, not when this returns.

@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::error::{KernelError, Result};
@@ -33,8 +32,7 @@ pub fn wall() -> Wall {
 /// random(4), `/proc/sys/kernel/random/boot_id`.
 pub fn boot_id() -> Result<String> {
     let file = "/proc/sys/kernel/random/boot_id";
-    let wrong = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
-    let text = std::fs::read_to_string(file).map_err(|error| KernelError::new("read", file, wrong(error)))?;
+    let text = std::fs::read_to_string(file).map_err(|error| KernelError::from_io("read", file, &error))?;
     Ok(text.trim().to_owned())
 }
 

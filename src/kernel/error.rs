@@ -29,6 +29,12 @@ impl KernelError {
         Self { operation: operation.into(), object: object.into(), errno, hint: None }
     }
 
+    /// Makes an error of what the standard library was answered.
+    #[must_use]
+    pub fn from_io(operation: impl Into<String>, object: impl Into<String>, error: &std::io::Error) -> Self {
+        Self::new(operation, object, Errno::from_io_error(error).unwrap_or(Errno::IO))
+    }
+
     /// Adds why it failed, or what helps.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {

@@ -41,8 +41,7 @@ pub fn set_session_nice(nice: i8) -> Result<()> {
     }
     match std::fs::write("/proc/self/autogroup", nice.to_string()) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
-            Err(KernelError::new("write", "/proc/self/autogroup", errno))
+            Err(KernelError::from_io("write", "/proc/self/autogroup", &error))
         }
         _ => Ok(()),
     }
@@ -66,6 +65,37 @@ pub fn lock_memory() -> Result<()> {
     rustix::mm::mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT).map_err(failed)
 }
 
+/// Lets go of all program text that was used so far, this program's and its libraries': what is needed from now on comes back from the
+/// page cache, in pieces of 64 KiB. To be called before [`lock_memory`], which keeps what was ever used.
+///
+/// # Errors
+/// Those of reading procfs.
+///
+/// # Kernel
+/// `MADV_DONTNEED`, madvise(2); proc_pid_maps(5).
+pub fn forget_text() -> Result<()> {
+    let file = "/proc/self/maps";
+    let maps = std::fs::read_to_string(file).map_err(|error| KernelError::from_io("read", file, &error))?;
+    maps.lines().filter_map(text_of).try_for_each(|text| {
+        // SAFETY: these pages are mapped from a file and cannot be written to: what comes back is what was there.
+        #[allow(unsafe_code)]
+        let forgotten = unsafe {
+            let start = std::ptr::with_exposed_provenance_mut(text.start);
+            rustix::mm::madvise(start, text.len(), rustix::mm::Advice::LinuxDontNeed)
+        };
+        forgotten.map_err(|errno| KernelError::new("madvise", "program text", errno))
+    })
+}
+
+/// Reads where a mapping is, if it is program text from a file.
+fn text_of(mapping: &str) -> Option<std::ops::Range<usize>> {
+    let mut words = mapping.split_ascii_whitespace();
+    let (range, access, file) = (words.next()?, words.next()?, words.nth(3)?);
+    let (start, end) = range.split_once('-')?;
+    let is_text = access == "r-xp" && file.starts_with('/');
+    is_text.then_some(usize::from_str_radix(start, 16).ok()?..usize::from_str_radix(end, 16).ok()?)
+}
+
 /// Has the OOM killer take others first: -1000 (never) to 1000. A value that is lower already stays.
 ///
 /// # Errors
@@ -76,12 +106,44 @@ pub fn lock_memory() -> Result<()> {
 pub fn lower_oom_score(adj: i16) -> Result<()> {
     let file = "/proc/self/oom_score_adj";
     let failed = |error: std::io::Error| {
-        let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
-        KernelError::new("write", file, errno).hint("give it CAP_SYS_RESOURCE, or OOMScoreAdjust= in its unit")
+        KernelError::from_io("write", file, &error).hint("give it CAP_SYS_RESOURCE, or OOMScoreAdjust= in its unit")
     };
     let now = std::fs::read_to_string(file).map_err(failed)?.trim().parse::<i16>().unwrap_or(0);
     if now <= adj {
         return Ok(());
     }
     std::fs::write(file, adj.to_string()).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_is_what_comes_from_a_file_and_can_be_executed_only() {
+        let table = [
+            ("55e6-55f0 r-xp 0018f000 fe:00 8249952    /usr/bin/a program", Some(0x55e6..0x55f0)),
+            ("55e6-55f0 r--p 0018f000 fe:00 8249952    /usr/bin/treeherd", None),
+            ("55e6-55f0 rwxp 0018f000 fe:00 8249952    /usr/bin/treeherd", None),
+            ("55e6-55f0 r-xp 00000000 00:00 0          [vdso]", None),
+            ("55e6-55f0 r-xp 00000000 00:00 0", None),
+            ("", None),
+        ];
+        for (mapping, text) in table {
+            assert_eq!(text_of(mapping), text, "{mapping}");
+        }
+    }
+
+    #[test]
+    fn text_that_was_let_go_of_is_out_of_memory_until_it_is_used() {
+        let resident = || {
+            let mappings = std::fs::read_to_string("/proc/self/smaps").unwrap();
+            let lines = mappings.lines().skip_while(|line| text_of(line).is_none());
+            let rss = lines.clone().find_map(|line| line.strip_prefix("Rss:")).unwrap();
+            rss.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+        };
+        let before = resident();
+        forget_text().unwrap();
+        assert!(resident() < before, "of {before} kB");
+    }
 }

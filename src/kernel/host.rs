@@ -306,19 +306,34 @@ pub(super) fn own_path(cgroup: &str) -> Option<&str> {
     cgroup.lines().find_map(|line| line.strip_prefix("0::"))
 }
 
-/// Finds the nearest self-or-ancestor of a cgroup that systemd marked as delegated.
+/// Finds the nearest self-or-ancestor of a cgroup that was delegated: systemd marks it. A unit without the mark ends the search: what is
+/// above it was given to the service manager that made it, and not to what runs in it.
+///
+/// The service manager of somebody who is not root sets no mark (systemd 252): a unit of theirs in which nobody else is counts as
+/// delegated.
 fn delegated_above(mount: &Path, own: &str) -> Option<String> {
     let mut path = own;
-    while !path.is_empty() && path != "/" {
+    while let Some((above, name)) = path.rsplit_once('/').filter(|(_, name)| !name.is_empty()) {
         let directory = mount.join(path.trim_start_matches('/'));
         let is_marked = ["trusted.delegate", "user.delegate"].iter().any(|name| {
             let mut value = [0u8; 8];
             matches!(rustix::fs::getxattr(&directory, *name, &mut value), Ok(1) if value[0] == b'1')
         });
-        if is_marked {
-            return Some(path.to_owned());
+        let is_unit = [".service", ".scope", ".slice"].iter().any(|kind| name.ends_with(kind));
+        if is_marked || is_unit {
+            return (is_marked || is_ours_alone(&directory)).then(|| path.to_owned());
         }
-        path = path.rsplit_once('/').map_or("", |(above, _)| above);
+        path = above;
     }
     None
+}
+
+/// Says whether a cgroup belongs to us, who are not root, and no other process is in it.
+fn is_ours_alone(directory: &Path) -> bool {
+    let user = rustix::process::geteuid();
+    let is_ours = rustix::fs::stat(directory).is_ok_and(|about| about.st_uid == user.as_raw());
+    let own = std::process::id().to_string();
+    let is_alone =
+        std::fs::read_to_string(directory.join("cgroup.procs")).is_ok_and(|pids| pids.lines().all(|pid| pid == own));
+    !user.is_root() && is_ours && is_alone
 }

@@ -28,14 +28,28 @@ impl Cgroups {
     /// # Kernel
     /// 5.2, without CAP_SYS_RESOURCE 6.4; psi.rst, "Monitoring for pressure thresholds"; cgroup-v2.rst, `memory.pressure`.
     pub fn pressure_trigger(&self, place: &Place, rule: &PressureRule) -> Result<OwnedFd> {
-        let file = file(rule);
-        let dir = self.dir(place)?;
-        let trigger = dir.open(&file, OFlags::RDWR | OFlags::NONBLOCK)?;
         let (share, window) = (rule.above.of(rule.window).as_micros(), rule.window.as_micros());
-        let text = format!("{} {share} {window}", rule.stall);
+        self.trigger(place, &file(rule), &format!("{} {share} {window}", rule.stall))
+    }
+
+    /// Sets a trigger that tells when tasks of a place have waited for a CPU, or were kept from one by a `cpu_max`, for more than
+    /// 40 ms of 2 s: the kernel tells of no throttling, but counts it as waiting, also that by a v1 mirror.
+    ///
+    /// # Errors
+    /// As [`Cgroups::pressure_trigger`].
+    ///
+    /// # Kernel
+    /// As there; `a_cpu_max_that_is_hit_is_told_and_who_only_waits_for_a_cpu_is_not` proves it.
+    pub fn throttle_trigger(&self, place: &Place) -> Result<OwnedFd> {
+        self.trigger(place, "cpu.pressure", "some 40000 2000000")
+    }
+
+    fn trigger(&self, place: &Place, file: &str, text: &str) -> Result<OwnedFd> {
+        let dir = self.dir(place)?;
+        let trigger = dir.open(file, OFlags::RDWR | OFlags::NONBLOCK)?;
         match rustix::io::write(&trigger, text.as_bytes()) {
             Ok(_) => Ok(trigger),
-            Err(errno) => Err(KernelError::new(format!("write {text:?} to"), dir.object(&file), errno)),
+            Err(errno) => Err(KernelError::new(format!("write {text:?} to"), dir.object(file), errno)),
         }
     }
 

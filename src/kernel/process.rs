@@ -1,5 +1,6 @@
 //! Ourselves: what this process may do, and the one thing that it takes for itself, descriptors.
 
+use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::CapabilitySet;
 
@@ -83,6 +84,21 @@ pub fn capabilities() -> Result<Vec<Capability>> {
         .effective;
     let list = CAPABILITIES.iter();
     Ok(list.map(|(name, bit, without)| Capability { name, present: ours.contains(*bit), without }).collect())
+}
+
+/// Returns the signals that this process ignores now, a bit each from signal 1 on.
+///
+/// # Errors
+/// Those of reading procfs.
+///
+/// # Kernel
+/// `SigIgn`, proc_pid_status(5).
+pub fn ignored_signals() -> Result<u64> {
+    let file = "/proc/self/status";
+    let operation = "read the ignored signals in";
+    let status = std::fs::read_to_string(file).map_err(|error| KernelError::from_io(operation, file, &error))?;
+    let mask = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
+    mask.ok_or_else(|| KernelError::new(operation, file, Errno::INVAL))
 }
 
 #[cfg(test)]

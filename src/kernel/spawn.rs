@@ -147,8 +147,8 @@ pub struct Launch {
     pub search: Vec<CString>,
     /// The working directory; entered as the user that the child becomes.
     pub cwd: CString,
-    /// What the child reads from as descriptor 0.
-    pub stdin: OwnedFd,
+    /// What the child reads from as descriptor 0; `None` is `/dev/null`, which the thread has open already.
+    pub stdin: Option<OwnedFd>,
     /// What the child writes to as descriptor 1.
     pub stdout: OwnedFd,
     /// What the child writes to as descriptor 2.
@@ -161,6 +161,9 @@ pub struct Launch {
     pub enter: Vec<OwnedFd>,
     /// The user, group and supplementary groups that the child becomes; `None` keeps ours.
     pub credentials: Option<Credentials>,
+    /// The signals that this process may ignore, a bit each from signal 1 on: the child gives them their default action. `u64::MAX`
+    /// where somebody else may have any of them ignored at any time.
+    pub ignored: u64,
     /// Resource limits.
     pub rlimits: Vec<Rlimit>,
     /// How much the OOM killer likes it, -1000 (never) to 1000. `None` is 0, where the host offers that.
@@ -194,8 +197,9 @@ pub struct Launched {
 /// Linux 5.9 (`close_range(2)`); [`Way::CloneInto`] 5.7. clone(2), execve(2), cgroups(7).
 pub fn spawn(launch: &Launch) -> Result<Launched, SpawnFailure> {
     with_cradle(|cradle| {
-        let stdio = [launch.stdin.as_fd(), launch.stdout.as_fd(), launch.stderr.as_fd()];
-        let laid = cradle.lay(stdio).map_err(|errno| tell::prepare("stdio", errno));
+        let stdin = launch.stdin.as_ref().map(AsFd::as_fd);
+        let laid = cradle.lay(stdin, [launch.stdout.as_fd(), launch.stderr.as_fd()]);
+        let laid = laid.map_err(|errno| tell::prepare("stdio", errno));
         let launched = laid.and_then(|()| spawn_laid(launch, cradle));
         cradle.clear();
         launched
@@ -208,7 +212,7 @@ pub fn spawn(launch: &Launch) -> Result<Launched, SpawnFailure> {
 /// # Errors
 /// [`Stage::Prepare`]: no descriptor or no memory is left.
 pub fn get_ready() -> Result<(), SpawnFailure> {
-    with_cradle(|_| Ok(()))
+    with_cradle(|cradle| cradle.stock().map_err(|errno| tell::prepare("stdin", errno)))
 }
 
 fn with_cradle<T>(act: impl FnOnce(&mut Cradle) -> Result<T, SpawnFailure>) -> Result<T, SpawnFailure> {
@@ -252,6 +256,7 @@ fn spawn_laid(launch: &Launch, cradle: &Cradle) -> Result<Launched, SpawnFailure
         stdio: cradle.places(),
         passed,
         pid_entry: pid_entry.as_ref(),
+        ignored: launch.ignored,
         oom_score_adj: (!has_it_by_birth).then_some(&oom_score_adj),
         oom_score_adj_asked: launch.oom_score_adj.is_some(),
         nice: launch.nice,
@@ -278,6 +283,7 @@ impl Orders<'_> {
             stdio: [0, 1, 2],
             passed: None,
             pid_entry: None,
+            ignored: 0,
             oom_score_adj: None,
             oom_score_adj_asked: false,
             nice: None,

@@ -3,6 +3,8 @@
 //! Everything comes from the kernel's own counters of the cgroup, so it covers what was started and ended meanwhile. What
 //! an older kernel or a missing controller does not tell is `None`, and never 0.
 
+use std::time::Duration;
+
 use crate::kernel::cgroup::dir::{Dir, Step, walk};
 use crate::kernel::cgroup::{Cgroups, Place, is_limited};
 use crate::kernel::error::Result;
@@ -53,6 +55,18 @@ impl Cgroups {
         usage.io_pressure_avg10 = pressure("io.pressure");
         Ok(usage)
     }
+
+    /// Reads how much CPU time a subtree has used since its cgroup was made, those that have ended in it included.
+    ///
+    /// # Errors
+    /// What the read answered; [`is_gone`](crate::kernel::error::KernelError::is_gone) if the place was removed.
+    ///
+    /// # Kernel
+    /// cgroup-v2.rst, "CPU Interface Files", `cpu.stat`: there without the controller, too.
+    pub fn cpu_used(&self, place: &Place) -> Result<Duration> {
+        let text = self.dir(place)?.read("cpu.stat")?;
+        Ok(Duration::from_micros(flat(&text, "usage_usec").unwrap_or(0)))
+    }
 }
 
 /// Counts processes and tasks, and returns the processes.
@@ -94,7 +108,7 @@ fn read_io(usage: &mut Usage, dir: &Dir, mirror: Option<&Dir>) {
 }
 
 /// Returns the resident set of a process, in bytes; `None` if it is gone.
-fn resident(pid: i32) -> Option<u64> {
+pub(super) fn resident(pid: i32) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
     let pages: u64 = text.split_whitespace().nth(1)?.parse().ok()?;
     Some(pages * rustix::param::page_size() as u64)

@@ -26,8 +26,8 @@ pub struct Credentials {
 /// Looks up a user and a group, each by name or by number.
 ///
 /// Without a user it is the one that we are; without a group, the user's own with its supplementary groups. A group that is
-/// given takes the place of the primary one. A number need not have a name; then its group must be given, and it has no
-/// supplementary groups.
+/// given takes the place of the primary one. A number need not have a name; then its group must be given, unless it is ours, and it
+/// has no supplementary groups.
 ///
 /// The answer comes from the name service (`/etc/passwd`, but maybe a network too): it can take long, and is not for the loop.
 ///
@@ -40,12 +40,13 @@ pub fn lookup(user: Option<&str>, group: Option<&str>) -> Result<Credentials, Er
         Some(user) => find_user(user)?,
         None => {
             let uid = Uid::effective();
-            (uid, User::from_uid(uid).map_err(|errno| service(&uid.to_string(), errno))?)
+            (uid, entry(&uid.to_string(), User::from_uid(uid))?)
         }
     };
     match found {
         Some(found) => known(found, gid),
-        None => match gid {
+        // Of ourselves we know the group without being told.
+        None => match gid.or_else(|| user.is_none().then(Gid::effective)) {
             Some(gid) => Ok(Credentials {
                 uid: uid.as_raw(),
                 gid: gid.as_raw(),
@@ -88,13 +89,13 @@ fn known(user: User, gid: Option<Gid>) -> Result<Credentials, Error> {
 
 fn find_user(text: &str) -> Result<(Uid, Option<User>), Error> {
     // A name goes first, as in POSIX: there are users whose name is a number.
-    if let Some(user) = User::from_name(text).map_err(|errno| service(text, errno))? {
+    if let Some(user) = entry(text, User::from_name(text))? {
         return Ok((user.uid, Some(user)));
     }
     match number(text) {
         Some(number) => {
             let uid = Uid::from_raw(number);
-            Ok((uid, User::from_uid(uid).map_err(|errno| service(text, errno))?))
+            Ok((uid, entry(text, User::from_uid(uid))?))
         }
         None => Err(Error::new(Code::BadValue, format!("no user is called {text:?}"))
             .remedy("use a name that `getent passwd` shows, or a number from 0 to 4294967294")),
@@ -102,7 +103,7 @@ fn find_user(text: &str) -> Result<(Uid, Option<User>), Error> {
 }
 
 fn find_group(text: &str) -> Result<Gid, Error> {
-    if let Some(group) = Group::from_name(text).map_err(|errno| service(text, errno))? {
+    if let Some(group) = entry(text, Group::from_name(text))? {
         return Ok(group.gid);
     }
     number(text).map(Gid::from_raw).ok_or_else(|| {
@@ -114,6 +115,14 @@ fn find_group(text: &str) -> Result<Gid, Error> {
 /// Reads an id. The largest number is the kernel's way to say "leave it": as an id it would keep us root.
 fn number(text: &str) -> Option<u32> {
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten().filter(|id| *id != u32::MAX)
+}
+
+/// Takes the answer of the user database: one that is not there, as in a small container, has no entry (getpwnam(3)).
+fn entry<T>(name: &str, answer: nix::Result<Option<T>>) -> Result<Option<T>, Error> {
+    match answer {
+        Err(nix::errno::Errno::ENOENT | nix::errno::Errno::ESRCH) => Ok(None),
+        answer => answer.map_err(|errno| service(name, errno)),
+    }
 }
 
 fn service(name: &str, errno: nix::errno::Errno) -> Error {

@@ -1,6 +1,7 @@
 //! Who is let in: the bounds on the tree, what fits into what, and the queue.
 
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::agent::{Agent, Phase};
@@ -24,10 +25,14 @@ impl Machine {
         let limits = self.limits_for(&spec, parent, level)?;
         self.check_counted(level, &limits)?;
         self.check_budget(&spec, parent)?;
-        let room = self.room(parent, level, &limits);
+        self.check_after(&spec)?;
+        let room = self.room(&spec.after, parent, level, &limits);
         let is_queued = match (&room, spec.admission) {
             (Ok(()), _) => false,
-            (Err(_), Admission::Queue) if self.queue.len() < QUEUE_MOST => true,
+            (Err(error), Admission::Queue) if self.queue.len() < QUEUE_MOST => {
+                self.check_followers(&spec.id, error)?;
+                true
+            }
             (Err(error), _) => return Err(error.clone()),
         };
         let key = AgentKey(self.fresh());
@@ -40,6 +45,7 @@ impl Machine {
         }
         let priority = agent.spec.priority;
         self.agents.insert(key, agent);
+        self.follow(key);
         self.count_spawned(key, |count| count + 1);
         if is_queued {
             self.queue.insert((Reverse(priority), key));
@@ -151,18 +157,27 @@ impl Machine {
     }
 
     /// Says whether there is room for one more agent, or which bound leaves none.
-    pub(super) fn room(&self, parent: Option<AgentKey>, level: Level, limits: &Limits) -> Result<(), Error> {
+    pub(super) fn room(
+        &self,
+        after: &BTreeSet<AgentId>,
+        parent: Option<AgentKey>,
+        level: Level,
+        limits: &Limits,
+    ) -> Result<(), Error> {
         let bounds = &self.config.bounds;
         let at_level = self.levels.get(&level).map_or(0, |agents| agents.len());
         let full = |name: &str, most: u32, of: &str| {
             let error = Error::new(Code::BoundReached, format!("{name} = {most} is reached: {of}"));
             Err(error.remedy(format!("wait until one ends, ask for admission = \"queue\", or raise {name}")))
         };
-        if let Some(parent) = parent.map(|parent| &self.agents[&parent]).filter(|it| matches!(it.phase, Phase::Queued))
-        {
-            let message = format!("its parent {} waits for room itself", parent.spec.id);
-            return Err(Error::new(Code::BoundReached, message)
-                .remedy("wait until the parent is admitted, or ask for admission = \"queue\""));
+        // Whoever holds a place while it waits for one that has none could hold the last one.
+        let mut before = parent.map(|parent| &self.agents[&parent]).into_iter().chain(self.followed(after));
+        if let Some(first) = before.find(|it| matches!(it.phase, Phase::Queued)) {
+            let is_parent = parent == Some(first.key);
+            let whose = if is_parent { "its parent " } else { "it starts after " };
+            let message = format!("{whose}{}, which waits for room itself", first.spec.id);
+            let remedy = format!("wait until {} is admitted, or ask for admission = \"queue\"", first.spec.id);
+            return Err(Error::new(Code::BoundReached, message).remedy(remedy));
         }
         if self.admitted >= bounds.max_agents {
             return full("max_agents", bounds.max_agents, &format!("the herd has {} agents", self.admitted));
@@ -210,7 +225,7 @@ impl Machine {
     pub(super) fn settle_queue(&mut self, step: &mut Step) {
         let has_room = |(_, key): &&(Reverse<Priority>, AgentKey)| {
             let agent = &self.agents[key];
-            agent.down.is_none() && self.room(agent.parent, agent.level, &agent.limits).is_ok()
+            agent.down.is_none() && self.room(&agent.spec.after, agent.parent, agent.level, &agent.limits).is_ok()
         };
         let Some(entry) = self.queue.iter().find(has_room).copied() else { return };
         let (_, key) = entry;
@@ -229,12 +244,14 @@ impl Machine {
         let parent_is_ready = agent.parent.is_none_or(|parent| {
             let parent = &self.agents[&parent];
             // Where both start anew, the parent is first.
-            let goes_first = matches!(parent.phase, Phase::Spawning { .. }) || parent.turn.is_some();
+            let waits = parent.turn.is_some() || matches!(parent.phase, Phase::Held) && !self.can_follow(parent);
+            let goes_first = matches!(parent.phase, Phase::Spawning { .. }) || waits;
             parent.home == Made && parent.nursery != Making && !goes_first
         });
         // What is made gets limits that the kernel has not refused.
         let limits_are_known = agent.home == Made || self.changes.is_empty();
-        parent_is_ready && matches!(agent.home, None | Made) && limits_are_known && !self.is_held_by_frost(key)
+        let is_free = matches!(agent.home, None | Made) && self.can_follow(agent);
+        parent_is_ready && is_free && limits_are_known && !self.is_held_by_frost(key)
     }
 
     /// Says whether a spawn would enter a frozen cgroup, or one that is about to be frozen.

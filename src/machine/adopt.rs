@@ -102,8 +102,11 @@ impl Machine {
         }
         self.resume_stops(step, &herd);
         self.mark_what_is_over(now.mono, &herd);
-        // Children first: what has ended by itself was not ended by the end of an agent above.
-        for Adopted { record, found, .. } in herd.iter().rev() {
+        // Children first: what has ended by itself was not ended by the end of an agent above. And before all others those whose
+        // main process alone is gone: it was not ended by a failure that is found next to it.
+        let has_others = |it: &&Adopted| it.found.is_some_and(|found| matches!(found.left, Left::Others(_)));
+        let (headless, others): (Vec<_>, Vec<_>) = herd.iter().rev().partition(has_others);
+        for Adopted { record, found, .. } in headless.into_iter().chain(others) {
             let key = AgentKey(record.birth.key);
             self.note_pause(now, key);
             match found {
@@ -147,6 +150,7 @@ impl Machine {
             self.queue.insert((std::cmp::Reverse(agent.spec.priority), key));
         }
         self.agents.insert(key, agent);
+        self.follow(key);
         self.next = self.next.max(birth.key);
         if let Some(parent) = parent.map(|parent| self.agent_mut(parent)) {
             parent.children.insert(key);
@@ -204,9 +208,11 @@ impl Machine {
                 if let (Some(Ladder::Polite(_)), None) = (ladder, &agent.down) {
                     step.order(Effect::Signal { agent: key, run, signal: agent.spec.stop_signal });
                 }
-                self.resume_clocks(step, key);
             }
             _ => {}
+        }
+        if self.agents[&key].has_run() {
+            self.resume_clocks(step, key);
         }
     }
 

@@ -4,10 +4,12 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::after::Outlook;
 use super::clock::{Clocks, Countdown};
 use super::input::{AgentKey, Frost, Now, ReplyTo};
 use super::ready::Voice;
 use super::restart::History;
+use super::stall::Quiet;
 use super::stop::StopKey;
 use super::storm::Turn;
 use super::strategy::RenewalKey;
@@ -60,7 +62,7 @@ pub(super) enum Phase {
     Group,
     /// It waits for admission.
     Queued,
-    /// It is admitted and waits for its parent's cgroup, or for its subtree to be thawed.
+    /// It is admitted and waits for its parent's cgroup, for the agents that it starts after, or for its subtree to be thawed.
     Held,
     /// The spawn is on a hand; at the deadline the fresh run is killed, which frees the hand.
     Spawning { deadline: Option<Monotonic> },
@@ -188,6 +190,8 @@ pub(super) struct Agent {
     pub start: Start,
     /// Its place among the restarts that wait for their turn.
     pub turn: Option<Turn>,
+    /// What it promised last to those that start after it.
+    pub outlook: Outlook,
     /// The stops that wait for it.
     pub stops: Vec<StopKey>,
     pub home: Home,
@@ -206,6 +210,8 @@ pub(super) struct Agent {
     pub clocks: Clocks,
     /// What the present or last run has told of itself.
     pub voice: Voice,
+    /// What is known of the present run's idleness, if it has a rule on that.
+    pub quiet: Quiet,
     /// The failure that the present run was found in, and is ended for: its end has this cause.
     pub verdict: Option<Verdict>,
     /// Since when the present run is to be dead and was killed for it: its grace is over.
@@ -252,6 +258,7 @@ impl Agent {
             renewal: None,
             start: Start::default(),
             turn: None,
+            outlook: Outlook::default(),
             stops: Vec::new(),
             home: Home::None,
             nursery: Home::None,
@@ -262,6 +269,7 @@ impl Agent {
             freezer: Freezer::default(),
             clocks: Clocks::default(),
             voice: Voice::default(),
+            quiet: Quiet::default(),
             verdict: None,
             overdue: None,
             paused_by: None,

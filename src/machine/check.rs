@@ -89,6 +89,10 @@ impl Machine {
         let runs: u32 = children.iter().map(|child| child.runs_below + u32::from(child.has_run())).sum();
         assert_eq!(agent.runs_below, runs, "{id}: runs below it are counted");
         self.check_renewal(agent);
+        if let Phase::Queued = agent.phase {
+            let is_held = self.followers(id).any(|follower| self.agents[&follower].is_admitted());
+            assert!(!is_held, "{id}: nobody has a place in front of one that waits for its own");
+        }
         if agent.has_ended() {
             assert_eq!(agent.live_children, 0, "{id}: an agent ends after all that is below it");
             let is_excused = agent.down.is_some() || agent.last.is_some();

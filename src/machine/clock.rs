@@ -56,6 +56,8 @@ pub(super) enum Clock {
     Watchdog,
     /// It may take so long to end after it has said that it does: `grace`.
     Stop,
+    /// It is looked at whether it does anything each time that so long has gone by: `stall`. This one alone fails nobody.
+    Stall,
 }
 
 /// The clocks that go for the present run.

@@ -2,7 +2,7 @@
 
 use super::agent::{Home, Outcome, Phase};
 use super::input::{AgentKey, Effect};
-use super::{Machine, Step, Timer};
+use super::{Machine, Step, Timer, Until};
 use crate::model::config::RETAINED_MOST;
 use crate::model::error::{Code, Error};
 use crate::model::event::Kind;
@@ -43,7 +43,8 @@ impl Machine {
         }
         let mut record = ExitRecord::new(Cause::Terminated);
         record.by = by;
-        if agent.is_end_told() && matches!(agent.phase, Phase::Backoff { .. } | Phase::Held) {
+        let waits = matches!(agent.phase, Phase::Backoff { .. } | Phase::Held);
+        if agent.is_end_told() && agent.down.is_some() && waits {
             // Its last run's end is told; that there is no next one is not.
             self.publish(step, Kind::GaveUp, key, |event| event.message = format!("not started again: {record}"));
         }
@@ -51,7 +52,7 @@ impl Machine {
         self.tell_end(step, key, outcome, &record);
         self.leave(step, key, outcome);
         self.note_ended(step.now.mono, key);
-        self.settle_waits(step, key);
+        self.settle_waits(step, Until::Ended, key);
         if outcome == Outcome::Completed {
             self.end_parent_of(step, key);
         }
@@ -63,6 +64,7 @@ impl Machine {
         let now = step.now;
         self.leave_renewal(key);
         self.give_up_turn(key);
+        self.wake_followed(key);
         let is_admitted = self.agents[&key].is_admitted();
         if is_admitted {
             self.count_out(key);
@@ -99,19 +101,22 @@ impl Machine {
         let agent = &self.agents[&key];
         let is_due = agent.expires.is_some_and(|expires| step.now.mono >= expires);
         if is_due && agent.home == Home::None && agent.children.is_empty() && agent.stops.is_empty() {
+            self.lose_followers(step, key);
             self.publish(step, Kind::Removed, key, |_| {});
             step.order(Effect::Forget(key));
-            self.drop_agent(key);
+            self.drop_agent(step, key);
         }
     }
 
     /// Drops the record of an agent that has ended.
-    fn drop_agent(&mut self, key: AgentKey) {
+    fn drop_agent(&mut self, step: &mut Step, key: AgentKey) {
+        self.settle_waits(step, Until::Forgotten, key);
         let Some(agent) = self.agents.remove(&key) else { return };
         if let Some(due) = agent.due {
             self.timers.remove(&(due, Timer::Agent(key)));
         }
         self.ids.remove(&agent.spec.id);
+        self.unfollow(&agent);
         if let Phase::Ended { at, .. } = agent.phase {
             self.retained.remove(&(at, key));
         }
@@ -140,8 +145,9 @@ impl Machine {
         if !self.agents[&key].has_ended() {
             self.leave(step, key, Outcome::Failed);
         }
+        self.lose_followers(step, key);
         self.note_ended(step.now.mono, key);
-        self.settle_waits(step, key);
+        self.settle_waits(step, Until::Ended, key);
         for stop in self.agents[&key].stops.clone() {
             self.dirty_stops.insert(stop);
             if let Some(stop) = self.stops.get_mut(&stop) {
@@ -149,6 +155,6 @@ impl Machine {
             }
         }
         step.order(Effect::Forget(key));
-        self.drop_agent(key);
+        self.drop_agent(step, key);
     }
 }

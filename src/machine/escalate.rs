@@ -3,7 +3,7 @@
 //! | what happened | and the parent | then the parent | and its children |
 //! | --- | --- | --- | --- |
 //! | more restarts of its children than `children.intensity` within `children.period` | any | fails | are ended; start anew with it |
-//! | a `significant` child failed for good | any | fails | are ended; start anew with it, that one too |
+//! | a `significant` child failed for good | any | fails | are ended; start anew with it, that one too, unless it failed by `dependency` |
 //! | a `significant` child completed | any | is ended, in order, for good | are ended |
 //! | any other child ended for good | any | nothing | go on |
 //!
@@ -123,7 +123,7 @@ impl Machine {
         }
     }
 
-    fn has_ended_for_good(&mut self, step: &mut Step, key: AgentKey, outcome: Outcome, record: &ExitRecord) {
+    pub(super) fn has_ended_for_good(&mut self, step: &mut Step, key: AgentKey, outcome: Outcome, record: &ExitRecord) {
         let agent = &self.agents[&key];
         let parent = agent.parent.filter(|parent| {
             agent.spec.significant && outcome == Outcome::Failed && self.agents[parent].down.is_none()
@@ -131,8 +131,10 @@ impl Machine {
         let Some(parent) = parent else { return self.end_or_linger(step, key, outcome, record) };
         let why = format!("its significant child {} has failed: {record}", agent.spec.id);
         let above = &self.agents[&parent];
-        let parent_may_come_back =
-            above.spec.restart.policy != RestartPolicy::Never && !matches!(above.phase, Phase::Lingering { .. });
+        // What could not start for the end of another one would not be able to next time, either.
+        let parent_may_come_back = above.spec.restart.policy != RestartPolicy::Never
+            && !matches!(above.phase, Phase::Lingering { .. })
+            && record.cause != Cause::Dependency;
         if parent_may_come_back {
             self.tell_end(step, key, outcome, record);
             self.hold(key, super::agent::Start::Automatic);

@@ -14,6 +14,7 @@ use super::stop::Stage;
 use crate::model::explain::{Explanation, Next};
 use crate::model::note::Told;
 use crate::model::recovery::Strategy;
+use crate::model::rule::Action;
 use crate::model::spec::{OnMainExit, RestartPolicy};
 use crate::model::status::millis;
 use crate::model::time::Monotonic;
@@ -21,17 +22,19 @@ use crate::model::time::Monotonic;
 type Line = fn(&Machine, &Agent, Monotonic, &mut Explanation);
 
 /// What is looked at, in the order of its sentences.
-const LINES: [Line; 12] = [
+const LINES: [Line; 14] = [
     stopping,
     being_ended,
     paused,
     waiting,
+    following,
     renewing,
     turn,
     running,
     telling,
     last_run,
     clocks,
+    idleness,
     retention,
     after_a_failure,
 ];
@@ -133,12 +136,15 @@ fn waiting(machine: &Machine, agent: &Agent, now: Monotonic, told: &mut Explanat
     }
     match &agent.phase {
         Phase::Queued => {
-            let room = machine.room(agent.parent, agent.level, &agent.limits);
+            let room = machine.room(&agent.spec.after, agent.parent, agent.level, &agent.limits);
             let why = room.err().map_or_else(|| "others come before it".to_owned(), |error| error.message);
             told.because.push(format!("there is no room for it in the tree: {why}"));
             told.waiting_for.push(format!("room; its priority is {}", u8::from(agent.spec.priority)));
         }
-        Phase::Held if agent.renewal.is_none() && agent.turn.is_none() && !machine.is_held_by_frost(agent.key) => {
+        Phase::Held if machine.can_follow(agent) && !machine.is_held_by_frost(agent.key) => {
+            if agent.renewal.is_some() || agent.turn.is_some() {
+                return;
+            }
             told.waiting_for.push("its parent to be started, or a change of limits".to_owned());
         }
         Phase::Spawning { deadline } => {
@@ -168,6 +174,24 @@ fn waiting(machine: &Machine, agent: &Agent, now: Monotonic, told: &mut Explanat
         }
         _ => {}
     }
+}
+
+/// It starts after others.
+fn following(machine: &Machine, agent: &Agent, now: Monotonic, told: &mut Explanation) {
+    let can_wait = matches!(agent.phase, Phase::Held | Phase::Queued) && agent.down.is_none();
+    for awaited in machine.awaited(agent).filter(|_| can_wait).take(10) {
+        let own = machine.waits_for(awaited.key, now).map(|what| format!("; it waits for {what}")).unwrap_or_default();
+        told.waiting_for.push(format!("{}{own}", to_be_ready(awaited, now)));
+        let id = &awaited.spec.id;
+        some_day(told, format!("should {id} end for good and not be ready, it is not started: it has failed, too"));
+    }
+}
+
+/// Says how far an agent is that another one waits for.
+pub(super) fn to_be_ready(awaited: &Agent, now: Monotonic) -> String {
+    let since = awaited.began.filter(|_| awaited.has_run());
+    let since = since.map(|began| format!(" since {}", text(now.since(began.mono)))).unwrap_or_default();
+    format!("{} to be ready, which is {}{since}", awaited.spec.id, awaited.state())
 }
 
 fn renewing(machine: &Machine, agent: &Agent, _: Monotonic, told: &mut Explanation) {
@@ -233,12 +257,36 @@ fn clocks(_: &Machine, agent: &Agent, now: Monotonic, told: &mut Explanation) {
             Clock::Run => "its run_timeout is over: it has failed",
             Clock::Ready => "its ready_timeout is over: it has failed, unless it is ready by then",
             Clock::Watchdog => "its heartbeat is missed: it has failed, unless it tells that it lives",
+            // Its time is a look's, and not the rule's.
+            Clock::Stall => continue,
             Clock::Stop => "it has said that it stops, and its grace is over: it has failed",
         };
         match countdown {
             Countdown::Until(until) => at(told, now, until, what),
             Countdown::Suspended(left) => some_day(told, format!("{what}, {} after it was resumed", text(left))),
         }
+    }
+}
+
+/// For how long its run has done nothing, and what follows.
+fn idleness(_: &Machine, agent: &Agent, now: Monotonic, told: &mut Explanation) {
+    let Some(rule) = agent.spec.stall.filter(|_| agent.has_run() && agent.is_unattended()) else { return };
+    if agent.runs_below > 0 {
+        return told.because.push("it is not stalled, whatever it does itself: agents below it run".to_owned());
+    }
+    let (quiet, look) = (agent.quiet.lasts(&rule), rule.look());
+    if !quiet.is_zero() {
+        told.because.push(format!("for {} it has written no output and used no CPU", text(quiet)));
+    }
+    let has_failed = if rule.action == Action::Fail { ": it has failed" } else { "" };
+    let what = format!("it has done nothing for {}{has_failed}, unless it does something", text(rule.after));
+    let rest = rule.after.saturating_sub(quiet + look);
+    match agent.clocks.get(Clock::Stall) {
+        Some(Countdown::Until(next)) if quiet < rule.after => at(told, now, next + rest, what),
+        Some(Countdown::Suspended(left)) if quiet < rule.after => {
+            some_day(told, format!("{what}, {} after it was resumed", text(left + rest)));
+        }
+        _ => {}
     }
 }
 

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::stall::Sample;
 use crate::model::error::Error;
 use crate::model::event::Event;
 use crate::model::id::Run;
@@ -120,6 +121,15 @@ pub enum Input {
         /// The line.
         found: Box<Found>,
     },
+    /// A run was looked at, as was ordered.
+    Sampled {
+        /// Whose.
+        agent: AgentKey,
+        /// Of which run.
+        run: Run,
+        /// What it has done; none if that could not be read.
+        sample: Option<Sample>,
+    },
     /// All that a run has written was looked at, and what the rules have found in it was told.
     OutputRead {
         /// Whose.
@@ -185,6 +195,8 @@ pub enum Input {
     LimitsRefused(u64, Error),
     /// Time went by.
     Ticked,
+    /// Time went by since then without the supervisor: it was frozen, or the machine slept. Maybe nobody else did anything either.
+    StoodStill(Monotonic),
 }
 
 /// One rule on pressure: of the herd, or of an agent's subtree.
@@ -260,6 +272,13 @@ pub enum Effect {
     },
     /// Look at all that an ended run has written. Answered by `OutputRead`.
     ReadOutput {
+        /// Whose.
+        agent: AgentKey,
+        /// Of which run.
+        run: Run,
+    },
+    /// Look at what a run has done. Answered by `Sampled`.
+    Sample {
         /// Whose.
         agent: AgentKey,
         /// Of which run.

@@ -20,6 +20,7 @@
 //! | the agent | `restart`: policy, intensity | it comes back after its delay, or has ended for good (`restart.rs`) |
 //! | its parent | `children`: strategy | it comes back alone, or others start anew with it (`strategy.rs`) |
 //! | its parent | `children`: intensity | one too many: the parent has failed itself, and so on upwards (`escalate.rs`) |
+//! | those that start after it | `after` | they wait, or cannot start, too (`after.rs`) |
 //! | the herd | `restart_rate`, `restart_burst` | a restart beyond them waits for its turn (`storm.rs`) |
 //!
 //! * `settle` moves one agent as far as it can go now. It is idempotent: after a step, settling anything again orders nothing
@@ -31,6 +32,7 @@
 
 mod admit;
 mod adopt;
+mod after;
 mod agent;
 mod check;
 mod clock;
@@ -50,6 +52,7 @@ mod restart;
 mod revive;
 mod run;
 mod settle;
+mod stall;
 mod stop;
 mod storm;
 mod strategy;
@@ -67,6 +70,7 @@ use limit::Change;
 use pause::Frosting;
 use pressure::Press;
 pub use report::Counts;
+pub use stall::Sample;
 use stop::{Stop, StopKey};
 use storm::Storm;
 use strategy::{Renewal, RenewalKey};
@@ -89,6 +93,8 @@ pub struct Machine {
     not_offered: BTreeMap<Knob, Error>,
     agents: BTreeMap<AgentKey, Agent>,
     ids: BTreeMap<AgentId, AgentKey>,
+    /// Who starts after whoever has this name.
+    followers: BTreeMap<AgentId, BTreeSet<AgentKey>>,
     /// The admitted agents of each level.
     levels: BTreeMap<Level, BTreeSet<AgentKey>>,
     admitted: u32,
@@ -138,13 +144,21 @@ enum Timer {
     Storm,
 }
 
-/// A client that waits for agents to end.
+/// A client that waits for agents to end, or to be forgotten.
 #[derive(Debug)]
 struct Wait {
     reply: ReplyTo,
+    until: Until,
     order: Vec<AgentKey>,
     pending: BTreeSet<AgentKey>,
     done: BTreeMap<AgentKey, AgentStatus>,
+}
+
+/// What a client waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Until {
+    Ended,
+    Forgotten,
 }
 
 /// One step: its time, and the orders that it gives.
@@ -174,6 +188,7 @@ impl Machine {
             not_offered,
             agents: BTreeMap::new(),
             ids: BTreeMap::new(),
+            followers: BTreeMap::new(),
             levels: BTreeMap::new(),
             admitted: 0,
             queue: BTreeSet::new(),
@@ -248,6 +263,7 @@ impl Machine {
             Input::OutputRead { agent, run } => self.output_read(step, agent, run),
             Input::Notified { agent, run, notes } => self.notified(step, agent, run, notes),
             Input::ReadySeen { agent, run } => self.ready_seen(step, agent, run),
+            Input::Sampled { agent, run, sample } => self.sampled(step, agent, run, sample),
             Input::SubtreeEmptied(agent) => self.subtree_emptied(agent),
             Input::Signalled { agent, processes } => self.signalled(agent, processes),
             Input::Killed { agent, counts } => self.killed(agent, &counts),
@@ -259,6 +275,7 @@ impl Machine {
             Input::LimitsSet(change) => self.limits_set(step, change),
             Input::LimitsRefused(change, error) => self.limits_refused(step, change, error),
             Input::Ticked => {}
+            Input::StoodStill(since) => self.stood_still(step.now.mono, since),
         }
     }
 
@@ -355,7 +372,8 @@ impl Machine {
         let is_target_below = |target: &Target| matches!(target, Target::Ids(ids) if ids.iter().all(is_below));
         let allowed = match request {
             Request::Spawn(spec) => {
-                spec.parent.as_ref().is_some_and(|parent| self.ids.get(parent) == Some(&own) || is_below(parent))
+                let is_within = |id: &AgentId| self.ids.get(id) == Some(&own) || is_below(id);
+                spec.parent.as_ref().is_some_and(is_within) && spec.after.iter().all(is_within)
             }
             Request::Pause(target)
             | Request::Resume(target)
@@ -382,7 +400,7 @@ impl Machine {
 
     fn ask_wait(&mut self, step: &mut Step, to: ReplyTo, ids: &[AgentId]) -> Result<(), Error> {
         let order = ids.iter().map(|id| self.find(id)).collect::<Result<Vec<_>, _>>()?;
-        let mut wait = Wait { reply: to, pending: BTreeSet::new(), done: BTreeMap::new(), order };
+        let mut wait = Wait { reply: to, until: Until::Ended, pending: BTreeSet::new(), done: BTreeMap::new(), order };
         for key in &wait.order {
             if self.agents[key].has_ended() {
                 wait.done.insert(*key, self.status(*key, step.now.mono));
@@ -390,23 +408,20 @@ impl Machine {
                 wait.pending.insert(*key);
             }
         }
-        if wait.pending.is_empty() {
-            step.reply(to, Ok(wait.answer()));
-        } else {
-            let key = self.fresh();
-            self.waits.insert(key, wait);
-        }
+        self.add_wait(step, wait);
         Ok(())
     }
 
-    /// Tells those who wait that an agent has ended.
-    fn settle_waits(&mut self, step: &mut Step, key: AgentKey) {
-        if self.waits.values().all(|wait| !wait.pending.contains(&key)) {
+    /// Tells those who wait for this of an agent that it is so, and answers whoever waits for nobody any more.
+    fn settle_waits(&mut self, step: &mut Step, until: Until, key: AgentKey) {
+        let is_about = |wait: &Wait| wait.until == until && wait.pending.contains(&key);
+        if !self.waits.values().any(is_about) {
             return;
         }
         let status = self.status(key, step.now.mono);
         self.waits.retain(|_, wait| {
-            if wait.pending.remove(&key) {
+            if is_about(wait) {
+                wait.pending.remove(&key);
                 wait.done.insert(key, status.clone());
             }
             if wait.pending.is_empty() {
@@ -427,13 +442,23 @@ impl Machine {
         }
         // An agent stands for its subtree, which has ended before it; as long as a child is known, so is its parent.
         let all: BTreeSet<_> = ended.into_iter().flat_map(|key| self.subtree(key)).collect();
-        let statuses = all.iter().map(|key| self.status(*key, step.now.mono)).collect();
-        for key in all {
-            self.agent_mut(key).expires = Some(step.now.mono);
-            self.dirty.insert(key);
+        for key in &all {
+            self.agent_mut(*key).expires = Some(step.now.mono);
+            self.dirty.insert(*key);
         }
-        step.reply(to, Ok(Answer::Agents(statuses)));
+        // Whoever is answered can use the ids again.
+        let order = all.iter().copied().collect();
+        self.add_wait(step, Wait { reply: to, until: Until::Forgotten, order, pending: all, done: BTreeMap::new() });
         Ok(())
+    }
+
+    fn add_wait(&mut self, step: &mut Step, wait: Wait) {
+        if wait.pending.is_empty() {
+            step.reply(wait.reply, Ok(wait.answer()));
+        } else {
+            let key = self.fresh();
+            self.waits.insert(key, wait);
+        }
     }
 
     fn find(&self, id: &AgentId) -> Result<AgentKey, Error> {

@@ -102,6 +102,17 @@ impl Machine {
         }
     }
 
+    /// Nobody is held to a time in which it may have stood still: the clocks of all runs go on as they were then.
+    pub(super) fn stood_still(&mut self, now: Monotonic, since: Monotonic) {
+        for (key, agent) in &mut self.agents {
+            if agent.paused_since.is_none() && agent.clocks.due().is_some() {
+                agent.clocks.suspend(since);
+                agent.clocks.resume(now);
+                self.dirty.insert(*key);
+            }
+        }
+    }
+
     /// Returns what should stand in an agent's `cgroup.freeze`.
     fn wanted_frost(&self, key: AgentKey) -> Frost {
         let agent = &self.agents[&key];

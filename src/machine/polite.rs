@@ -1,7 +1,7 @@
 //! The polite part of an end: who gets its stop signal when, and the rungs from there to the kill.
 //!
-//! Children end before their parents, branches at once, and there is one deadline for all. An agent gets its signal when
-//! nothing below it runs any more. So that one deaf agent does not cost those above it their signal, the time until the
+//! Children end before their parents, whoever started after another one before that one, branches at once, and there is one
+//! deadline for all. An agent gets its signal when nothing below it and nothing that follows it runs any more. So that one deaf agent does not cost those above it their signal, the time until the
 //! deadline is shared out evenly among the levels: with a parent and its child, the parent has its signal at half of the
 //! grace at the latest, and the rest of it to end.
 //!
@@ -27,7 +27,7 @@ use crate::model::time::Monotonic;
 pub(super) struct Shares {
     began: Monotonic,
     grace: Duration,
-    /// How many levels of these agents are below each of them.
+    /// How many of these agents one after the other end before each of them.
     heights: BTreeMap<AgentKey, u32>,
     levels: u32,
 }
@@ -43,14 +43,23 @@ impl Machine {
     /// Shares out the time until the kill of these agents, which come parents before children.
     pub(super) fn share_out(&self, began: Monotonic, grace: Duration, members: &[AgentKey]) -> Shares {
         let mut heights: BTreeMap<AgentKey, u32> = members.iter().map(|key| (*key, 0)).collect();
-        for key in members.iter().rev() {
-            let above = heights[key] + 1;
-            if let Some(height) = self.agents[key].parent.and_then(|parent| heights.get_mut(&parent)) {
-                *height = above.max(*height);
+        // Whoever was made later stands below the earlier one, or starts after it.
+        let keys: Vec<_> = heights.keys().rev().copied().collect();
+        for key in keys {
+            let (agent, above) = (&self.agents[&key], heights[&key] + 1);
+            let followed = agent.spec.after.iter().filter_map(|id| self.ids.get(id).copied());
+            for longer in agent.parent.into_iter().chain(followed) {
+                heights.entry(longer).and_modify(|height| *height = above.max(*height));
             }
         }
         let levels = heights.values().max().map_or(1, |highest| highest + 1);
         Shares { began, grace, heights, levels }
+    }
+
+    /// Says whether nothing runs any more that is to end before it: below it, or started after it.
+    fn is_last_to_run(&self, agent: &Agent) -> bool {
+        let is_ending = |it: &Agent| it.can_speak() && (it.down.is_some() || it.ladder().is_some());
+        agent.is_last_to_run() && !self.followers(&agent.spec.id).any(|key| is_ending(&self.agents[&key]))
     }
 
     /// Returns when the stop signal of an agent that is to end is due, if it is not under way and will be sent at all.
@@ -58,7 +67,7 @@ impl Machine {
         let down = agent.down.as_ref().filter(|down| down.signal == Signal::Unsent && agent.has_run())?;
         let stage = self.stops.get(&down.stop)?.stage;
         let is_polite = matches!(stage, Stage::Polite(deadline) if now < deadline);
-        is_polite.then(|| if agent.is_last_to_run() { now } else { down.signal_by })
+        is_polite.then(|| if self.is_last_to_run(agent) { now } else { down.signal_by })
     }
 
     /// Orders the stop signal for the present run of an agent that is to end, once, when it is due.
@@ -85,7 +94,7 @@ impl Machine {
         let now = step.now.mono;
         let agent = &self.agents[&key];
         let Some(rung) = agent.ladder() else { return };
-        let is_due = now >= rung.due() || matches!(rung, Ladder::Asked { .. }) && agent.is_last_to_run();
+        let is_due = now >= rung.due() || matches!(rung, Ladder::Asked { .. }) && self.is_last_to_run(agent);
         if !is_due {
             return;
         }
@@ -137,7 +146,8 @@ impl Machine {
         for above in chain {
             let agent = self.agent_mut(above);
             agent.runs_below = change(agent.runs_below);
-            if agent.runs_below == 0 {
+            // None is left, or it is the first.
+            if agent.runs_below <= 1 {
                 self.dirty.insert(above);
             }
         }

@@ -16,7 +16,7 @@ use super::agent::Agent;
 use super::input::{AgentKey, Effect, Frost, LimitPlace, PressKey};
 use super::{Machine, Step, Timer};
 use crate::model::event::Kind;
-use crate::model::pressure::{Measure, PressureRule, Resource};
+use crate::model::pressure::{Measure, PressureRule, Resource, Stall};
 use crate::model::spec::StopSignal;
 use crate::model::status::Cause;
 use crate::model::time::Monotonic;
@@ -254,8 +254,12 @@ impl Machine {
             Resource::Cpu => "CPU time",
             Resource::Io => "I/O",
         };
+        let who = match stall {
+            Stall::Some => "some",
+            Stall::Full => "all",
+        };
         let (place, window) = (self.place_name(key), humantime::format_duration(*window));
-        format!("in {place}, {stall} tasks waited for {what} for more than {above} of {window}")
+        format!("in {place}, {who} tasks waited for {what} for more than {above} of {window}")
     }
 
     /// Tells of a step; it is about an agent, or about the rule's place.

@@ -41,6 +41,10 @@ pub(super) struct Voice {
     pub period: Option<Duration>,
     /// By how much its kill was put off.
     pub put_off: Duration,
+    /// Until when it has asked for time before it was known to have begun.
+    early: Option<Monotonic>,
+    /// It has given itself up before it was known to have begun.
+    is_given_up: bool,
 }
 
 impl Machine {
@@ -56,10 +60,8 @@ impl Machine {
                 Note::Stopping => self.tell_stopping(step, key),
                 Note::Status(text) => agent.voice.status = Some(text).filter(|text| !text.is_empty()),
                 Note::Beat => self.beat(step, key),
-                Note::Trigger => {
-                    let why = "it asked for it with WATCHDOG=trigger".to_owned();
-                    self.condemn(step, key, Verdict { cause: Cause::Watchdog, why }, SIGABRT);
-                }
+                Note::Trigger if agent.has_run() => self.give_up(step, key),
+                Note::Trigger => agent.voice.is_given_up = true,
                 Note::Period(period) if period.is_zero() || period >= WATCHDOG_LEAST => {
                     agent.voice.period = Some(period.min(DURATION_MAX));
                     self.dirty.insert(key);
@@ -111,6 +113,18 @@ impl Machine {
             self.publish_ready(step, key);
         }
         self.await_next_word(step, key);
+        if let Some(until) = self.agent_mut(key).voice.early.take() {
+            self.extend(step, key, until.since(step.now.mono));
+        }
+        if std::mem::take(&mut self.agent_mut(key).voice.is_given_up) {
+            self.give_up(step, key);
+        }
+    }
+
+    /// Fails a run that wants to be treated as if it had missed its heartbeat.
+    fn give_up(&mut self, step: &mut Step, key: AgentKey) {
+        let why = "it asked for it with WATCHDOG=trigger".to_owned();
+        self.condemn(step, key, Verdict { cause: Cause::Watchdog, why }, SIGABRT);
     }
 
     /// Starts the clock for what a run is expected to tell next.
@@ -161,6 +175,10 @@ impl Machine {
         let now = step.now.mono;
         self.dirty.insert(key);
         let agent = self.agent_mut(key);
+        if !agent.has_run() {
+            agent.voice.early = agent.voice.early.max(Some(now + time));
+            return;
+        }
         if agent.is_unattended() {
             let clocks: &[Clock] = match agent.voice.told {
                 Told::Nothing => &[Clock::Ready],

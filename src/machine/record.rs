@@ -31,9 +31,14 @@ impl Machine {
         if agent.recorded.as_deref() == Some(&course) {
             return;
         }
-        // Whoever is known below another one makes that one known: without it there would be no place for it.
-        if let Some(parent) = agent.parent.filter(|parent| self.agents[parent].recorded.is_none()) {
-            self.write_down(step, parent);
+        // Whoever is known below another one makes that one known: without it there would be no place for it. And whoever
+        // starts after another one: without it, that one's end would look like one that nobody need wait for.
+        let followed = self.followed(&agent.spec.after).map(|it| it.key);
+        let before: Vec<_> = agent.parent.into_iter().chain(followed).collect();
+        for key in before {
+            if self.agents[&key].recorded.is_none() {
+                self.write_down(step, key);
+            }
         }
         let agent = self.agent_mut(key);
         step.order(Effect::Record(Box::new(record(agent, course.clone()))));

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::agent::{Home, Phase};
 use super::clock::{Clock, Countdown};
+use super::explain::to_be_ready;
 use super::input::{AgentKey, Caller, Effect, Frost, Now};
 use super::{Machine, Step};
 use crate::model::config::HerdConfig;
@@ -74,6 +75,12 @@ impl Machine {
     #[must_use]
     pub fn has_ended(&self, key: AgentKey) -> bool {
         self.agents.get(&key).is_none_or(super::agent::Agent::has_ended)
+    }
+
+    /// Says whether a run of an agent is being started.
+    #[must_use]
+    pub fn is_spawning(&self, key: AgentKey) -> bool {
+        self.agents.get(&key).is_some_and(|agent| matches!(agent.phase, Phase::Spawning { .. }))
     }
 
     /// Returns the limits over an agent's subtree.
@@ -169,7 +176,7 @@ impl Machine {
     }
 
     /// Says in a sentence what an agent waits for.
-    fn waits_for(&self, key: AgentKey, now: Monotonic) -> Option<String> {
+    pub(super) fn waits_for(&self, key: AgentKey, now: Monotonic) -> Option<String> {
         let agent = &self.agents[&key];
         let left = |until: Monotonic| {
             humantime::format_duration(std::time::Duration::from_millis(crate::model::status::millis(until.since(now))))
@@ -185,6 +192,12 @@ impl Machine {
             _ if agent.freezer.hold == Frost::Frozen => self.held_by(key),
             Phase::Queued => Some("room in the tree".to_owned()),
             Phase::Held if agent.renewal.is_some() => Some("others to end: they start anew together".to_owned()),
+            Phase::Held if !self.can_follow(agent) => {
+                let mut awaited = self.awaited(agent);
+                let first = awaited.next().map(|first| to_be_ready(first, now));
+                let more = awaited.count();
+                first.map(|first| if more > 0 { format!("{first}, and for {more} more") } else { first })
+            }
             Phase::Held if self.is_held_by_frost(key) => Some("its subtree to be resumed".to_owned()),
             Phase::Held => match agent.turn {
                 Some(turn) => Some(format!("its turn to be restarted, expected in {}", left(turn.expected))),

@@ -5,6 +5,7 @@ use super::input::{AgentKey, Caller, Effect, ReplyTo};
 use super::{Machine, Step};
 use crate::model::error::{Code, Error};
 use crate::model::id::{AgentId, Run};
+use crate::model::time::Monotonic;
 
 impl Machine {
     pub(super) fn ask_restart(
@@ -24,6 +25,7 @@ impl Machine {
         if agent.down.is_some() && !agent.has_ended() {
             return refuse("it is being terminated", "wait until it has ended");
         }
+        self.check_not_lost(agent)?;
         let signal = Effect::Signal { agent: key, run: agent.run, signal: agent.spec.stop_signal };
         let kill_at = Ladder::Polite(step.now.mono + agent.spec.grace);
         match &agent.phase {
@@ -41,6 +43,7 @@ impl Machine {
             Phase::Reading { .. } => {
                 let agent = self.agent_mut(key);
                 agent.cycle = Some(caller.name.clone());
+                agent.start = Start::Asked;
                 agent.reply = Some(to);
                 self.dirty.insert(key);
             }
@@ -61,7 +64,7 @@ impl Machine {
     /// Starts an agent that has ended once more, if there is room for it.
     fn revive(&mut self, step: &mut Step, key: AgentKey, to: ReplyTo) -> Result<(), Error> {
         let agent = &self.agents[&key];
-        self.check_revivable(agent)?;
+        self.check_revivable(step.now.mono, agent)?;
         if let Phase::Ended { at, .. } = agent.phase {
             self.retained.remove(&(at, key));
         }
@@ -81,7 +84,7 @@ impl Machine {
         Ok(())
     }
 
-    fn check_revivable(&self, agent: &Agent) -> Result<(), Error> {
+    fn check_revivable(&self, now: Monotonic, agent: &Agent) -> Result<(), Error> {
         let id = &agent.spec.id;
         if self.door != super::Door::Open {
             return Err(Error::new(Code::ShuttingDown, format!("restart {id}: the herd is being ended")));
@@ -91,10 +94,14 @@ impl Machine {
             let message = format!("restart {id}: its parent {} is {}", parent.spec.id, parent.state());
             return Err(Error::new(Code::NoSuchParent, message).remedy("restart the parent first"));
         }
+        if agent.expires.is_some_and(|expires| now >= expires) {
+            let message = format!("restart {id}: it is being cleaned up");
+            return Err(Error::new(Code::WrongState, message).remedy("spawn it anew in a moment"));
+        }
         if !agent.stops.is_empty() || agent.home != Home::None {
             let message = format!("restart {id}: its end is not over yet");
             return Err(Error::new(Code::WrongState, message).remedy("ask again in a moment"));
         }
-        self.room(agent.parent, agent.level, &agent.limits)
+        self.room(&agent.spec.after, agent.parent, agent.level, &agent.limits)
     }
 }

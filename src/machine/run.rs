@@ -104,6 +104,7 @@ impl Machine {
             self.publish(step, Kind::Failed, key, |event| event.exit = Some(record.clone()));
             *self.ends.entry(Cause::Exec).or_default() += 1;
             let error = spawn_error(&self.agents[&key].spec.id, failure);
+            self.agent_mut(key).last = Some(Box::new(record));
             self.expunge(step, key);
             return step.reply(reply, Err(error));
         }
@@ -178,6 +179,7 @@ impl Machine {
         if self.agents[&key].has_run() {
             self.count_run(key, |count| count - 1);
         }
+        self.wake_followed(key);
         if self.awaits_last_words(key, &record) {
             return self.read_output(step, key, record);
         }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::agent::{Agent, Home, Ladder, Outcome, Phase, Start};
 use super::input::{AgentKey, Effect, SpawnOrder};
 use super::ready::Voice;
+use super::stall::Quiet;
 use super::{Machine, Step, Timer};
 use crate::model::request::Answer;
 use crate::model::time::Monotonic;
@@ -20,11 +21,13 @@ impl Machine {
         self.settle_freezer(step, key);
         match self.agents[&key].phase.clone() {
             Phase::Queued | Phase::Held | Phase::Backoff { .. } if is_down => {
+                // It starts with nobody any more.
+                self.leave_renewal(key);
                 if is_childless {
                     self.end(step, key, Outcome::Terminated);
                 }
             }
-            Phase::Queued => {}
+            Phase::Queued => drop(self.settle_lost(step, key)),
             Phase::Held => self.settle_held(step, key),
             Phase::Spawning { deadline: Some(deadline) } if now >= deadline => {
                 self.agent_mut(key).phase = Phase::Spawning { deadline: None };
@@ -35,6 +38,7 @@ impl Machine {
             Phase::Group if is_down && is_childless => self.end(step, key, Outcome::Terminated),
             Phase::Group => {}
             Phase::Running { .. } | Phase::Draining { .. } => {
+                self.settle_stall(step, key);
                 self.settle_clocks(step, key);
                 self.settle_ladder(step, key);
             }
@@ -51,13 +55,17 @@ impl Machine {
             Phase::Ended { .. } => self.settle_ended(step, key),
         }
         self.set_timer(now, key);
+        self.note_outlook(key);
         self.unrecorded.insert(key);
     }
 
     fn settle_held(&mut self, step: &mut Step, key: AgentKey) {
+        if self.settle_lost(step, key) {
+            return;
+        }
         let is_renewing = self.await_renewal(key);
         let agent = &self.agents[&key];
-        if !is_renewing && agent.spec.is_group() && agent.home == Home::Made {
+        if !is_renewing && agent.spec.is_group() && agent.home == Home::Made && self.can_follow(agent) {
             // Its children start anew; it has nothing to start itself.
             let agent = self.agent_mut(key);
             (agent.began, agent.ended, agent.last, agent.told) = (Some(step.now), None, None, None);
@@ -66,8 +74,8 @@ impl Machine {
         if !is_renewing && self.may_start(key) && self.has_its_turn(step, key) {
             return self.start(step, key);
         }
-        // A spawn that waits for a resume is answered now: it may take for ever. So may what others wait for.
-        if (is_renewing || self.is_held_by_frost(key))
+        // A spawn that waits for a resume or for others is answered now: it may take for ever.
+        if (is_renewing || self.is_held_by_frost(key) || self.is_held_by_others(key))
             && let Some(reply) = self.agent_mut(key).reply.take()
         {
             let status = self.status(key, step.now.mono);
@@ -99,6 +107,7 @@ impl Machine {
         agent.verdict = None;
         agent.overdue = None;
         agent.voice = Voice::default();
+        agent.quiet = Quiet::default();
         agent.began = None;
         let order = SpawnOrder { agent: key, run: agent.run, spec: agent.spec.clone(), make, make_level };
         self.count_spawning(key, |count| count + 1);

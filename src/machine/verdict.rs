@@ -74,6 +74,8 @@ impl Machine {
                 let grace = text(Some(agent.spec.grace));
                 (Cause::Timeout, format!("it said STOPPING=1 and did not end within {grace}"))
             }
+            // It is looked at, and then decided.
+            Clock::Stall => return,
         };
         let signal = if clock == Clock::Watchdog { SIGABRT } else { agent.spec.stop_signal };
         self.condemn(step, key, Verdict { cause, why }, signal);

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Code, Error};
@@ -11,7 +12,7 @@ use super::id::Level;
 use super::limits::{LevelLimits, Limits};
 use super::pressure::PressureRule;
 use super::recovery::Rate;
-use super::time::text as duration_text;
+use super::time::DurationText;
 
 /// The deepest tree that can be asked for.
 pub const LEVELS_MOST: u16 = 256;
@@ -26,7 +27,7 @@ pub const RETAINED_MOST: usize = 20_000;
 const RESTART_RATE: Rate = Rate::per_second(NonZeroU32::new(20).expect("it is not zero"));
 
 /// Bounds on the tree's shape. A spawn beyond one is refused with the bound's name, or queued.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Bounds {
     /// How many levels there may be: 1 to 256, 10 by default.
@@ -107,7 +108,7 @@ impl Flags {
 }
 
 /// The herd's own configuration, apart from where it lives.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct HerdConfig {
     /// Bounds on the tree.
@@ -122,19 +123,19 @@ pub struct HerdConfig {
     /// Whether ended agents go by themselves after `cleanup_retention`: true by default.
     pub auto_cleanup: bool,
     /// How long an ended agent, its record and its output stay: 60 s by default.
-    #[serde(with = "duration_text")]
+    #[serde(with = "DurationText")]
     pub cleanup_retention: Duration,
     /// How often statistics are sampled while somebody looks: 500 ms by default.
-    #[serde(with = "duration_text")]
+    #[serde(with = "DurationText")]
     pub monitoring_interval: Duration,
     /// The bound on telling a failure, beyond which `detection:late` is told: 500 ms by default.
-    #[serde(with = "duration_text")]
+    #[serde(with = "DurationText")]
     pub failure_detection_timeout: Duration,
     /// How long a process may take from its making to its program's start: 5 s by default.
-    #[serde(with = "duration_text")]
+    #[serde(with = "DurationText")]
     pub spawn_timeout: Duration,
     /// How long a pause may take until all is seen frozen: 2 s by default.
-    #[serde(with = "duration_text")]
+    #[serde(with = "DurationText")]
     pub freeze_timeout: Duration,
     /// How many restarts there may be over the whole herd, beyond `restart_burst`: 20 a second by default. Those beyond wait
     /// for their turn; a restart that somebody asked for never does.

@@ -2,10 +2,11 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What kind of refusal or failure an [`Error`] is: stable, for programs (`error.data.code` on the wire).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Code {
@@ -17,6 +18,8 @@ pub enum Code {
     BadRequest,
     /// A method that this daemon does not know.
     UnknownMethod,
+    /// A line that is not JSON.
+    NotJson,
     /// A request or line longer than the bound.
     TooLarge,
     /// No agent has this id.
@@ -68,6 +71,7 @@ impl Code {
             Self::BadValue => "bad_value",
             Self::BadRequest => "bad_request",
             Self::UnknownMethod => "unknown_method",
+            Self::NotJson => "not_json",
             Self::TooLarge => "too_large",
             Self::NoSuchAgent => "no_such_agent",
             Self::NoSuchParent => "no_such_parent",
@@ -93,7 +97,7 @@ impl Code {
 }
 
 /// A refusal or failure: a stable code, one sentence with operation, object and cause, and what helps.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Error {
     /// For programs.
     pub code: Code,

@@ -2,18 +2,19 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::id::{AgentId, Level, Run, SessionId};
 use super::limits::Limits;
 use super::rule::Found;
-use super::status::{ExitRecord, Oom};
+use super::status::{ExitRecord, Largest, Oom};
 use super::time::Wall;
 
 macro_rules! kinds {
     ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
         /// What kind of thing happened. The text is stable; further kinds may join.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
         pub enum Kind {
             $($(#[$doc])* #[serde(rename = $text)] $name,)*
         }
@@ -74,8 +75,14 @@ kinds! {
     GaveUp = "process:gave-up",
     /// The OOM killer killed a process.
     Oom = "process:oom",
-    /// A limit was hit.
+    /// A limit was hit: forks were refused, or something was slowed down. That goes on may be told after 1 s, 2 s, 4 s and so on,
+    /// after 5 minutes at most, with all hits until then.
     Limit = "process:limit",
+    /// A run has written no output and used no CPU, with no agent below it running: told at half of the time that its `stall`
+    /// rule gives it, and at all of it. For how long is in `quiet_ms`.
+    Stalled = "process:stalled",
+    /// A run that was told to be stalled does something again, or waits for an agent below it.
+    Stirred = "process:stirred",
     /// A rule has found a line in the output; or output was gone before the rules had looked at it.
     Notice = "process:notice",
     /// Limits were changed.
@@ -120,8 +127,24 @@ impl fmt::Display for Kind {
     }
 }
 
+/// A limit that was hit, by the kernel's counter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Hit {
+    /// The culprit: the agent whose own limit it is; `level-K of AGENT` for the limit on an agent's children together, `herd` for
+    /// the herd's.
+    pub culprit: String,
+    /// How often it was hit since that was told last.
+    pub hits: u64,
+    /// How often it was hit since it was set, or since the daemon began, this event's hits included.
+    pub total: u64,
+    /// Who uses most of it now: bytes for the limits of memory, tasks for `pids_max`. None for `cpu_max`, where no agent is below
+    /// the culprit, and where more is than can be looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub largest: Option<Largest>,
+}
+
 /// An event: `seq`, `time`, `kind`, `agent`, `level` and `run` are always there, the rest where it applies.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Event {
     /// The number: 1 for the herd's first event, one more for each.
     pub seq: u64,
@@ -153,9 +176,15 @@ pub struct Event {
     /// How long until the next run, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delay_ms: Option<u64>,
+    /// For how long a run has done nothing, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quiet_ms: Option<u64>,
     /// What a rule has found.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub found: Option<Found>,
+    /// How often a limit was hit, and whose it is; which one and its value is in `limits`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hit: Option<Hit>,
     /// The limits that are in force now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<Limits>,
@@ -165,6 +194,15 @@ pub struct Event {
 }
 
 impl Event {
+    /// Says what happened in a sentence, as it came: it may hold bytes that a terminal obeys. Empty where the kind says it all.
+    #[must_use]
+    pub fn sentence(&self) -> String {
+        match &self.exit {
+            Some(exit) if self.message.is_empty() => exit.to_string(),
+            _ => self.message.clone(),
+        }
+    }
+
     /// Makes an event of the herd that is not numbered yet and says no more than that.
     #[must_use]
     pub fn new(time: Wall, kind: Kind) -> Self {
@@ -181,7 +219,9 @@ impl Event {
             exit: None,
             oom: None,
             delay_ms: None,
+            quiet_ms: None,
             found: None,
+            hit: None,
             limits: None,
             message: String::new(),
         }

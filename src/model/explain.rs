@@ -1,12 +1,13 @@
 //! Why an agent is as it is, and what comes next: the shape that `explain` answers with.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::id::AgentId;
 use super::status::State;
 
 /// Why an agent is in its state, in sentences.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Explanation {
     /// Whose.
     pub id: AgentId,
@@ -21,7 +22,7 @@ pub struct Explanation {
 }
 
 /// Something that will happen.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Next {
     /// What, in a sentence.
     pub what: String,

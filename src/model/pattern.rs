@@ -9,6 +9,7 @@ use std::str::FromStr;
 use regex::bytes::{Regex, RegexBuilder};
 use regex_syntax::ParserBuilder;
 use regex_syntax::hir::{Hir, HirKind, Look};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Code, Error};
@@ -24,8 +25,9 @@ pub const PATTERN_DEPTH_MAX: u32 = 50;
 pub const COMPILED_MAX: usize = 2 << 20;
 
 /// A regular expression that can match a line. One that cannot, or that matches every line, is a mistake and no pattern.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
+#[schemars(extend("maxLength" = PATTERN_MAX))]
 pub struct Pattern(String);
 
 impl Pattern {

@@ -3,7 +3,8 @@
 //! An agent of the file that the herd does not have is started; one that is described otherwise is ended and started anew, with
 //! all below it; where only limits differ they are changed while it runs. What the file does not name is ended, except
 //! agents below one of the file's: they are that agent's own. An agent that has ended stays ended as long as it is described
-//! in the same way: its policy decided so, or somebody stopped it.
+//! in the same way: its policy decided so, or somebody stopped it. What waits for one that is started, or has failed for one, is
+//! started anew with it; what runs is not.
 //!
 //! The herd's own bounds and times are the daemon's configuration and no part of this.
 
@@ -25,6 +26,8 @@ pub struct Present {
     pub spec: AgentSpec,
     /// The limits over its subtree, as they are now.
     pub limits: Limits,
+    /// Whether it waits for its start, or could not be started for one that it starts after.
+    pub is_unstarted: bool,
 }
 
 /// One step of a plan.
@@ -75,6 +78,9 @@ pub fn plan(tree: &Tree, config: &HerdConfig, herd: &[Present]) -> Vec<Step> {
     let present: BTreeMap<&AgentId, &Present> = herd.iter().map(|agent| (&agent.spec.id, agent)).collect();
     let mut ended = BTreeSet::new();
     let mut steps: Vec<Step> = herd.iter().filter_map(|agent| end(agent, &wanted, &present, &mut ended)).collect();
+    for spec in &tree.agents {
+        steps.extend(end_with_another(spec, &present, &mut ended));
+    }
     steps.extend(config_limits(&tree.config, config));
     let (mut starts, mut levels) = (Vec::new(), BTreeMap::new());
     for spec in &tree.agents {
@@ -124,6 +130,23 @@ fn end(
         ended.insert(id.clone());
     }
     Some(Step::End { id: id.clone(), why: why? })
+}
+
+/// Decides whether an agent of the file, whose parent and what it starts after were looked at before it, starts anew with these.
+fn end_with_another(
+    spec: &AgentSpec,
+    present: &BTreeMap<&AgentId, &Present>,
+    ended: &mut BTreeSet<AgentId>,
+) -> Option<Step> {
+    let agent = present.get(&spec.id).filter(|_| !ended.contains(&spec.id))?;
+    let is_started = |id: &&AgentId| ended.contains(*id) || !present.contains_key(*id);
+    let is_gone_with_its_parent = spec.parent.as_ref().is_some_and(|parent| ended.contains(parent));
+    let first = spec.after.iter().find(is_started).filter(|_| agent.is_unstarted);
+    if is_gone_with_its_parent || first.is_some() {
+        ended.insert(spec.id.clone());
+    }
+    let first = first.filter(|_| !is_gone_with_its_parent)?;
+    Some(Step::End { id: spec.id.clone(), why: format!("has not started after {first}, which is started") })
 }
 
 /// Names the fields in which two specifications differ, other than limits that can be changed while it runs.
@@ -196,7 +219,11 @@ mod tests {
     /// The herd that a file makes.
     fn herd(text: &str) -> (HerdConfig, Vec<Present>) {
         let tree = tree(text);
-        let agents = tree.agents.into_iter().map(|spec| Present { limits: spec.limits.clone(), spec }).collect();
+        let agents = tree
+            .agents
+            .into_iter()
+            .map(|spec| Present { limits: spec.limits.clone(), spec, is_unstarted: false })
+            .collect();
         (tree.config, agents)
     }
 
@@ -259,5 +286,26 @@ mod tests {
     fn what_an_agent_of_the_file_has_spawned_is_its_own() {
         let more = format!("{FLEET}[agents.boss.agents.a.agents.helper]\ncommand = 'h'\n");
         assert_eq!(steps(&more, FLEET), Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_has_not_started_after_another_one_is_started_anew_with_it() {
+        let text = "[agents.db]\ncommand = 'd'\n[agents.web]\ncommand = 'w'\nafter = ['db']\n\
+                    [agents.web.agents.x]\ncommand = 'x'\n[agents.late]\ncommand = 'l'\nafter = ['web']\n";
+        let changed = text.replace("'d'", "'e'");
+        let restarts = ["end db: command differs", "start db: anew"];
+        assert_eq!(steps(text, &changed), restarts, "what runs goes on");
+        let (config, mut herd) = herd(text);
+        herd.iter_mut().for_each(|agent| agent.is_unstarted = agent.spec.id.as_str() != "db");
+        let steps = plan(&tree(&changed), &config, &herd);
+        let ended: Vec<String> = steps
+            .iter()
+            .filter_map(|step| if let Step::End { id, why } = step { Some(format!("{id}: {why}")) } else { None })
+            .collect();
+        let anew = |first: &str| format!("has not started after {first}, which is started");
+        let wanted =
+            ["db: command differs".to_owned(), format!("web: {}", anew("db")), format!("late: {}", anew("web"))];
+        assert_eq!(ended, wanted);
+        assert_eq!(steps.iter().filter(|step| matches!(step, Step::Start { .. })).count(), 4);
     }
 }

@@ -8,10 +8,11 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Code, Error};
-use super::time::text as duration_text;
+use super::time::DurationText;
 
 /// How many rules one place may have: each costs a descriptor.
 pub const RULES_MOST: usize = 6;
@@ -25,7 +26,7 @@ pub const WINDOW_MOST: Duration = Duration::from_secs(10);
 macro_rules! words {
     ($(#[$doc:meta])* $name:ident: $what:literal { $($(#[$word_doc:meta])* $word:ident = $text:literal,)* }) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
         #[serde(rename_all = "lowercase")]
         pub enum $name {
             $($(#[$word_doc])* $word,)*
@@ -98,8 +99,9 @@ words! {
 }
 
 /// A share of a window, 1 to 100 percent; written `15%`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
+#[schemars(extend("pattern" = "^([1-9][0-9]?|100)%$"))]
 pub struct Share(u8);
 
 impl Share {
@@ -144,7 +146,7 @@ impl fmt::Display for Share {
 ///
 /// Whenever tasks stood still for more than `above` of a `window`, the next of the `steps` is taken. When three windows have
 /// gone by without that, what was paused is resumed, the last one first, one in each window.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PressureRule {
     /// What is waited for.
@@ -155,7 +157,7 @@ pub struct PressureRule {
     /// How much of the window is too much, 1% to 100%.
     pub above: Share,
     /// The window, 500 ms to 10 s: 2 s by default. Without CAP_SYS_RESOURCE the kernel takes multiples of 2 s only.
-    #[serde(default = "two_seconds", with = "duration_text")]
+    #[serde(default = "two_seconds", with = "DurationText")]
     pub window: Duration,
     /// What is done, in this order: `warn`, `pause`, `terminate` by default.
     #[serde(default = "usual_steps")]

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Code, Error};
@@ -23,7 +24,7 @@ pub const READY_FDS: std::ops::RangeInclusive<i32> = 3..=1023;
 
 /// How an agent tells that it is ready. Written `"notify"`, `{ pattern = "REGEX", stream = "stdout" }` or `{ fd = 3 }`; on a
 /// command line `notify`, `stdout:REGEX`, `stderr:REGEX`, `both:REGEX` or `fd:3`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "Form", into = "Form")]
 pub enum Ready {
     /// `READY=1`, sent by any process of its run to the socket that `NOTIFY_SOCKET` names (sd_notify(3)).
@@ -39,26 +40,31 @@ pub enum Ready {
     Fd(i32),
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "readiness is \"notify\", { pattern = \"REGEX\", stream = \"stdout\" } or { fd = 3 }")]
 enum Form {
+    #[schemars(extend("const" = "notify"))]
     Word(String),
     Pattern(PatternForm),
     Fd(FdForm),
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(inline)]
 struct PatternForm {
     // As a text: what is wrong with it is to be told, and not only that no form fits.
+    #[schemars(with = "Pattern")]
     pattern: String,
     #[serde(default)]
     stream: Streams,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(inline)]
 struct FdForm {
+    #[schemars(range(min = *READY_FDS.start(), max = *READY_FDS.end()))]
     fd: i64,
 }
 

@@ -5,16 +5,17 @@ use std::num::NonZeroU32;
 use std::str::FromStr;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::spec::DURATION_MAX;
-use super::time::text as duration_text;
+use super::time::DurationText;
 
 /// The most restarts of its children that a parent can be told to put up with.
 pub const CHILD_INTENSITY_MOST: u32 = 10_000;
 
 /// When an agent is started again (OTP's transient, permanent, temporary).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum RestartPolicy {
     /// Not at all.
@@ -40,28 +41,28 @@ impl RestartPolicy {
 
 /// The restart policy with its numbers. The n-th restart in a row waits `delay * factor^(n-1)`, `max_delay` at most, with
 /// up to `jitter` of that taken off or put on.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Restart {
     /// When.
     pub policy: RestartPolicy,
     /// The first delay: 1 s by default.
-    #[serde(with = "duration_text")]
+    #[serde(with = "DurationText")]
     pub delay: Duration,
     /// The longest delay: 60 s by default.
-    #[serde(with = "duration_text")]
+    #[serde(with = "DurationText")]
     pub max_delay: Duration,
     /// By how much each delay is longer than the one before, 1 to 100: 2 by default.
     pub factor: f64,
     /// The part of a delay that chance decides, 0 to 1: 0.1 by default.
     pub jitter: f64,
     /// How long a run must last for the delay to begin anew: 60 s by default.
-    #[serde(with = "duration_text")]
+    #[serde(with = "DurationText")]
     pub healthy_after: Duration,
     /// How many restarts there may be within `period`, after which the agent is given up: 10 by default.
     pub intensity: u32,
     /// The time in which restarts are counted: 600 s by default.
-    #[serde(with = "duration_text")]
+    #[serde(with = "DurationText")]
     pub period: Duration,
 }
 
@@ -99,7 +100,7 @@ impl Restart {
 }
 
 /// Which children start anew when one of them comes back (OTP's words).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Strategy {
     /// That one alone; what is below it goes on.
@@ -130,7 +131,7 @@ impl fmt::Display for Strategy {
 }
 
 /// What a parent makes of the failures of its children: OTP's supervisor flags.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Children {
     /// Who starts anew along with a child that comes back.
@@ -140,7 +141,7 @@ pub struct Children {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub intensity: Option<u32>,
     /// The time in which its children's restarts are counted: 600 s by default.
-    #[serde(with = "duration_text")]
+    #[serde(with = "DurationText")]
     pub period: Duration,
 }
 
@@ -169,8 +170,9 @@ impl Children {
 }
 
 /// So many in a unit of time; as text `20/s`, `300/m` or `1000/h`, 1 to 1,000,000 in each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
+#[schemars(extend("pattern" = "^([1-9][0-9]{0,5}|1000000)/[smh]$"))]
 pub struct Rate {
     count: NonZeroU32,
     unit: Unit,

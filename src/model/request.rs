@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::id::{AgentId, Level, SessionId};
@@ -10,7 +11,7 @@ use super::spec::AgentSpec;
 use super::status::{AgentStatus, Receipt};
 
 /// Whom a request is about. An agent stands for its whole subtree.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Target {
     /// These agents.
@@ -24,7 +25,7 @@ pub enum Target {
 }
 
 /// Whose limits are changed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LimitScope {
     /// One agent's, over its subtree.

@@ -3,6 +3,7 @@
 use std::str::FromStr;
 
 use regex::bytes::{RegexSet, RegexSetBuilder};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::error::Error;
@@ -16,7 +17,7 @@ pub const RULES_MAX: usize = 32;
 pub const RULE_NAME_MAX: usize = 63;
 
 /// One rule: a line of the stream in which the pattern is found is told, or fails the run.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
     /// What it is called in events and counts; its pattern by default.
@@ -33,7 +34,7 @@ pub struct Rule {
 }
 
 /// What follows when a rule finds a line.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
     /// It is told, and nothing else.
@@ -44,7 +45,7 @@ pub enum Action {
 }
 
 /// What a rule has found.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Found {
     /// The rule's name.
     pub rule: String,
@@ -59,7 +60,7 @@ pub struct Found {
 }
 
 /// How many lines a rule has found.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RuleCount {
     /// The rule's name.
     pub rule: String,

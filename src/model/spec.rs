@@ -1,11 +1,12 @@
 //! What is asked for: the specification of an agent, complete and checked for what can be checked without a tree.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Code, Error};
@@ -15,7 +16,8 @@ use super::pressure::PressureRule;
 use super::ready::Ready;
 pub use super::recovery::{Children, Restart, RestartPolicy, Strategy};
 use super::rule::{self, Rule};
-use super::time::text as duration_text;
+use super::stall::StallRule;
+use super::time::{DurationText, OptionalDurationText};
 use super::units::{Bytes, Max};
 
 /// The longest command, environment and metadata of one agent together, in bytes as JSON.
@@ -24,11 +26,14 @@ pub const SPEC_MAX: usize = 256 * 1024;
 /// How deep the values of `metadata` may be nested: a parser that reads a list of agents stops at 128 or so.
 pub const METADATA_DEPTH_MAX: usize = 32;
 
+/// How many agents one may start after.
+pub const AFTER_MOST: usize = 64;
+
 /// The longest grace, back-off or other duration that an agent may ask for: a year.
 pub const DURATION_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// An agent as it is asked for. Without a command it is a group: a node that has children but no process.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AgentSpec {
     /// The name, unique in the herd.
@@ -39,6 +44,10 @@ pub struct AgentSpec {
     /// The level that the caller believes it to have. Checked, never used: the level follows from the parent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub level: Option<Level>,
+    /// The agents that it starts after: each start, the first and every restart, waits until each of them is ready or has
+    /// completed. Anywhere in the herd, 64 at most; none by default.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub after: BTreeSet<AgentId>,
     /// A word of the user's for what kind of agent this is.
     #[serde(default = "default_kind", rename = "type")]
     pub kind: String,
@@ -83,9 +92,11 @@ pub struct AgentSpec {
     pub rlimits: BTreeMap<Rlimit, RlimitPair>,
     /// The main process's `oom_score_adj`, -1000 to 1000; 0 by default, whatever the daemon's own is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = -1000, max = 1000))]
     pub oom_score_adj: Option<i16>,
     /// The main process's nice value, -20 to 19.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = -20, max = 19))]
     pub nice: Option<i8>,
     /// The main process's I/O priority.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -109,10 +120,10 @@ pub struct AgentSpec {
     #[serde(default)]
     pub stop_signal: StopSignal,
     /// How long a polite stop may take before the kill.
-    #[serde(default = "default_grace", with = "duration_text")]
+    #[serde(default = "default_grace", with = "DurationText")]
     pub grace: Duration,
     /// How long a run may last, paused time not counted; then it has failed. For ever by default.
-    #[serde(default, with = "duration_text::option", skip_serializing_if = "Option::is_none")]
+    #[serde(default, with = "OptionalDurationText", skip_serializing_if = "Option::is_none")]
     pub run_timeout: Option<Duration>,
     /// What is done when its subtree waits for memory, CPU time or I/O for too long; its level's rules by default.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -125,12 +136,15 @@ pub struct AgentSpec {
     pub ready: Option<Ready>,
     /// How long a run may take to be ready, paused time not counted; then it has failed. 60 s by default; without `ready` it
     /// means nothing.
-    #[serde(default, with = "duration_text::option", skip_serializing_if = "Option::is_none")]
+    #[serde(default, with = "OptionalDurationText", skip_serializing_if = "Option::is_none")]
     pub ready_timeout: Option<Duration>,
     /// How often a run that is ready has to send `WATCHDOG=1` (sd_notify(3)), paused time not counted, 10 ms at least; if it
     /// does not, it has failed. Never by default.
-    #[serde(default, with = "duration_text::option", skip_serializing_if = "Option::is_none")]
+    #[serde(default, with = "OptionalDurationText", skip_serializing_if = "Option::is_none")]
     pub watchdog: Option<Duration>,
+    /// For how long a run may do nothing, and what follows. For ever by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stall: Option<StallRule>,
     /// How much of each of its two streams is kept, in bytes: 64 KiB at least, 16 MiB by default.
     #[serde(default = "default_output_max")]
     pub output_max: Bytes,
@@ -159,6 +173,7 @@ impl AgentSpec {
             id,
             parent: None,
             level: None,
+            after: BTreeSet::new(),
             kind: default_kind(),
             priority: Priority::default(),
             session: None,
@@ -189,6 +204,7 @@ impl AgentSpec {
             ready: None,
             ready_timeout: None,
             watchdog: None,
+            stall: None,
             output_max: default_output_max(),
             admission: Admission::default(),
         }
@@ -204,6 +220,12 @@ impl AgentSpec {
     #[must_use]
     pub fn is_group(&self) -> bool {
         self.command.is_empty()
+    }
+
+    /// Says whether that agent has to be known before this one can be: it is its parent, or one that it starts after.
+    #[must_use]
+    pub fn comes_after(&self, id: &AgentId) -> bool {
+        self.parent.as_ref() == Some(id) || self.after.contains(id)
     }
 
     /// Checks everything that can be checked without a tree and a host.
@@ -235,6 +257,12 @@ impl AgentSpec {
             if path.as_ref().is_some_and(|path| path.as_os_str().as_encoded_bytes().contains(&0)) {
                 return bad(field, "the path contains a NUL byte".to_owned());
             }
+        }
+        if self.after.contains(&self.id) {
+            return bad("after", "it cannot start after itself".to_owned());
+        }
+        if self.after.len() > AFTER_MOST {
+            return bad("after", format!("it names {AFTER_MOST} agents at most"));
         }
         if self.oom_score_adj.is_some_and(|adj| !(-1000..=1000).contains(&adj)) {
             return bad("oom_score_adj", "it is -1000 to 1000".to_owned());
@@ -271,6 +299,12 @@ impl AgentSpec {
             return bad("rules", "a group has no process and no output".to_owned());
         }
         self.check_ready().or_else(|(field, why)| bad(field, why))?;
+        if let Some(stall) = &self.stall {
+            stall.check().or_else(|why| bad("stall", why))?;
+        }
+        if self.is_group() && self.stall.is_some() {
+            return bad("stall", "a group has no process and never does anything".to_owned());
+        }
         if self.metadata.values().any(|value| !is_shallow(value, METADATA_DEPTH_MAX)) {
             return bad("metadata", format!("it is nested more than {METADATA_DEPTH_MAX} deep"));
         }
@@ -297,7 +331,7 @@ fn is_shallow(value: &serde_json::Value, most: usize) -> bool {
 }
 
 /// What becomes of the descendants that the main process leaves behind, and of the agents below, when it has ended for good.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnMainExit {
     /// They are terminated: stop signal, grace, kill.
@@ -308,7 +342,7 @@ pub enum OnMainExit {
 }
 
 /// What a spawn does at a bound on the tree.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Admission {
     /// It is refused, with the bound's name.
@@ -319,8 +353,9 @@ pub enum Admission {
 }
 
 /// The signal of a polite stop, SIGTERM by default; written `SIGTERM`, `TERM` or 15.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
+#[schemars(extend("examples" = ["SIGTERM", "INT"]))]
 pub struct StopSignal(pub i32);
 
 impl Default for StopSignal {
@@ -369,7 +404,7 @@ pub fn signal_name(number: i32) -> String {
 }
 
 /// A resource of `setrlimit`, by the kernel's name in small letters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs)] // getrlimit(2) documents them, and better.
 pub enum Rlimit {
@@ -393,8 +428,9 @@ impl fmt::Display for Rlimit {
 }
 
 /// The two values of a resource limit; on the wire one value for both (`1024`, `"max"`) or `"SOFT:HARD"`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "RlimitForm", into = "String")]
+#[schemars(extend("examples" = [1024, "max", "0:max"]))]
 pub struct RlimitPair {
     /// What is enforced.
     pub soft: Max<u64>,
@@ -402,7 +438,7 @@ pub struct RlimitPair {
     pub hard: Max<u64>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "a resource limit is a whole number, or a text as in 1024, max or SOFT:HARD")]
 enum RlimitForm {
     Number(u64),
@@ -438,18 +474,19 @@ impl From<RlimitPair> for String {
 }
 
 /// An I/O priority (ioprio_set(2)).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct IoNice {
     /// The scheduling class.
     pub class: IoClass,
     /// The priority within the class, 0 (first) to 7 (last).
     #[serde(default)]
+    #[schemars(range(max = 7))]
     pub level: u8,
 }
 
 /// The scheduling class of an I/O priority.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum IoClass {
     /// Before everybody else.
@@ -493,6 +530,8 @@ mod tests {
         assert!(with(|spec| drop(spec.env.insert("A=B".into(), "x".into()))).contains("env"));
         assert!(with(|spec| spec.cwd = Some("relative".into())).contains("cwd"));
         assert!(with(|spec| spec.nice = Some(20)).contains("nice"));
+        assert!(with(|spec| spec.after = [id()].into()).contains("after: it cannot start after itself"));
+        assert!(with(|spec| spec.after = (0..65).map(|n| format!("b{n}").parse().unwrap()).collect()).contains("64"));
         assert!(with(|spec| spec.restart.factor = f64::NAN).contains("restart"));
         assert!(with(|spec| spec.command = vec!["x".repeat(300_000)]).contains("bytes"));
         assert!(with(|spec| spec.kind = "a\u{1b}[31m".into()).contains("type"));

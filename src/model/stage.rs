@@ -2,12 +2,13 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Code, Error};
 
 /// A step on the way from a request to a running program at which a spawn can fail. In the order in which they are taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Stage {
@@ -107,7 +108,7 @@ impl fmt::Display for Stage {
 /// A spawn that failed: where, with what, on what. Nothing of the process is left.
 ///
 /// Shown as `exec /no/such: No such file or directory (ENOENT)`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SpawnFailure {
     /// The step that failed.
     pub stage: Stage,

@@ -4,23 +4,25 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::id::{AgentId, Level, Priority, Run, SessionId};
 use super::limits::Limits;
 use super::stage::Stage;
 use super::time::Wall;
+use super::units::Bytes;
 
 /// Where an agent stands in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
     /// It has no command and is there for its children.
     Group,
     /// It waits for admission.
     Queued,
-    /// It is on its way to being ready: its process is being made, waits for its paused subtree to be resumed, or has not told
-    /// yet that it is ready.
+    /// It is on its way to being ready: its process is being made, waits for the agents that it starts after or for its paused
+    /// subtree to be resumed, or has not told yet that it is ready.
     Starting,
     /// Its run is going on.
     Running,
@@ -80,7 +82,7 @@ impl fmt::Display for State {
 }
 
 /// Whether an agent is paused, and by whom.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Paused {
     /// It is not.
@@ -105,7 +107,7 @@ impl Paused {
 }
 
 /// Why a run ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Cause {
     /// The main process exited with a status.
@@ -132,6 +134,10 @@ pub enum Cause {
     Ready,
     /// Its heartbeat was missed.
     Watchdog,
+    /// It wrote no output and used no CPU for as long as its `stall` rule allows.
+    Stall,
+    /// It could not be started: an agent that it starts after has ended for good without being ready.
+    Dependency,
 }
 
 impl Cause {
@@ -151,6 +157,8 @@ impl Cause {
             Self::Child => "child",
             Self::Ready => "ready",
             Self::Watchdog => "watchdog",
+            Self::Stall => "stall",
+            Self::Dependency => "dependency",
         }
     }
 
@@ -158,8 +166,11 @@ impl Cause {
     #[must_use]
     pub fn is_verdict(self) -> bool {
         match self {
-            Self::Exit | Self::Signal | Self::Oom | Self::Exec | Self::Terminated | Self::Lost => false,
-            Self::Timeout | Self::Output | Self::Child | Self::Pressure | Self::Ready | Self::Watchdog => true,
+            Self::Exit | Self::Signal | Self::Oom | Self::Exec | Self::Terminated | Self::Lost | Self::Dependency => {
+                false
+            }
+            Self::Timeout | Self::Output | Self::Child | Self::Pressure => true,
+            Self::Ready | Self::Watchdog | Self::Stall => true,
         }
     }
 }
@@ -187,7 +198,7 @@ pub enum Exit {
 }
 
 /// What a run used, from the kernel's account of its main process and those it waited for (wait4(2)).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Rusage {
     /// User CPU time in microseconds.
     pub user_us: u64,
@@ -200,7 +211,7 @@ pub struct Rusage {
 }
 
 /// An OOM kill: whose limit was reached.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Oom {
     /// The culprit: the nearest agent, itself or above, whose own limit was reached; `level-K of AGENT` for the limit on an
     /// agent's children together, `herd` for the herd's; none if the host itself was out of memory.
@@ -209,13 +220,31 @@ pub struct Oom {
     /// That limit, in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit_bytes: Option<u64>,
-    /// The agent below the culprit that used most, and how much, in bytes.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub largest: Option<(AgentId, u64)>,
+    /// Who uses most of it, in bytes, right after the kill; a main process that was killed counts with the most that it had. None
+    /// where no agent is below the culprit, or more is than can be looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub largest: Option<Largest>,
+}
+
+/// Who uses most of what a limit above is about: the largest agent below the culprit with all below it, followed down as long as
+/// one alone makes up more than half; or the culprit itself, if its own processes use more than any agent below it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Largest {
+    /// The agent.
+    pub agent: AgentId,
+    /// How much: bytes of memory, or tasks.
+    pub amount: u64,
+}
+
+impl Largest {
+    /// Says who it is, as the end of a message; `amount` has its unit.
+    pub(crate) fn clause(&self, amount: impl fmt::Display) -> String {
+        format!("; {} uses most: {amount}", self.agent)
+    }
 }
 
 /// The record of a run's end. Every run has exactly one.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ExitRecord {
     /// Why it ended.
     pub cause: Cause,
@@ -296,13 +325,17 @@ impl ExitRecord {
 impl fmt::Display for ExitRecord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.cause, self.status, &self.signal) {
+            (Cause::Dependency, ..) => write!(f, "not started: {}", self.error.as_deref().unwrap_or("unknown error"))?,
             (Cause::Exec, ..) => write!(f, "could not start: {}", self.error.as_deref().unwrap_or("unknown error"))?,
             (Cause::Oom, ..) => {
                 f.write_str("killed by the OOM killer")?;
-                if let Some(Oom { culprit: Some(culprit), limit_bytes, .. }) = &self.oom {
+                if let Some(Oom { culprit: Some(culprit), limit_bytes, largest }) = &self.oom {
                     write!(f, " at the limit of {culprit}")?;
                     if let Some(limit) = limit_bytes {
-                        write!(f, " ({})", super::units::Bytes(*limit))?;
+                        write!(f, " ({})", Bytes(*limit))?;
+                    }
+                    if let Some(largest) = largest {
+                        f.write_str(&largest.clause(Bytes(largest.amount)))?;
                     }
                 }
             }
@@ -334,7 +367,7 @@ impl fmt::Display for ExitRecord {
 }
 
 /// An agent as `ps` shows it: these fields are stable, further ones may join.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct AgentStatus {
     /// Its name.
     pub id: AgentId,
@@ -388,7 +421,7 @@ pub struct AgentStatus {
 }
 
 /// What a terminate did: proof, not a promise.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Receipt {
     /// One entry for every agent that was in the subtrees, parents before children.
     pub agents: Vec<AgentReceipt>,
@@ -399,7 +432,7 @@ pub struct Receipt {
 }
 
 /// One agent's part of a [`Receipt`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct AgentReceipt {
     /// Whose.
     pub id: AgentId,

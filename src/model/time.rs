@@ -4,7 +4,8 @@ use std::fmt;
 use std::ops::{Add, Sub};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use schemars::JsonSchema;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A point on the machine's monotonic clock (`CLOCK_BOOTTIME`), in nanoseconds: for waits and durations.
 /// On disk it is that number, and means something until the next boot.
@@ -36,8 +37,9 @@ impl Sub<Duration> for Monotonic {
 
 /// A point on the wall clock (`CLOCK_REALTIME`), in nanoseconds since 1970: for people and for journals only.
 /// As text and on the wire it is RFC 3339 in UTC.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
+#[schemars(extend("format" = "date-time"))]
 pub struct Wall(pub u64);
 
 impl fmt::Display for Wall {
@@ -64,11 +66,9 @@ impl TryFrom<String> for Wall {
 }
 
 /// Durations in tree files and requests: text such as `1s`, `250ms`, `1m 30s`, or a number of seconds.
-pub mod text {
-    use std::time::Duration;
+pub struct DurationText;
 
-    use serde::{Deserialize, Deserializer, Serializer};
-
+impl DurationText {
     /// Reads a duration from its text.
     ///
     /// # Errors
@@ -102,34 +102,34 @@ pub mod text {
         match Form::deserialize(deserializer)? {
             Form::Seconds(seconds) => Duration::try_from_secs_f64(seconds)
                 .map_err(|_| serde::de::Error::custom(format!("{seconds} is not a duration in seconds"))),
-            Form::Text(text) => parse(&text).map_err(serde::de::Error::custom),
+            Form::Text(text) => Self::parse(&text).map_err(serde::de::Error::custom),
+        }
+    }
+}
+
+/// The same for a duration that need not be there.
+pub struct OptionalDurationText;
+
+impl OptionalDurationText {
+    /// Writes a duration as text.
+    ///
+    /// # Errors
+    /// Only those of the serializer.
+    pub fn serialize<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+        match duration {
+            Some(duration) => DurationText::serialize(duration, serializer),
+            None => serializer.serialize_none(),
         }
     }
 
-    /// The same for a duration that need not be there.
-    pub mod option {
-        use super::{Deserialize, Deserializer, Duration, Serializer};
-
-        /// Writes a duration as text.
-        ///
-        /// # Errors
-        /// Only those of the serializer.
-        pub fn serialize<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
-            match duration {
-                Some(duration) => super::serialize(duration, serializer),
-                None => serializer.serialize_none(),
-            }
-        }
-
-        /// Reads a duration from text or from a number of seconds, or none from null.
-        ///
-        /// # Errors
-        /// Says what is wrong with the text.
-        pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
-            #[derive(Deserialize)]
-            struct Given(#[serde(with = "super")] Duration);
-            Ok(Option::<Given>::deserialize(deserializer)?.map(|Given(duration)| duration))
-        }
+    /// Reads a duration from text or from a number of seconds, or none from null.
+    ///
+    /// # Errors
+    /// Says what is wrong with the text.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+        #[derive(Deserialize)]
+        struct Given(#[serde(with = "DurationText")] Duration);
+        Ok(Option::<Given>::deserialize(deserializer)?.map(|Given(duration)| duration))
     }
 }
 
@@ -146,10 +146,10 @@ mod tests {
 
     #[test]
     fn durations_are_text_or_seconds() {
-        assert_eq!(text::parse("250ms"), Ok(Duration::from_millis(250)));
-        assert_eq!(text::parse("1m 30s"), Ok(Duration::from_secs(90)));
-        assert_eq!(text::parse("0"), Ok(Duration::ZERO));
-        assert!(text::parse("-1").is_err());
-        assert!(text::parse("10 parsecs").is_err());
+        assert_eq!(DurationText::parse("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(DurationText::parse("1m 30s"), Ok(Duration::from_secs(90)));
+        assert_eq!(DurationText::parse("0"), Ok(Duration::ZERO));
+        assert!(DurationText::parse("-1").is_err());
+        assert!(DurationText::parse("10 parsecs").is_err());
     }
 }

@@ -14,11 +14,12 @@
 //! command = ["sleep", "60"]
 //! [agents.worker-2]
 //! parent = "boss"                       # ... or by its parent's name
+//! after = ["worker-1"]                  # is started when that one is ready or has completed
 //! ```
 //!
 //! ```text
-//! text ──toml──► spanned tables ──[read]──► drafts ──[family]──► levels, order ──[fit]──► Tree
-//!                      └───────────────────────┴────────[mistakes]────┴─────────────────────┴──► Vec<Mistake>
+//! text ──toml──► spanned tables ──[read]──► drafts ──[family]──► levels ──[order, room, fit]──► Tree
+//!                      └───────────────────────┴────────[mistakes]────┴────────────┴─────────► Vec<Mistake>
 //! ```
 //!
 //! Single values are read by the same types that read requests, so nothing is understood in two ways. What is refused
@@ -28,7 +29,10 @@
 mod family;
 mod fit;
 mod mistakes;
+mod order;
 mod read;
+mod room;
+mod schema;
 #[cfg(test)]
 mod tests;
 mod value;
@@ -40,6 +44,7 @@ use serde::Serialize;
 use super::config::HerdConfig;
 use super::spec::AgentSpec;
 use mistakes::Mistakes;
+pub use schema::schema;
 
 /// The longest tree file, in bytes.
 pub const TREE_MAX: usize = 16 << 20;
@@ -49,7 +54,7 @@ pub const TREE_MAX: usize = 16 << 20;
 pub struct Tree {
     /// The herd's bounds, limits and times.
     pub config: HerdConfig,
-    /// The agents, parents before their children, otherwise in the file's order.
+    /// The agents, parents before their children and those that others start after before those, otherwise in the file's order.
     pub agents: Vec<AgentSpec>,
 }
 
@@ -94,11 +99,13 @@ impl Tree {
         let mut mistakes = Mistakes::new(text);
         let drafts = read::file(text, &mut mistakes);
         let family = family::Family::of(&drafts, &mut mistakes);
+        let order = order::starts(&drafts.agents, &family, &mut mistakes);
+        room::check(&drafts.agents, &family, &order, &drafts.config.bounds, &mut mistakes);
         fit::check(&drafts, &family, &mut mistakes);
         if !mistakes.is_empty() {
             return Err(mistakes.sorted());
         }
-        let agents = family.order.iter().map(|index| drafts.agents[*index].spec.clone()).collect();
+        let agents = order.iter().map(|index| drafts.agents[*index].spec.clone()).collect();
         Ok(Self { config: drafts.config, agents })
     }
 

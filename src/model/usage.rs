@@ -1,9 +1,10 @@
 //! What a part of the herd uses: straight from the kernel's files, sampled when somebody looks.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// The use of resources of one cgroup and all below it. A field that the kernel or the host does not offer is absent.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// The use of resources of one cgroup and all below it. A field that the kernel or the host does not offer is null.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Usage {
     /// CPU time used, in microseconds.
@@ -66,7 +67,7 @@ impl Usage {
 }
 
 /// Where a memory figure comes from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum MemorySource {
     /// The sum of the resident sets of the processes, shared pages counted for each: no memory cgroup accounts for them.

@@ -37,8 +37,14 @@ impl SpoolFile {
 
     /// Returns the file's size in bytes, holes included.
     pub(super) fn size(&self) -> Result<u64, Error> {
+        Ok(self.size_and_space()?.0)
+    }
+
+    /// Returns the file's size, and how much space it takes, both in bytes.
+    pub(super) fn size_and_space(&self) -> Result<(u64, u64), Error> {
         let stat = fs::fstat(&self.fd).map_err(|errno| self.fault("stat", errno))?;
-        Ok(u64::try_from(stat.st_size).unwrap_or(0))
+        let number = |value: i64| u64::try_from(value).unwrap_or(0);
+        Ok((number(stat.st_size), number(stat.st_blocks).saturating_mul(512)))
     }
 
     /// Reads up to `length` bytes from `offset`; fewer only if the file ends there.

@@ -8,9 +8,9 @@
 //!
 //! The supervisor never stands between an agent and its output: the child holds the file itself. What happens here is
 //! bookkeeping beside it. [`Store`] is the directory and opens files on demand, so that an agent costs no descriptor.
-//! [`Spool`] is one agent's bookkeeping: it notes how far the files have grown and when, gives space below the cap back,
-//! and reads. [`Lines`] and [`escape`] are for whoever shows the bytes to a person; a [`Scan`] looks for one line, a [`Sweep`]
-//! for all that a [`RuleSet`] says has a meaning. Nothing here waits, has a thread or a clock.
+//! [`Spool`] is one agent's bookkeeping: it notes how far the files have grown and when, gives up what is below the cap, says
+//! which [`Hole`] gives its space back, and reads. [`Lines`] and [`escape`] are for whoever shows the bytes to a person; a
+//! [`Scan`] looks for one line, a [`Sweep`] for all that a [`RuleSet`] says has a meaning. Nothing here has a thread or a clock.
 //!
 //! # Offsets
 //! A stream's offset counts every byte that the stream was ever seen to have, and never goes back. It is the file's
@@ -24,7 +24,7 @@
 //!
 //! # The bound
 //! After [`Spool::service`] a stream keeps at least its last `cap` bytes, and at most `cap + cap/8 + 64 KiB`
-//! ([`Spool::most`]); in between it grows by what the agent writes in one interval. Measured with 2 CPUs, a cap of 16 MiB
+//! ([`Spool::most`]); the file is larger by what the agent writes until the hole is dug. Measured with 2 CPUs, a cap of 16 MiB
 //! and 5 ms between calls, the most that a file's blocks stood over the cap:
 //!
 //! | writer | ext4 | tmpfs |
@@ -33,16 +33,18 @@
 //! | `yes`, through a pipe and `head` | 6 MiB at 570 MB/s | 10 MiB at 720 MB/s |
 //! | `dd bs=1M` | 33 MiB at 4.3 GB/s | 24 MiB at 1.8 GB/s |
 //!
-//! A call costs 5 µs without news, and 0.06 to 0.35 s for each GB that the agent writes, waiting for the writer's lock
-//! included; the longest took 5 ms. A stream ends where the file system's offsets end: at 16 TiB on ext4, 8 EiB on tmpfs.
+//! A call costs 5 µs; the holes cost 0.06 to 0.35 s for each GB that the agent writes, waiting for the writer's lock included:
+//! 5 ms at the longest, where the writer has a CPU. One that is held back in the middle of a write holds its hole up as long.
+//! A stream ends where the file system's offsets end: at 16 TiB on ext4, 8 EiB on tmpfs.
 //!
 //! Where the file system cannot punch holes ([`Store::punches`]) there is **no** bound: cutting the file instead would
 //! lose, uncounted, what is written at that moment, and exact offsets are worth more. Whoever opens the store says so.
 //!
 //! # Invariants
 //! * `base ≤ start ≤ end`; none of the three ever decreases.
-//! * No zeros of a hole are told as data: punching needs `&mut Spool`, reading `&Spool`, so the two exclude each other;
-//!   holes that the agent itself made are found with `SEEK_DATA` and count as gone.
+//! * No zeros of a [`Hole`] are told as data: it is dug below `start`, and nothing below that is read. Holes that the agent itself
+//!   made count as gone where they are seen: as long as the file takes less space than what is kept of it is long.
+//! * Nothing here waits for the agent's writes to its file but [`Hole::dig`], [`Spool::recover`] and a read of a sparse file.
 //! * A spool file is hostile ground. An agent that runs as root can truncate, replace, or grow its files: symbolic links
 //!   are not followed, a fifo blocks nobody, and memory and time for one call are bounded by constants and by the budget.
 //!
@@ -63,5 +65,5 @@ pub use lines::{Colours, Line, Lines, PARTIAL_MOST, escape};
 pub use read::{Cursor, Gone, Piece, Read};
 pub use rules::{LINE_MOST, Match, RuleSet, Sweep, Swept};
 pub use scan::{Looked, Scan};
-pub use spool::{CAP_DEFAULT, CAP_LEAST, Serviced, Spool};
+pub use spool::{CAP_DEFAULT, CAP_LEAST, Dug, Hole, Serviced, Spool};
 pub use store::{Inlet, Store};

@@ -100,6 +100,8 @@ struct Source<'a> {
     at: u64,
     /// The stream's end as it is now; the last seen end may be less.
     end: u64,
+    /// Whether the file takes less space than what is kept of it is long: then there are holes in it.
+    is_sparse: bool,
     gone: u64,
 }
 
@@ -197,12 +199,13 @@ impl Spool {
     fn source(&self, store: &Store, id: &AgentId, stream: Stream, at: u64) -> Result<Source<'_>, Error> {
         let track = self.track(stream);
         let file = store.spool_file(id, stream)?;
-        let size = file.size()?;
+        let (size, space) = file.size_and_space()?;
         let is_continued = track.is_continued_by(&file, size)?;
         // A truncated file: as the next service will have it, but its bytes have no offset yet.
         let start = if is_continued { track.start } else { track.end };
         let end = if is_continued { track.base.saturating_add(size) } else { track.end };
-        Ok(Source { stream, track, file, at: at.max(start), end, gone: start.saturating_sub(at) })
+        let is_sparse = space < end - start;
+        Ok(Source { stream, track, file, at: at.max(start), end, is_sparse, gone: start.saturating_sub(at) })
     }
 }
 
@@ -219,13 +222,17 @@ impl Source<'_> {
     fn step(&mut self, room: usize) -> Result<Option<Piece>, Error> {
         let base = self.track.base;
         let from = self.at - base;
-        let data = base.saturating_add(self.file.data_from(from)?.unwrap_or(u64::MAX)).min(self.end);
-        if data > self.at {
-            self.gone += data - self.at;
-            self.at = data;
-            return Ok(None);
+        let mut hole = u64::MAX;
+        // To look for holes is to wait for the agent's writes.
+        if self.is_sparse {
+            let data = base.saturating_add(self.file.data_from(from)?.unwrap_or(u64::MAX)).min(self.end);
+            if data > self.at {
+                self.gone += data - self.at;
+                self.at = data;
+                return Ok(None);
+            }
+            hole = base.saturating_add(self.file.hole_from(from)?);
         }
-        let hole = base.saturating_add(self.file.hole_from(from)?);
         let seen_end = if self.at < self.track.end { self.track.end } else { u64::MAX };
         let mark = self.track.marks.next_after(self.at).unwrap_or(u64::MAX);
         let stop = self.end.min(hole).min(seen_end).min(mark);

@@ -1,5 +1,7 @@
 //! One agent's bookkeeping: how far its streams reach, when they grew, and what was given back.
 
+use std::num::NonZeroU64;
+
 use super::file::SpoolFile;
 use super::marks::Marks;
 use super::store::Store;
@@ -18,7 +20,7 @@ pub const CAP_LEAST: Bytes = Bytes(64 << 10);
 /// Holes begin and end at multiples of this: whole blocks on every file system (the largest have 64 KiB).
 const ALIGN: u64 = 64 << 10;
 
-/// The most that one call gives back: 6 ms of the kernel's work on ext4, 16 ms on tmpfs. More than that is there only after
+/// The most that one hole gives back: 6 ms of the kernel's work on ext4, 16 ms on tmpfs. More than that is there only after
 /// a time without a daemon.
 const PUNCH_MOST: u64 = 128 << 20;
 
@@ -32,8 +34,8 @@ pub struct Spool {
     tracks: [Track; 2],
 }
 
-/// What one call of [`Spool::service`] found and did.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What one call of [`Spool::service`] found.
+#[derive(Debug)]
 pub struct Serviced {
     /// Whether there are bytes that the last call had not seen.
     pub grew: bool,
@@ -41,13 +43,67 @@ pub struct Serviced {
     pub end: u64,
     /// The first offset that is kept.
     pub start: u64,
-    /// How many bytes of the stream this call gave up.
-    pub punched: u64,
-    /// Whether there is more to give back than one call does: call again soon, without waiting for news.
-    pub unfinished: bool,
-    /// What went wrong without harm to the output itself (space could not be given back, a shift not be stored);
-    /// told once, until it works again.
+    /// Space of this stream that is to be given back now: whoever digs the hole tells [`Spool::hole_dug`].
+    pub hole: Option<Hole>,
+    /// What went wrong without harm to the output itself (a shift could not be stored); told once, until it works again.
     pub fault: Option<Error>,
+}
+
+/// Space to give back: a stretch of one file, below what is kept. It holds the file open.
+#[derive(Debug)]
+pub struct Hole {
+    stream: Stream,
+    file: SpoolFile,
+    base: u64,
+    /// In stream offsets, as all that follows.
+    from: u64,
+    to: u64,
+    /// How far there is more to give back.
+    until: u64,
+    /// The end of what was seen, and what stands before it.
+    seen: (u64, Tail),
+}
+
+/// A hole, or what came in the way.
+#[derive(Debug)]
+pub struct Dug {
+    stream: Stream,
+    /// Where the hole was to end.
+    to: u64,
+    /// Up to where nothing is left to give back.
+    outcome: Result<u64, Error>,
+}
+
+impl Hole {
+    /// Gives the space back. **This waits for the agent's writes to the file**, and an agent that is given no CPU in the middle of
+    /// one takes its time: not for a thread that somebody else waits for.
+    #[must_use]
+    pub fn dig(self) -> Dug {
+        Dug { stream: self.stream, to: self.to, outcome: self.punch() }
+    }
+
+    fn punch(&self) -> Result<u64, Error> {
+        let (seen, tail) = &self.seen;
+        if !tail.stands_in(&self.file, self.file.size()?, *seen)? {
+            // It was truncated meanwhile, and what stands there is new.
+            return Ok(self.to);
+        }
+        self.file.punch(self.from - self.base, self.to - self.base)?;
+        if self.to == self.until {
+            return Ok(self.to);
+        }
+        // Where the agent left the file sparse there is nothing to give back, be it ever so long.
+        let data = self.file.data_from(self.to - self.base)?.map_or(u64::MAX, |data| data / ALIGN * ALIGN);
+        Ok(self.base.saturating_add(data).clamp(self.to, self.until))
+    }
+}
+
+impl Dug {
+    /// Returns the stream whose file it is in.
+    #[must_use]
+    pub fn stream(&self) -> Stream {
+        self.stream
+    }
 }
 
 impl Spool {
@@ -72,6 +128,7 @@ impl Spool {
             let track = &mut spool.tracks[stream as usize];
             track.base = base;
             track.start = base.saturating_add(data);
+            track.freed = base.saturating_add(data / ALIGN * ALIGN);
             track.end = base.saturating_add(size);
             track.tail = Tail::of(&file, size)?;
         }
@@ -85,13 +142,14 @@ impl Spool {
         (track.start, track.end)
     }
 
-    /// Returns the most that is kept of each stream when a call of [`Spool::service`] is finished, in bytes.
+    /// Returns the most that is kept of each stream after a call of [`Spool::service`], in bytes.
     #[must_use]
     pub fn most(&self) -> u64 {
         self.limit().saturating_add(ALIGN)
     }
 
-    /// Looks at a stream's file: notes how far it grew, and gives back what is older than the cap.
+    /// Looks at a stream's file: notes how far it grew, and gives up what is older than the cap. The space of that is given back
+    /// by whoever digs the hole that is asked for: one at a time.
     ///
     /// `now` is the time that the new bytes get. A call without news changes nothing.
     ///
@@ -110,8 +168,7 @@ impl Spool {
         let mut stored = Ok(());
         if !is_continued {
             stored = store.set_base(id, stream, track.end);
-            track.base = track.end;
-            track.start = track.end;
+            (track.base, track.start, track.freed, track.digging) = (track.end, track.end, track.end, None);
         }
         let end = track.base.saturating_add(size);
         let grew = end > track.end;
@@ -120,15 +177,34 @@ impl Spool {
         }
         track.end = end;
         track.tail = tail;
-
-        let before = track.start;
-        let trimmed = if store.punches() { track.trim(&file, size, cap, limit) } else { Ok(false) };
-        let punched = track.start - before;
+        if store.punches() {
+            track.give_up(size, cap, limit);
+        }
         track.marks.forget_below(track.start);
-        let unfinished = *trimmed.as_ref().unwrap_or(&false);
-        let works = punched > 0 || !is_continued;
-        let fault = track.told_once(stored.and(trimmed.map(drop)), works);
-        Ok(Serviced { grew, end, start: track.start, punched, unfinished, fault })
+        track.told &= is_continued || stored.is_err();
+        let fault = stored.err().and_then(|fault| track.tell_once(fault));
+        Ok(Serviced { grew, end, start: track.start, hole: track.next_hole(stream, file), fault })
+    }
+
+    /// Notes what became of a hole. Returns whether there is more to give back: [`Spool::service`] has the next hole.
+    ///
+    /// # Errors
+    /// The space could not be given back: told once, until it works again. It is tried again at the next call of
+    /// [`Spool::service`].
+    pub fn hole_dug(&mut self, dug: Dug) -> Result<bool, Error> {
+        let track = &mut self.tracks[dug.stream as usize];
+        if track.digging.map(NonZeroU64::get) != Some(dug.to) {
+            // Of a file that was truncated since.
+            return Ok(false);
+        }
+        track.digging = None;
+        match dug.outcome {
+            Ok(freed) => {
+                (track.freed, track.told) = (freed, false);
+                Ok(freed < track.aligned_start())
+            }
+            Err(fault) => track.tell_once(fault).map_or(Ok(false), Err),
+        }
     }
 
     pub(super) fn track(&self, stream: Stream) -> &Track {
@@ -141,13 +217,17 @@ impl Spool {
     }
 }
 
-/// One stream, in stream offsets: `base ≤ start ≤ end`.
+/// One stream, in stream offsets: `base ≤ freed ≤ start ≤ end`.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Track {
     /// The offset of the file's first byte: 0, until somebody truncates the file.
     pub(super) base: u64,
     /// The first kept offset.
     pub(super) start: u64,
+    /// Up to where the space was given back; a whole number of blocks from `base`.
+    freed: u64,
+    /// Where the hole ends that is being dug.
+    digging: Option<NonZeroU64>,
     /// The last seen end.
     pub(super) end: u64,
     pub(super) marks: Marks,
@@ -159,41 +239,37 @@ pub(super) struct Track {
 impl Track {
     /// Says whether a file of this size still holds, before the last seen end, what was seen there.
     pub(super) fn is_continued_by(&self, file: &SpoolFile, size: u64) -> Result<bool, Error> {
-        let seen = self.end - self.base;
-        Ok(size >= seen && (seen == 0 || Tail::of(file, seen)? == self.tail))
+        self.tail.stands_in(file, size, self.end - self.base)
     }
 
-    /// Gives back whole blocks below the cap, if enough came together; says whether there is more to do.
-    fn trim(&mut self, file: &SpoolFile, size: u64, cap: u64, limit: u64) -> Result<bool, Error> {
-        let from = self.start - self.base;
-        let to = size.saturating_sub(cap) / ALIGN * ALIGN;
-        if size.saturating_sub(from) <= limit || to <= from {
-            return Ok(false);
+    /// Gives up whole blocks below the cap, if enough came together.
+    fn give_up(&mut self, size: u64, cap: u64, limit: u64) {
+        let to = self.base.saturating_add(size.saturating_sub(cap) / ALIGN * ALIGN);
+        if self.end - self.start > limit && to > self.start {
+            self.start = to;
         }
-        let from = from / ALIGN * ALIGN;
-        let mut stop = to.min(from + PUNCH_MOST);
-        file.punch(from, stop)?;
-        if stop < to {
-            // Where the agent left the file sparse there is nothing to give back, be it ever so long.
-            let data = file.data_from(stop)?.unwrap_or(to);
-            stop = to.min(data / ALIGN * ALIGN).max(stop);
-        }
-        self.start = self.base.saturating_add(stop);
-        Ok(stop < to)
     }
 
-    fn told_once(&mut self, outcome: Result<(), Error>, works: bool) -> Option<Error> {
-        match outcome {
-            Ok(()) => {
-                self.told &= !works;
-                None
-            }
-            Err(_) if self.told => None,
-            Err(error) => {
-                self.told = true;
-                Some(error)
-            }
+    /// What is given up, without the block that holds the first kept byte.
+    fn aligned_start(&self) -> u64 {
+        self.base + (self.start - self.base) / ALIGN * ALIGN
+    }
+
+    /// Returns the hole that is to be dug now, if there is one and none is being dug.
+    fn next_hole(&mut self, stream: Stream, file: SpoolFile) -> Option<Hole> {
+        let until = self.aligned_start();
+        if self.digging.is_some() || self.freed >= until {
+            return None;
         }
+        let to = until.min(self.freed.saturating_add(PUNCH_MOST));
+        self.digging = NonZeroU64::new(to);
+        let seen = (self.end - self.base, self.tail.clone());
+        Some(Hole { stream, file, base: self.base, from: self.freed, to, until, seen })
+    }
+
+    /// Returns a fault, unless it was told before.
+    fn tell_once(&mut self, fault: Error) -> Option<Error> {
+        (!std::mem::replace(&mut self.told, true)).then_some(fault)
     }
 }
 
@@ -208,5 +284,10 @@ impl Tail {
         let mut tail = Self::default();
         tail.0[..read.len()].copy_from_slice(&read);
         Ok(tail)
+    }
+
+    /// Says whether a file of this size still has these bytes before an end that was seen.
+    fn stands_in(&self, file: &SpoolFile, size: u64, end: u64) -> Result<bool, Error> {
+        Ok(size >= end && (end == 0 || Self::of(file, end)? == *self))
     }
 }

@@ -214,6 +214,14 @@ impl Store {
         self.open_file(id, stream, OFlags::RDWR)
     }
 
+    /// Returns how much an agent has written to both streams, in bytes: it changes whenever something is written.
+    ///
+    /// # Errors
+    /// As [`Store::writer`].
+    pub fn written(&self, id: &AgentId) -> Result<u64, Error> {
+        Stream::ALL.into_iter().map(|stream| self.spool_file(id, stream)?.size()).sum()
+    }
+
     /// Returns the stored shift between file and stream offsets: 0 where none was stored.
     pub(super) fn base(&self, id: &AgentId, stream: Stream) -> Result<u64, Error> {
         let name = entry(id, base_name(stream));

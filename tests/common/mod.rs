@@ -1,7 +1,10 @@
 //! What the tests on a real kernel share: a herd of their own that leaves nothing, and waits for facts with a deadline.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod raw;
+
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -89,7 +92,8 @@ fn watchdog() -> Sender<()> {
     let (sender, end) = channel();
     std::thread::spawn(move || {
         if end.recv_timeout(TEST_MOST) == Err(RecvTimeoutError::Timeout) {
-            eprintln!("{name} hangs: nothing happened for {TEST_MOST:?}");
+            // Not by eprintln!: what a test prints is kept back until it has ended.
+            drop(writeln!(std::io::stderr(), "{name} hangs: it has not ended within {TEST_MOST:?}"));
             alive().iter().for_each(|cgroup| clear(cgroup));
             std::process::exit(101);
         }
@@ -181,10 +185,6 @@ impl Own {
             }
             // A child of the dead one, on its way to its program, may still hold the old socket.
             self.herd = Herd::connect(&socket).ok().filter(|herd| herd.agents().is_ok());
-            if self.herd.is_none() {
-                // Whoever looks all the time leaves a slow machine no time to start anything.
-                let_pass("0.02");
-            }
             self.herd.is_some()
         });
     }
@@ -328,12 +328,14 @@ pub fn ids(of: &[&AgentId]) -> Target {
 
 /// Waits for an event of a kind about an agent.
 pub fn await_event(events: &mut EventStream, kind: Kind, id: &AgentId) -> Event {
-    for note in events.by_ref() {
-        if let Some(event) = note.event.filter(|event| event.kind == kind && event.agent.as_ref() == Some(id)) {
+    let mut others = Vec::new();
+    for event in events.by_ref().filter_map(|note| note.event).filter(|event| event.agent.as_ref() == Some(id)) {
+        if event.kind == kind {
             return event;
         }
+        others.push(format!("{} {}", event.kind, event.message));
     }
-    panic!("no {kind} of {id} within {PATIENCE:?}");
+    panic!("no {kind} of {id} within {PATIENCE:?}, but {others:?}");
 }
 
 /// Reads limits as they are written: `memory_max=64MiB`.
@@ -382,9 +384,24 @@ pub fn cpu_used(cgroup: &str) -> u64 {
     text.lines().find_map(|line| line.strip_prefix("usage_usec ")).unwrap().parse().unwrap()
 }
 
+/// Asserts that a cgroup that is frozen has used no CPU since. The kernel wakes what is frozen for some microseconds, and stops it
+/// again, when anybody enables a controller above; what runs uses a thousand times as much.
+pub fn assert_still(cgroup: &str, before: u64, what: &str) {
+    let used = cpu_used(cgroup) - before;
+    assert!(used < 1_000, "{what}: {used} us");
+}
+
 /// Waits for a span of time as a fact: until a process outside of the herd has ended.
 pub fn let_pass(seconds: &str) {
     assert!(Command::new("sleep").arg(seconds).status().unwrap().success());
+}
+
+/// Is a fork storm: processes that do nothing but start others, a bounded number at a time.
+pub fn storm() -> ! {
+    loop {
+        let children: Vec<_> = (0..8).filter_map(|_| Command::new("true").spawn().ok()).collect();
+        children.into_iter().for_each(|mut child| drop(child.wait()));
+    }
 }
 
 /// Lists the directories of a cgroup name in every hierarchy that is mounted.
@@ -452,6 +469,7 @@ pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let end = std::time::Instant::now() + PATIENCE;
     while !holds() {
         assert!(std::time::Instant::now() < end, "not in time: {what}");
-        std::thread::yield_now();
+        // Whoever looks all the time leaves a slow machine no time for what is waited for.
+        std::thread::park_timeout(Duration::from_millis(2));
     }
 }

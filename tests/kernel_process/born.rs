@@ -3,7 +3,7 @@
 use std::os::fd::AsRawFd;
 
 use treeherd::kernel::pidfd::{Exit, cgroup_of};
-use treeherd::kernel::spawn::{IoPriority, Resource, Rlimit, Way, spawn};
+use treeherd::kernel::spawn::{IoPriority, Resource, Rlimit, Way, get_ready, spawn};
 use treeherd::kernel::user::Credentials;
 
 use crate::room::{Room, end, shell, sink, text};
@@ -82,13 +82,20 @@ fn a_child_has_no_signal_blocked_or_ignored() {
 #[allow(unsafe_code)]
 fn a_signal_that_is_ignored_since_the_last_spawn_is_not_ignored_in_the_next_child() {
     crate::leaf::in_a_process_of_its_own("a_signal_that_is_ignored_since_the_last_spawn", || {
-        let ignored = || status_line(&shell("exec cat /proc/self/status", |_| {}), "SigIgn").to_owned();
-        assert_eq!(ignored(), "0000000000000000");
+        let ignored_if = |known: u64| {
+            let status = shell("exec cat /proc/self/status", |launch| launch.ignored = known);
+            u64::from_str_radix(status_line(&status, "SigIgn"), 16).unwrap()
+        };
+        let ignored = || ignored_if(u64::MAX);
+        assert_eq!(ignored(), 0);
         for signal in [libc::SIGUSR1, libc::SIGRTMIN(), libc::SIGRTMAX()] {
             // SAFETY: to ignore a signal runs no code of ours.
             assert_ne!(unsafe { libc::signal(signal, libc::SIG_IGN) }, libc::SIG_ERR);
         }
-        assert_eq!(ignored(), "0000000000000000");
+        assert_eq!(ignored(), 0);
+        let ours = treeherd::kernel::process::ignored_signals().unwrap();
+        assert!(ours.count_ones() >= 4, "those and SIGPIPE");
+        assert_eq!((ignored_if(ours), ignored_if(0)), (0, ours), "what is known to be ignored is enough");
     });
 }
 
@@ -133,10 +140,22 @@ fn output_may_go_to_what_is_our_own_descriptor_0() {
 }
 
 #[test]
+fn a_child_reads_from_a_null_of_its_own_unless_it_is_given_something_else() {
+    let what = || shell("readlink /proc/self/fd/0; cat; grep flags /proc/self/fdinfo/0", |_| {});
+    let null = "/dev/null\nflags:\t0100000\n";
+    assert_eq!(what(), null);
+    let given = sink();
+    shell("true", |launch| launch.stdin = Some(given.try_clone().unwrap()));
+    assert_eq!(what(), null, "what the child before was given is forgotten");
+    get_ready().unwrap();
+    assert_eq!(what(), null);
+}
+
+#[test]
 fn one_file_may_be_stdin_stdout_and_stderr() {
     let out = sink();
     let seen = shell("echo out; echo err >&2; readlink /proc/self/fd/0", |launch| {
-        launch.stdin = out.try_clone().unwrap();
+        launch.stdin = Some(out.try_clone().unwrap());
         launch.stderr = launch.stdout.try_clone().unwrap();
     });
     assert!(seen.starts_with("out\nerr\n/memfd:th-k2"), "{seen}");

@@ -6,6 +6,7 @@ use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use treeherd::kernel::pidfd::{self, Ended, Exit};
@@ -13,6 +14,9 @@ use treeherd::kernel::spawn::{self, Launch, Launched, Way, path_candidates};
 
 /// How long a fact may take to come true before a test fails.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long it is between two looks at what nobody tells of.
+const GLANCE: Duration = Duration::from_millis(1);
 
 /// The mount of a hierarchy: cgroup2 for `None`, else the v1 one with this controller.
 pub fn mount(controller: Option<&str>) -> Option<PathBuf> {
@@ -95,13 +99,14 @@ impl Room {
             pid_variable: None,
             search: path_candidates(argv[0], "/usr/bin:/bin"),
             cwd: c"/".to_owned(),
-            stdin: null(),
+            stdin: None,
             stdout: output.try_clone().unwrap(),
             stderr: null(),
             passed: None,
             leaf: self.dir.try_clone().unwrap(),
             enter: if way == Way::EnterItself { vec![self.procs()] } else { Vec::new() },
             credentials: None,
+            ignored: u64::MAX,
             rlimits: Vec::new(),
             oom_score_adj: None,
             nice: None,
@@ -128,7 +133,7 @@ impl Drop for Room {
             if !v2 {
                 kill_members(&self.path);
             }
-            std::thread::yield_now();
+            thread::park_timeout(GLANCE);
         }
     }
 }
@@ -182,6 +187,6 @@ pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let end = Instant::now() + PATIENCE;
     while !holds() {
         assert!(Instant::now() < end, "not in time: {what}");
-        std::thread::yield_now();
+        thread::park_timeout(GLANCE);
     }
 }

@@ -9,7 +9,9 @@ use treeherd::model::note::Note;
 use treeherd::model::pressure::PressureRule;
 use treeherd::model::ready::Ready;
 use treeherd::model::request::{LimitScope, Request, Target};
+use treeherd::model::rule::Action;
 use treeherd::model::spec::{Admission, AgentSpec, Children, OnMainExit, Restart, RestartPolicy, Strategy};
+use treeherd::model::stall::StallRule;
 
 use super::chance::Chance;
 
@@ -34,6 +36,8 @@ pub struct Habits {
     pub supervision: u32,
     /// How many agents, in percent, have something to tell of themselves.
     pub health: u32,
+    /// How many agents, in percent, start after others.
+    pub after: u32,
 }
 
 impl Habits {
@@ -49,6 +53,7 @@ impl Habits {
             limits_on_spawn: chance.comes(50),
             supervision: chance.of(&[0, 30, 80]),
             health: chance.of(&[0, 40, 100]),
+            after: chance.of(&[0, 30, 70]),
         }
     }
 
@@ -84,6 +89,10 @@ impl Habits {
             spec.parent = (index > 0).then(|| id(NAMES[chance.pick(index).min(1)]));
             spec.significant &= index > 0;
             (spec.level, spec.spawn_budget) = (None, None);
+            spec.after.clear();
+            if index > 0 && chance.comes(self.after) {
+                spec.after.insert(id(NAMES[chance.pick(index)]));
+            }
             spec.restart.policy = chance.of(&[RestartPolicy::OnFailure, RestartPolicy::Always, RestartPolicy::Never]);
         }
         all
@@ -147,6 +156,10 @@ impl Habits {
         if !spec.is_group() && chance.comes(20) {
             spec.run_timeout = chance.of(&[Some(Duration::from_millis(1)), Some(Duration::from_secs(2))]);
         }
+        if !spec.is_group() && chance.comes(self.health / 2) {
+            let after = chance.of(&[Duration::from_secs(1), Duration::from_secs(4)]);
+            spec.stall = Some(StallRule { after, action: chance.of(&[Action::Notice, Action::Fail]) });
+        }
         if !spec.is_group() && chance.comes(25) {
             spec.rules = ["fail:fatal", "strange"].iter().map(|rule| rule.parse().unwrap()).collect();
         }
@@ -168,6 +181,10 @@ impl Habits {
             // Not its default: whoever fails once a minute may go on for ever.
             spec.ready_timeout = Some(chance.of(&times));
             spec.watchdog = Some(chance.of(&times)).filter(|_| chance.comes(50));
+        }
+        if chance.comes(self.after) {
+            spec.after = (0..1 + chance.pick(2)).map(|_| self.name(chance, known)).collect();
+            spec.after.remove(&spec.id);
         }
         if self.limits_on_spawn && chance.comes(70) {
             spec.limits = some_limits(chance);

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use treeherd::model::config::HerdConfig;
 use treeherd::model::id::Level;
+use treeherd::model::ready::Ready;
 use treeherd::model::request::{Request, Target};
 use treeherd::model::spec::{AgentSpec, OnMainExit, RestartPolicy, Strategy};
 use treeherd::model::status::Exit;
@@ -27,6 +28,8 @@ enum Deed {
     Fork(usize),
     /// The main process of the n-th agent ends by itself.
     Exit(usize, i32),
+    /// The main process of the n-th agent shows that it is ready.
+    Ready(usize),
     /// Time goes on to the next deadline.
     Pass,
     /// The supervisor dies; before there is another one, the main process of the n-th agent ends.
@@ -82,6 +85,11 @@ fn act(world: &mut World, deed: &Deed) {
         Deed::Exit(n, status) => {
             if let Some(pid) = main_of(world, *n) {
                 world.kernel.exit(pid, Exit::Status(*status), false);
+            }
+        }
+        Deed::Ready(n) => {
+            if let Some(pid) = main_of(world, *n) {
+                world.show_ready(pid);
             }
         }
         Deed::Pass => {
@@ -256,4 +264,41 @@ fn every_order_of_a_significant_end_and_a_turn() {
         Deed::Exit(1, 0),
     ];
     explore("significant end and turn", &deeds, &config, 2);
+}
+
+#[test]
+fn every_order_of_a_start_and_the_ends_of_what_it_waits_for() {
+    let first = AgentSpec { ready: Some(Ready::Fd(3)), ..comes_back("a", None) };
+    let second = AgentSpec { after: [id("a")].into(), ..comes_back("b", None) };
+    let deeds = [
+        spawn(first),
+        spawn(second),
+        Deed::Exit(0, 1),
+        Deed::Ready(0),
+        Deed::Exit(1, 1),
+        terminate(&["a"], Duration::from_secs(1)),
+        Deed::Crash(None),
+    ];
+    explore("start and what it waits for", &deeds, &HerdConfig::default(), 2);
+}
+
+#[test]
+fn every_order_of_a_queue_and_a_start_after_another_one() {
+    let mut config = HerdConfig::default();
+    config.bounds.max_agents_per_level = 1;
+    let queued = |name: &str, after: &[&str], priority: u8| AgentSpec {
+        after: after.iter().map(|name| id(name)).collect(),
+        priority: priority.try_into().unwrap(),
+        admission: treeherd::model::spec::Admission::Queue,
+        ..spec(name, None)
+    };
+    let deeds = [
+        spawn(queued("a", &[], 5)),
+        spawn(queued("b", &[], 1)),
+        spawn(queued("c", &["b"], 9)),
+        Deed::Exit(0, 0),
+        Deed::Exit(1, 0),
+        terminate(&["b"], Duration::ZERO),
+    ];
+    explore("queue and start after another one", &deeds, &config, 2);
 }

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use treeherd::machine::AgentKey;
+use treeherd::machine::{AgentKey, Input};
 use treeherd::model::event::Kind;
 use treeherd::model::note::Note;
 use treeherd::model::ready::Ready;
 use treeherd::model::request::{Request, Target};
-use treeherd::model::spec::{AgentSpec, RestartPolicy};
+use treeherd::model::spec::{AgentSpec, OnMainExit, RestartPolicy};
 use treeherd::model::status::{Cause, State};
 
 use super::clients::id;
@@ -19,6 +19,22 @@ impl Life {
         let pid = self.main_of(key);
         self.world.tell_of(pid, notes.to_vec());
         self.flush();
+    }
+
+    /// Spawns an agent that tells this before its spawner is back.
+    fn spawn_that_tells(&mut self, spec: AgentSpec, notes: Vec<Note>) -> AgentKey {
+        let name = spec.id.clone();
+        let (_, effects) = self.world.ask(1, None, Request::Spawn(Box::new(spec)));
+        self.note(effects);
+        let order = self.world.moves()[0];
+        self.world.make(order);
+        let key = self.world.machine.key_of(&name).unwrap();
+        let pid = self.main_of(key);
+        self.world.tell_of(pid, notes);
+        let effects = self.world.make(super::world::Move::Read);
+        self.note(effects);
+        self.flush();
+        key
     }
 
     fn cause(&self, key: AgentKey) -> Cause {
@@ -90,18 +106,30 @@ fn only_the_sign_that_was_agreed_upon_makes_ready() {
 fn what_is_told_during_the_spawn_counts_when_it_is_over() {
     let mut life = life();
     let spec = AgentSpec { ready: Some(Ready::Notify), ..AgentSpec::new(id("a"), ["work"]) };
-    let (_, effects) = life.world.ask(1, None, Request::Spawn(Box::new(spec)));
-    life.note(effects);
-    let order = life.world.moves()[0];
-    life.world.make(order);
-    let key = life.world.machine.key_of(&id("a")).unwrap();
-    let pid = life.main_of(key);
-    life.world.tell_of(pid, vec![Note::Ready, Note::Status("up".to_owned())]);
-    let effects = life.world.make(super::world::Move::Read);
-    life.note(effects);
-    life.flush();
+    let key = life.spawn_that_tells(spec, vec![Note::Ready, Note::Status("up".to_owned())]);
     assert_eq!(life.kinds("a"), [Kind::Spawned, Kind::Started, Kind::Ready]);
     assert_eq!(life.world.machine.status(key, life.world.now.mono).status_text.as_deref(), Some("up"));
+}
+
+#[test]
+fn more_time_that_is_asked_for_during_the_spawn_is_given() {
+    let mut life = life();
+    let spec =
+        AgentSpec { ready: Some(Ready::Notify), ready_timeout: Some(5 * SECOND), ..AgentSpec::new(id("a"), ["work"]) };
+    let key = life.spawn_that_tells(spec, vec![Note::Extend(20 * SECOND)]);
+    life.pass(19 * SECOND);
+    assert_eq!(life.state(key), State::Starting);
+    life.pass(SECOND);
+    assert_eq!((life.state(key), life.cause(key)), (State::Failed, Cause::Ready));
+}
+
+#[test]
+fn who_gives_itself_up_during_the_spawn_has_failed_when_it_is_over() {
+    let mut life = life();
+    let spec = AgentSpec { ready: Some(Ready::Notify), ..AgentSpec::new(id("a"), ["work"]) };
+    let key = life.spawn_that_tells(spec, vec![Note::Ready, Note::Trigger]);
+    life.flush();
+    assert_eq!((life.state(key), life.cause(key)), (State::Failed, Cause::Watchdog));
 }
 
 #[test]
@@ -153,6 +181,24 @@ fn the_clocks_of_a_paused_agent_stand_still() {
 }
 
 #[test]
+fn nobody_is_held_to_a_time_in_which_the_supervisor_stood_still() {
+    let mut life = life();
+    let (starting, beating) = (life.spawn("a", None, notify), life.spawn("b", None, beating));
+    let paused = life.spawn("c", None, notify);
+    life.ask(Request::Pause(Target::Ids(vec![id("c")])));
+    life.pass(4 * SECOND);
+    let since = life.world.now.mono;
+    life.world.pass(1000 * SECOND);
+    let effects = life.world.step(Input::StoodStill(since));
+    life.note(effects);
+    life.pass(Duration::from_millis(999));
+    assert_eq!((life.state(starting), life.state(beating)), (State::Starting, State::Running));
+    life.pass(Duration::from_millis(1));
+    assert_eq!((life.cause(starting), life.cause(beating)), (Cause::Ready, Cause::Watchdog));
+    assert_eq!(life.state(paused), State::Starting, "its own clock still stands");
+}
+
+#[test]
 fn what_was_told_before_a_pause_counts_when_it_is_read_during_it() {
     let mut life = life();
     let (starting, beating) = (life.spawn("a", None, notify), life.spawn("b", None, beating));
@@ -168,6 +214,30 @@ fn what_was_told_before_a_pause_counts_when_it_is_read_during_it() {
     life.ask(Request::Resume(Target::All));
     life.pass(4 * SECOND);
     assert_eq!((life.state(starting), life.state(beating)), (State::Running, State::Running));
+}
+
+#[test]
+fn what_goes_on_without_its_main_process_is_held_to_its_times_by_the_next_supervisor_too() {
+    let mut life = life();
+    let waits = |spec: &mut AgentSpec| spec.on_main_exit = OnMainExit::Wait;
+    let starting = life.spawn("a", None, |spec| {
+        waits(spec);
+        notify(spec);
+    });
+    let lasting = life.spawn("b", None, |spec| {
+        waits(spec);
+        spec.run_timeout = Some(5 * SECOND);
+    });
+    for key in [starting, lasting] {
+        life.fork(key, Temper::Plain);
+    }
+    life.pass(4 * SECOND);
+    life.die(&[starting, lasting]);
+    assert_eq!((life.state(starting), life.state(lasting)), (State::Starting, State::Running));
+    life.pass(SECOND);
+    assert_eq!((life.state(lasting), life.cause(lasting)), (State::Failed, Cause::Timeout), "what is used is used");
+    life.pass(4 * SECOND);
+    assert_eq!((life.state(starting), life.cause(starting)), (State::Failed, Cause::Ready));
 }
 
 #[test]

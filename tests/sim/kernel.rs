@@ -1,10 +1,12 @@
 //! The model kernel: cgroups and processes, and what is true of them. Every rule here is a fact about the real one.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
 
-use treeherd::machine::{AgentKey, Frost, LimitPlace, SpawnOrder};
+use treeherd::machine::{AgentKey, Frost, LimitPlace, Sample, SpawnOrder};
 use treeherd::model::id::Run;
 use treeherd::model::limits::Limits;
+use treeherd::model::stall::IDLE_SHARE;
 use treeherd::model::status::Exit;
 
 /// How a process takes the stop signal.
@@ -101,6 +103,8 @@ pub struct Kernel {
     pub fatal: BTreeSet<(AgentKey, Run)>,
     /// Those of them whose words were not lost with a supervisor.
     pub heard: BTreeSet<(AgentKey, Run)>,
+    /// What each run has done.
+    pub work: BTreeMap<(AgentKey, Run), Sample>,
     pub herd: Limits,
     /// Whether processes freeze one by one, when chance says so.
     pub freezes_slowly: bool,
@@ -273,6 +277,22 @@ impl Kernel {
         let child = self.add(parent.agent, parent.run, temper);
         self.processes.get_mut(&child).unwrap().has_strayed = parent.has_strayed;
         self.tally(parent.agent).forks += 1;
+    }
+
+    /// A run uses CPU or writes output.
+    pub fn work(&mut self, run: (AgentKey, Run), cpu: Duration, bytes: u64) {
+        let work = self.work.entry(run).or_insert(Sample { cpu: Duration::ZERO, output_bytes: 0 });
+        work.cpu += cpu;
+        work.output_bytes += bytes;
+    }
+
+    /// Time passes: whatever is not stopped ticks, half as much as is no work.
+    pub fn tick(&mut self, time: Duration) {
+        let awake = self.processes.values().filter(|process| !process.is_stopped && !process.has_strayed);
+        let runs: BTreeSet<_> = awake.map(|process| (process.agent, process.run)).collect();
+        for run in runs {
+            self.work(run, time / IDLE_SHARE / 2, 0);
+        }
     }
 
     /// A process says something that a rule of its agent finds.

@@ -22,5 +22,6 @@ pub mod observer;
 pub mod pressure;
 pub mod recovery;
 pub mod scenarios;
+pub mod stall;
 pub mod swarm;
 pub mod world;

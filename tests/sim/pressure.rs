@@ -175,3 +175,15 @@ fn whoever_was_ended_for_pressure_starts_again_when_it_is_resumed() {
     life.pass(WINDOW);
     assert_eq!((life.state(low), life.state(keys[0])), (State::Running, State::Running));
 }
+
+#[test]
+fn what_a_rule_has_paused_the_next_supervisor_lets_go_and_what_a_user_has_paused_it_does_not() {
+    let (mut life, keys) = herd("memory 10% 2s pause", &[1, 2, 9]);
+    press(&mut life, None);
+    life.ask(Request::Pause(only("b")));
+    assert_eq!(paused(&life, &keys), [true, true, false]);
+    life.die(&[]);
+    assert_eq!(paused(&life, &keys), [false, true, false], "who counted for the rule is gone");
+    assert!(life.kinds("a").ends_with(&[Kind::Paused, Kind::Adopted, Kind::Resumed]), "{:?}", life.kinds("a"));
+    assert!(!life.world.kernel.is_to_freeze(keys[0]) && life.world.kernel.is_to_freeze(keys[1]));
+}

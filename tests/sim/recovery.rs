@@ -7,7 +7,7 @@ use treeherd::model::config::HerdConfig;
 use treeherd::model::event::{Event, Kind};
 use treeherd::model::request::Request;
 use treeherd::model::spec::{AgentSpec, OnMainExit, RestartPolicy, Strategy};
-use treeherd::model::status::{Cause, State};
+use treeherd::model::status::{Cause, Exit, State};
 
 use super::clients::id;
 use super::kernel::Temper;
@@ -245,6 +245,27 @@ fn a_parent_that_does_not_come_back_fails_for_good_and_its_children_end_with_it(
 }
 
 #[test]
+fn who_was_to_start_anew_and_ends_with_its_parent_waits_for_nobody() {
+    let mut life = life();
+    let top = life.spawn("top", None, |spec| {
+        spec.on_main_exit = OnMainExit::Wait;
+        spec.children.intensity = Some(0);
+    });
+    let group = life.spawn("group", Some("top"), |spec| {
+        group(spec);
+        comes_back(spec);
+        spec.children.intensity = Some(0);
+    });
+    let (a, b) = (life.spawn("a", Some("group"), comes_back), life.spawn("b", Some("group"), comes_back));
+    deaf(&mut life, b);
+    life.exit(top, 0);
+    life.exit(a, 1);
+    assert_eq!(states(&life, &[group, b]), [State::Stopping; 2], "nobody starts anew: the top has failed for good");
+    life.pass(20 * SECOND);
+    assert!(states(&life, &[top, group, a, b]).iter().all(|state| state.has_ended()));
+}
+
+#[test]
 fn a_failure_climbs_as_far_as_nobody_puts_up_with_it() {
     let mut life = life();
     let strict = |spec: &mut AgentSpec| {
@@ -323,6 +344,30 @@ fn a_significant_child_starts_anew_with_its_parent() {
     assert_eq!(states(&life, &[parent, a]), [State::Backoff, State::Starting]);
     life.pass(SECOND);
     assert_eq!((runs(&life, &[parent, a]), states(&life, &[parent, a])), (vec![2, 2], vec![State::Running; 2]));
+}
+
+#[test]
+fn a_failure_that_is_found_during_a_start_is_told_with_it_and_once() {
+    let mut life = life();
+    let parent = life.spawn("p", None, |_| {});
+    let a = life.spawn("a", Some("p"), |spec| spec.significant = true);
+    let (to, effects) = life.world.ask(1, None, Request::Restart(id("p")));
+    life.note(effects);
+    while !life.world.observer.is_spawning(parent) {
+        let first = life.world.moves()[0];
+        let effects = life.world.make(first);
+        life.note(effects);
+    }
+    let from = life.told.len();
+    life.world.kernel.exit(life.main_of(a), Exit::Status(3), false);
+    life.world.kernel.update();
+    life.tell_notices();
+    life.flush();
+    let told: Vec<_> = life.told[from..].iter().filter(|it| it.agent == Some(id("p"))).map(|it| it.kind).collect();
+    assert_eq!(told, [Kind::Escalated, Kind::Started, Kind::Failed]);
+    assert!(life.replies.iter().any(|(it, _)| *it == to), "it was started");
+    life.pass(100 * SECOND);
+    assert!(!is_there(&life, "p"));
 }
 
 #[test]
@@ -419,6 +464,25 @@ fn what_somebody_asks_for_waits_for_no_turn() {
     life.ask(Request::Restart(id("a")));
     let c = life.spawn("c", None, |_| {});
     assert_eq!((runs(&life, &[a, b]), life.state(c)), (vec![3, 1], State::Running));
+}
+
+#[test]
+fn what_somebody_asks_for_waits_for_no_turn_though_the_last_words_are_yet_to_be_read() {
+    let mut life = storm(1, "1/h");
+    let a = life.spawn("a", None, |spec| {
+        comes_back(spec);
+        spec.restart.delay = Duration::ZERO;
+        spec.rules = vec!["fail:fatal".parse().unwrap()];
+    });
+    life.exit(a, 1);
+    assert_eq!(life.run(a), 2, "the only turn of the hour is taken");
+    let main = life.main_of(a);
+    life.world.kernel.exit(main, Exit::Status(0), false);
+    life.world.kernel.update();
+    life.tell_notices();
+    assert_eq!((life.state(a), life.kinds("a").last()), (State::Running, Some(&Kind::Started)), "it is being read");
+    life.ask(Request::Restart(id("a")));
+    assert_eq!((life.run(a), life.state(a)), (3, State::Running));
 }
 
 #[test]

@@ -74,7 +74,7 @@ impl Life {
     }
 
     /// The supervisor dies; before there is another one, the main processes of these agents end well.
-    fn die(&mut self, ends: &[AgentKey]) {
+    pub fn die(&mut self, ends: &[AgentKey]) {
         self.world.crash();
         for key in ends {
             self.world.kernel.exit(self.main_of(*key), Exit::Status(0), false);
@@ -118,7 +118,7 @@ impl Life {
     }
 
     /// Tells what has happened, and carries out no order that follows.
-    fn tell_notices(&mut self) {
+    pub fn tell_notices(&mut self) {
         while let Some(notice) = self.world.moves().into_iter().find(|it| matches!(it, Move::Notice(_))) {
             let effects = self.world.make(notice);
             self.note(effects);

@@ -210,9 +210,12 @@ fn pass_some(world: &mut World) {
     if world.chance.comes(30) && world.pass_to_deadline() {
         return;
     }
+    let since = world.now.mono;
     let time = world.chance.of(&[1, 20, 150, 700, 2500]);
     world.pass(Duration::from_millis(time));
-    if world.chance.comes(50) {
+    if world.chance.comes(5) {
+        world.step(Input::StoodStill(since));
+    } else if world.chance.comes(50) {
         world.step(Input::Ticked);
     }
 }
@@ -239,6 +242,9 @@ fn live_on(world: &mut World) {
             let notes = some_notes(&mut world.chance);
             world.tell_of(pid, notes);
         }
+    } else if world.machine.spec_of(agent).is_some_and(|spec| spec.stall.is_some()) && world.chance.comes(40) {
+        let (cpu, bytes) = world.chance.of(&[(1, 0), (0, 1), (50, 7)]);
+        world.work(pid, Duration::from_millis(cpu), bytes);
     } else if world.chance.comes(world.faults.jams) {
         world.kernel.processes.get_mut(&pid).unwrap().is_jammed = true;
     } else if !is_main && world.chance.comes(world.faults.strays) {
@@ -328,6 +334,12 @@ fn swarm() {
         "ready",
         "watchdog",
         "stopping and not ending",
+        "process:stalled",
+        "process:stirred",
+        "stall",
+        "started after another one",
+        "dependency",
+        "stood still",
     ];
     for name in expected {
         assert!(seeds < 1000 || seen.contains_key(name), "the swarm reaches {name:?}");

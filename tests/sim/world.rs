@@ -9,7 +9,7 @@ use treeherd::model::error::{Code, Error};
 use treeherd::model::id::Run;
 use treeherd::model::note::Note;
 use treeherd::model::request::Request;
-use treeherd::model::rule::Found;
+use treeherd::model::rule::{Action, Found};
 use treeherd::model::stage::{SpawnFailure, Stage};
 use treeherd::model::status::{Exit, Oom, Rusage};
 use treeherd::model::stream::Stream;
@@ -27,6 +27,8 @@ pub enum Lane {
     /// The kill that frees a hand cannot wait for that hand.
     Rescue(AgentKey, Run),
     Limits(u64),
+    /// A look at a run keeps nobody waiting.
+    Look(AgentKey, Run),
 }
 
 /// What can go wrong in this world, in percent.
@@ -150,6 +152,7 @@ impl World {
         let lane = match effect {
             Effect::Spawn(order) => Lane::Agent(order.agent),
             Effect::KillRun { agent, run } => Lane::Rescue(*agent, *run),
+            Effect::Sample { agent, run } => Lane::Look(*agent, *run),
             Effect::Signal { agent, .. }
             | Effect::Kill { agent, .. }
             | Effect::Freeze { agent, .. }
@@ -194,7 +197,7 @@ impl World {
                     let before = self.orders.get(&Lane::Agent(*key));
                     before.is_some_and(|it| it.iter().any(|it| matches!(it, Effect::Spawn(it) if it.run == *run)))
                 }
-                Lane::Limits(_) => false,
+                Lane::Limits(_) | Lane::Look(..) => false,
             };
             if !is_held {
                 moves.push(Move::Order(*lane));
@@ -293,6 +296,31 @@ impl World {
         self.letters.push_back(Input::Notified { agent, run, notes });
     }
 
+    /// A process does something that is more than a tick.
+    pub fn work(&mut self, pid: u64, cpu: Duration, bytes: u64) {
+        let process = &self.kernel.processes[&pid];
+        let run = (process.agent, process.run);
+        // The account of who has left its run's cgroup is another one: nobody sees it work.
+        let cpu = if process.has_strayed { Duration::ZERO } else { cpu };
+        self.kernel.work(run, cpu, bytes);
+        if !cpu.is_zero() || bytes > 0 {
+            self.observer.worked(run.0, run.1);
+        }
+    }
+
+    /// Ends by themselves the runs that would be looked at for ever, whether they do anything or not.
+    fn end_the_watched(&mut self) {
+        let is_watched = |key| {
+            let rule = self.machine.spec_of(key).and_then(|spec| spec.stall);
+            rule.is_some_and(|rule| rule.action == Action::Notice)
+        };
+        let awake = self.kernel.processes.iter().filter(|(_, it)| !it.is_stopped && is_watched(it.agent));
+        for pid in awake.map(|(pid, _)| *pid).collect::<Vec<_>>() {
+            self.kernel.exit(pid, Exit::Status(0), false);
+        }
+        self.kernel.update();
+    }
+
     /// A process shows the line or the newline that says that its run is ready.
     pub fn show_ready(&mut self, pid: u64) {
         let process = &self.kernel.processes[&pid];
@@ -336,6 +364,12 @@ impl World {
                 let answers = self.answers.entry(lane).or_default();
                 answers.extend(said.into_iter().map(|rule| matched(agent, run, rule)));
                 Input::OutputRead { agent, run }
+            }
+            Effect::Sample { agent, run } => {
+                let is_there = self.kernel.dirs.get(&agent).is_some_and(|dir| dir.runs.contains(&run));
+                self.kernel.work((agent, run), Duration::ZERO, 0);
+                self.observer.looked_at(agent, run);
+                Input::Sampled { agent, run, sample: is_there.then(|| self.kernel.work[&(agent, run)]) }
             }
             Effect::RemoveRun { agent, run } => return self.kernel.remove_run(agent, run),
             Effect::Remove(agent) => match self.kernel.remove(agent) {
@@ -400,7 +434,8 @@ impl World {
 
     /// Lets time pass.
     pub fn pass(&mut self, time: Duration) {
-        self.observer.passed(&self.machine, time);
+        self.observer.passed(&self.machine, &self.kernel, time);
+        self.kernel.tick(time);
         self.now.mono = self.now.mono + time;
         self.now.wall.0 = self.now.wall.0.saturating_add(u64::try_from(time.as_nanos()).unwrap());
     }
@@ -433,6 +468,8 @@ impl World {
         self.faults = Faults { ..Faults::default() };
         let until = self.now.mono + Duration::from_secs(24 * 3600);
         loop {
+            self.flush();
+            self.end_the_watched();
             self.flush();
             assert!(self.now.mono < until, "whatever waits for time ends within a day");
             if !self.pass_to_deadline() {

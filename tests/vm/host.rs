@@ -1,61 +1,95 @@
-//! What runs here: one guest for each test binary and kernel, and an honest count of what passed inside.
+//! What runs here: one guest for each kernel and all test binaries, and an honest count of what passed inside.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use libtest_mimic::{Completion, Failed, Trial};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
-use crate::INSIDE;
 use crate::guest::{FirstProcess, Guest, Kit, Told};
+use crate::{INSIDE, package, user};
 
 /// The kernels of the guests, by the first two numbers of their release.
 const KERNELS: [&str; 2] = ["6.12", "6.1"];
 
-/// The test binaries that ask nothing of the kernel; all others run in guests, too.
-const ELSEWHERE: [&str; 4] = ["check", "cli_usage", "simulation", "tidy"];
+/// The test binaries that ask nothing of the kernel, or nothing that the others do not, or a whole machine; all others run in
+/// guests, too.
+const ELSEWHERE: [&str; 12] = [
+    "apply",
+    "check",
+    "cli_usage",
+    "instructions",
+    "load",
+    "policy",
+    "recovery",
+    "rules",
+    "schema",
+    "simulation",
+    "tidy",
+    "top",
+];
 
-/// Tests that are left out in guests: they measure time, which an emulated CPU has too little of, or take volume, which is the
-/// same everywhere.
-const WITHOUT: [&str; 7] = [
+/// Tests that are left out in guests: they burn processors or take volume, of which an emulated one has too little.
+const WITHOUT: [&str; 9] = [
     "ten_thousand_connections",
     "a_slow_reader_of_events",
+    "flood_of",
     "item_2_a_fork_bomb",
     "item_5_gigabytes",
     "item_6_exit_3",
     "item_8_kill_9",
     "item_10_ten_levels",
+    "io_that_is_waited_for",
 ];
 
-/// How long a guest may take.
-const LIMIT: Duration = Duration::from_secs(240);
+/// How much of a CPU's time a guest may take.
+const LIMIT: Duration = Duration::from_secs(900);
 
-/// What is done in a guest before its tests: it is noted which cgroups there are.
-const BEFORE: &str = "trace() { ls -d /sys/fs/cgroup/*/ 2>/dev/null; }
-before=$(trace)
+/// How a guest runs a binary's tests: before and after, the kernel has the same cgroups. Programs are read before: a guest's
+/// clock does not wait for its disk. What hangs is killed.
+const RUN: &str = "trace() { ls -d /sys/fs/cgroup/*/ 2>/dev/null; }
+tests() {
+    echo \"=== $1\"
+    before=$(trace)
+    cat \"$2\" $TREEHERD >/dev/null
+    timeout --foreground --signal=KILL 300 \"$2\" --show-output --test-threads=4 $WITHOUT
+    status=$?
+    [ \"$(trace)\" = \"$before\" ] || { trace; echo 'these cgroups are left'; status=1; }
+    echo \"=== $1: $status\"
+}
 ";
 
-/// What is done after them: the kernel has no trace of them.
-const AFTER: &str = "status=$?
-[ \"$(trace)\" = \"$before\" ] || { trace; echo 'these cgroups are left'; exit 1; }
-exit $status
-";
+/// The guests there were, and how long each took.
+static GUESTS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-/// What each guest told about its tests, and how many of them passed.
+/// What was told in guests about the tests of each binary, and how many of them passed.
 static TOLD: Mutex<Vec<(String, u32)>> = Mutex::new(Vec::new());
 
-pub fn trials() -> Vec<Trial> {
+/// Lists all tests here, those of one binary on all kernels side by side: they are in different guests.
+pub fn trials(arguments: &Arguments) -> Vec<Trial> {
+    let is_wanted = |name: &str| !arguments.is_filtered_out(&Trial::test(name, || Ok(())));
+    let name = |kernel: &str, binary: &str| format!("linux_{kernel}::{binary}");
+    let guests = KERNELS.map(|kernel| {
+        let binaries = binaries().into_iter().filter(|binary| is_wanted(&name(kernel, binary))).collect();
+        Arc::new(Shared { kernel, binaries, told: OnceLock::new() })
+    });
     let mut trials = Vec::new();
-    for kernel in KERNELS {
-        for binary in binaries() {
-            let name = format!("linux_{kernel}::{binary}");
-            trials.push(in_guest(name, move |kit, name| test_binary(kit, name, kernel, &binary)));
+    for binary in binaries() {
+        for guest in guests.clone() {
+            let binary = binary.clone();
+            trials.push(in_guest(name(guest.kernel, &binary), move |kit, name| guest.binary(kit, name, &binary)));
         }
     }
     trials.push(in_guest("systemd::service".to_owned(), service));
     trials.push(in_guest("systemd::power_failure".to_owned(), power_failure));
+    trials.push(in_guest("systemd::package".to_owned(), package::here));
+    trials.push(in_guest("systemd::user".to_owned(), user::here));
+    for (name, options) in [("container", ""), ("hostile", ""), ("without_memory", "cgroup_disable=memory")] {
+        let test = move |kit: &Kit, name: &str| part(kit, name, FirstProcess::Script, options, Vec::new());
+        trials.push(in_guest(name.to_owned(), test));
+    }
     trials
 }
 
@@ -68,13 +102,14 @@ fn binaries() -> BTreeSet<String> {
     names.filter(|name| !ELSEWHERE.contains(&name.as_str())).chain(["vm".to_owned()]).collect()
 }
 
-/// Prints what the guests told, and loudly if there were none.
-pub fn report() {
+/// Prints what the guests told, and loudly if there were none and so many tests were left out.
+pub fn report(ignored: u64) {
     let told = TOLD.lock().unwrap_or_else(PoisonError::into_inner);
-    told.iter().for_each(|(line, _)| println!("{line}"));
-    println!("in {} guests {} tests passed", told.len(), told.iter().map(|(_, passed)| passed).sum::<u32>());
-    if let Some(Err(why)) = KIT.get() {
-        eprintln!("\nSKIPPED: every test in a guest. {why}\n");
+    let guests = GUESTS.lock().unwrap_or_else(PoisonError::into_inner);
+    told.iter().map(|(line, _)| line).chain(&*guests).for_each(|line| println!("{line}"));
+    println!("in {} guests {} tests passed", guests.len(), told.iter().map(|(_, passed)| passed).sum::<u32>());
+    if let (Some(Err(why)), 1..) = (KIT.get(), ignored) {
+        eprintln!("\nSKIPPED: {ignored} test binaries in guests. {why}\n");
     }
 }
 
@@ -83,14 +118,10 @@ static KIT: OnceLock<Result<Kit, String>> = OnceLock::new();
 /// A test that needs guests. Where there can be none it is counted as ignored, or fails if they are required.
 fn in_guest(name: String, test: impl FnOnce(&Kit, &str) -> Result<(), Failed> + Send + 'static) -> Trial {
     let own = name.clone();
-    Trial::ignorable_test(name, move || {
-        if !is_required() {
-            return Ok(Completion::ignored_with("guests take many minutes: ask for them with REQUIRE=vm"));
-        }
-        match KIT.get_or_init(prepare) {
-            Ok(kit) => test(kit, &own).map(|()| Completion::Completed),
-            Err(why) => Err(Failed::from(why.clone())),
-        }
+    Trial::ignorable_test(name, move || match KIT.get_or_init(prepare) {
+        Ok(kit) => test(kit, &own).map(|()| Completion::Completed),
+        Err(why) if is_required() => Err(Failed::from(why.clone())),
+        Err(_) => Ok(Completion::ignored_with("there can be no guests here")),
     })
 }
 
@@ -105,17 +136,47 @@ fn is_required() -> bool {
     std::env::var("REQUIRE").unwrap_or_default().split(',').any(|tier| tier == "vm")
 }
 
-/// Runs all tests of a binary in a guest.
-fn test_binary(kit: &Kit, name: &str, kernel: &str, binary: &str) -> Result<(), Failed> {
-    let without: String = WITHOUT.iter().map(|test| format!(" --skip {test}")).collect();
-    let program = &programs()[binary];
-    let files = [program.clone(), programs()["treeherd"].clone()];
-    // What a kernel of that age has not, a test may skip there; it says so, and that is told.
-    let job = format!("{}{BEFORE}{} --show-output{without}\n{AFTER}", environment("unified"), program.display());
-    let begun = Instant::now();
-    let first = FirstProcess::Script;
-    let told = kit.run(&Guest { kernel, first, files: &files, job: &job, disk: None, limit: LIMIT });
-    tests_passed(name, begun, &told)
+/// A guest for all test binaries of a kernel that were asked for, booted for the first of them.
+struct Shared {
+    kernel: &'static str,
+    binaries: Vec<String>,
+    told: OnceLock<Told>,
+}
+
+impl Shared {
+    /// Says whether all tests of a binary passed.
+    fn binary(&self, kit: &Kit, name: &str, binary: &str) -> Result<(), Failed> {
+        let told = self.told.get_or_init(|| self.run(kit));
+        // What a kernel of that age has not, a test may skip there; it says so, and that is told.
+        let begin = format!("=== {binary}\n");
+        let part = told.text.split_once(&begin).map_or("it was not reached", |(_, rest)| rest);
+        let (text, end) = part.split_once(&format!("=== {binary}: ")).unwrap_or((part, ""));
+        let status = end.lines().next().and_then(|status| status.parse().ok());
+        tests_passed(name, &Told { status, text: text.to_owned(), console: told.console.clone() })
+    }
+
+    fn run(&self, kit: &Kit) -> Told {
+        let chosen = self.binaries.iter().map(|binary| (binary, &programs()[binary]));
+        let without: String = WITHOUT.iter().map(|test| format!(" --skip {test}")).collect();
+        let treeherd = &programs()["treeherd"];
+        let own = format!("TREEHERD={}\nWITHOUT='{without}'\n", treeherd.display());
+        let mut job = environment("unified") + &own + RUN;
+        chosen.clone().for_each(|(name, program)| job += &format!("tests {name} {}\n", program.display()));
+        let files: Vec<_> = chosen.map(|(_, program)| program).chain([treeherd]).cloned().collect();
+        let (kernel, first) = (self.kernel, FirstProcess::Script);
+        let guest = Guest { kernel, options: "", first, files: &files, job: &job, disk: None, limit: LIMIT };
+        run(kit, &format!("linux_{kernel}"), &guest)
+    }
+}
+
+/// Runs a part of this binary's tests in a guest on the newest kernel, with these options and, besides the programs, these files.
+pub fn part(kit: &Kit, name: &str, first: FirstProcess, options: &str, mut files: Vec<PathBuf>) -> Result<(), Failed> {
+    let part = name.rsplit("::").next().unwrap();
+    let program = &programs()["vm"];
+    files.extend([program.clone(), programs()["treeherd"].clone()]);
+    let job = format!("{}exec {} --test-threads=1", environment(part), program.display());
+    let guest = Guest { kernel: KERNELS[0], options, first, files: &files, job: &job, disk: None, limit: LIMIT };
+    tests_passed(name, &run(kit, name, &guest))
 }
 
 /// Runs a part of this binary's tests in a guest with systemd and the service.
@@ -125,32 +186,29 @@ fn with_systemd(kit: &Kit, part: &str, disk: Option<&Path>) -> Told {
         std::fs::read_dir(here.join("systemd")).unwrap().map(|entry| entry.unwrap().path()).collect();
     let (program, treeherd) = (&programs()["vm"], &programs()["treeherd"]);
     files.extend([program.clone(), treeherd.clone()]);
-    // As the README has it.
-    let install = format!(
-        "cd {}
-        mkdir -p /etc/sysusers.d
-        install -m 755 {} /usr/bin/
-        install -m 644 systemd/treeherd*.s* /etc/systemd/system/
-        install -m 644 systemd/sysusers.conf /etc/sysusers.d/treeherd.conf && systemd-sysusers
-        systemctl daemon-reload
-        ",
-        here.display(),
-        treeherd.display()
-    );
+    let install = package::installation(treeherd);
     let job = format!("{}{install}\nexec {} --test-threads=1", environment(part), program.display());
     let first = FirstProcess::Systemd;
-    kit.run(&Guest { kernel: KERNELS[0], first, files: &files, job: &job, disk, limit: LIMIT })
+    let guest = Guest { kernel: KERNELS[0], options: "", first, files: &files, job: &job, disk, limit: LIMIT };
+    run(kit, &format!("systemd::{part}"), &guest)
+}
+
+/// Runs a guest, and notes how long it took.
+fn run(kit: &Kit, name: &str, guest: &Guest<'_>) -> Told {
+    let begun = Instant::now();
+    let told = kit.run(guest);
+    let line = format!("{name}: a guest, {:.0} s", begun.elapsed().as_secs_f32());
+    GUESTS.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+    told
 }
 
 /// The service's tests, in one guest.
 fn service(kit: &Kit, name: &str) -> Result<(), Failed> {
-    let begun = Instant::now();
-    tests_passed(name, begun, &with_systemd(kit, "service", None))
+    tests_passed(name, &with_systemd(kit, "service", None))
 }
 
 /// One guest whose power fails, and another one on its disk.
 fn power_failure(kit: &Kit, name: &str) -> Result<(), Failed> {
-    let begun = Instant::now();
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let disk = dir.path().join("disk");
     kit.new_disk(&disk);
@@ -158,7 +216,7 @@ fn power_failure(kit: &Kit, name: &str) -> Result<(), Failed> {
     if crashed.status.is_some() || !crashed.console.contains("sysrq: Resetting") {
         return Err(failure(&crashed));
     }
-    tests_passed(name, begun, &with_systemd(kit, "after_crash", Some(&disk)))
+    tests_passed(name, &with_systemd(kit, "after_crash", Some(&disk)))
 }
 
 /// What every test in a guest is told: which part of this binary it is.
@@ -167,14 +225,14 @@ fn environment(part: &str) -> String {
 }
 
 /// Says whether all tests of a guest passed, and that there were any.
-fn tests_passed(name: &str, begun: Instant, told: &Told) -> Result<(), Failed> {
+fn tests_passed(name: &str, told: &Told) -> Result<(), Failed> {
     let result = told.text.lines().rfind(|line| line.starts_with("test result:")).unwrap_or("no test result");
     let count =
         |what: &str| result.split("; ").find_map(|part| part.strip_suffix(what)?.rsplit(' ').next()?.parse().ok());
     let passed: u32 = count(" passed").unwrap_or(0);
     let skipped = told.text.lines().filter(|line| line.starts_with("skipped: ")).map(|line| format!("\n    {line}"));
     let result = result.trim_start_matches("test result: ");
-    let line = format!("{name}: {result} ({:.0} s){}", begun.elapsed().as_secs_f32(), skipped.collect::<String>());
+    let line = format!("{name}: {result}{}", skipped.collect::<String>());
     TOLD.lock().unwrap_or_else(PoisonError::into_inner).push((line, passed));
     let is_well = told.status == Some(0) && count(" failed") == Some(0) && passed > 0;
     if is_well { Ok(()) } else { Err(failure(told)) }

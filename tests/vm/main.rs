@@ -2,7 +2,7 @@
 //! of other years, with systemd as the first process.
 //!
 //! ```text
-//! here ── prepare ──> boots a guest for each test binary ──> boots this binary in a guest, with the variable below set
+//! here ── prepare ──> boots a guest ──> runs the test binaries in it, this one too, with the variable below set
 //! there ────────────────────────────────────────────────────> the tests that only a guest can make
 //! ```
 #![allow(missing_docs, clippy::unwrap_used, clippy::cast_precision_loss)]
@@ -14,10 +14,14 @@ use libtest_mimic::Arguments;
 #[path = "../common/mod.rs"]
 mod common;
 
+mod container;
 mod guest;
 mod host;
+mod hostile;
+mod package;
 mod systemd;
 mod unified;
+mod user;
 
 /// Makes trials of functions, under their own names.
 macro_rules! trials {
@@ -34,20 +38,24 @@ use trials;
 const INSIDE: &str = "TREEHERD_TEST_INSIDE";
 
 fn main() -> ExitCode {
-    let mut arguments = Arguments::from_args();
+    let arguments = Arguments::from_args();
     if let Ok(part) = std::env::var(INSIDE) {
         let trials = match part.as_str() {
             "unified" => unified::all(),
             "service" => systemd::service(),
             "crash" => systemd::crash(),
             "after_crash" => systemd::after_crash(),
+            "package" => package::all(),
+            "user" => user::all(),
+            "container" => container::all(),
+            "hostile" => hostile::all(),
+            "without_memory" => hostile::without_memory(),
             other => panic!("there are no tests called {other}"),
         };
         return libtest_mimic::run(&arguments, trials).exit_code();
     }
-    // A guest has as many CPUs as it needs of this machine: one at a time.
-    arguments.test_threads = Some(1);
-    let conclusion = libtest_mimic::run(&arguments, host::trials());
-    host::report();
+    // A guest has one CPU.
+    let conclusion = libtest_mimic::run(&arguments, host::trials(&arguments));
+    host::report(conclusion.num_ignored);
     conclusion.exit_code()
 }

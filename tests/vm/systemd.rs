@@ -1,5 +1,6 @@
 //! The daemon as a service of a real systemd, installed as the README says; and what a power failure leaves of it.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Instant;
@@ -11,7 +12,10 @@ use crate::common::{PATIENCE, let_pass, processes_in};
 use crate::trials;
 
 /// Where the service's herd is.
-const HERD: &str = "/sys/fs/cgroup/system.slice/treeherd.service/herd";
+pub const HERD: &str = "/sys/fs/cgroup/system.slice/treeherd.service/herd";
+
+/// The service's unit.
+const UNIT: &str = "/etc/systemd/system/treeherd.service";
 
 /// What stands in the configuration file.
 const CONFIG: &str = "/etc/treeherd/config.toml";
@@ -25,12 +29,16 @@ const TOLD: u32 = 15;
 /// The tests of the service.
 pub fn service() -> Vec<Trial> {
     trials![
+        the_units_are_well_formed,
         a_herd_lives_in_the_services_own_cgroup,
         a_reload_applies_the_configuration_and_a_wrong_one_changes_nothing,
         an_agent_out_of_memory_is_no_failure_of_the_service,
+        a_freeze_of_the_service_and_its_thaw_do_no_harm,
         a_daemon_that_is_killed_is_started_again_and_adopts_its_agents,
+        an_upgrade_in_place_keeps_the_agents_and_a_restart_ends_them,
         the_first_client_starts_the_daemon,
         a_stop_ends_the_herd_and_leaves_no_cgroup,
+        a_stop_of_many_who_are_deaf_is_over_in_time,
     ]
 }
 
@@ -45,12 +53,12 @@ pub fn after_crash() -> Vec<Trial> {
 }
 
 /// Runs a program.
-fn run(words: &[&str]) -> Output {
+pub fn run(words: &[&str]) -> Output {
     Command::new(words[0]).args(&words[1..]).output().unwrap()
 }
 
 /// Runs a program that has to succeed, and returns what it says.
-fn done(words: &[&str]) -> String {
+pub fn done(words: &[&str]) -> String {
     let output = run(words);
     let (said, failed) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{words:?}: {said}{failed}{}", journal());
@@ -58,7 +66,7 @@ fn done(words: &[&str]) -> String {
 }
 
 /// What systemd knows about the service.
-fn property(name: &str) -> String {
+pub fn property(name: &str) -> String {
     done(&["systemctl", "show", "--property", name, "--value", "treeherd"])
 }
 
@@ -69,7 +77,7 @@ fn journal() -> String {
 }
 
 /// Waits for a fact that nothing tells of.
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !is_so() {
         assert!(begun.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}\n{}", journal());
@@ -94,6 +102,20 @@ fn read(path: PathBuf) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display())).trim().to_owned()
 }
 
+fn the_units_are_well_formed() {
+    std::fs::create_dir_all("/etc/treeherd").unwrap();
+    std::fs::write("/etc/treeherd/fleet.toml", "[agents.a]\ncommand = 'true'\n").unwrap();
+    let units = ["treeherd.service", "treeherd.socket", "treeherd@fleet.service"];
+    let verified = run(&[&["systemd-analyze", "verify", "--man=no"], &units[..]].concat());
+    let said = String::from_utf8_lossy(&verified.stderr);
+    // This systemd is older than the unit would have it.
+    let mistakes: Vec<_> = said.lines().filter(|line| !line.contains("DelegateSubgroup")).collect();
+    assert!(verified.status.success() && mistakes.is_empty(), "{said}");
+    // Restrictions would be the agents' too, so there are few; but no agent speaks for the service.
+    let exposure = done(&["systemd-analyze", "security", "--no-pager", "--offline=yes", "--threshold=96", UNIT]);
+    assert!(exposure.contains("✓ NotifyAccess="), "{exposure}");
+}
+
 fn a_herd_lives_in_the_services_own_cgroup() {
     fresh();
     done(&["treeherd", "spawn", "own", "--memory-max", "64MiB", "--pids-max", "20", "--", "sleep", "1000"]);
@@ -108,7 +130,7 @@ fn a_herd_lives_in_the_services_own_cgroup() {
     until("the journal has the agent as a field", || {
         done(&["journalctl", "--no-pager", "--output", "cat", "AGENT=below"]).contains("process:started")
     });
-    assert!(property("StatusText").contains('2'), "how many agents there are: {}", property("StatusText"));
+    until("it is told how many agents there are", || property("StatusText").contains('2'));
     done(&["treeherd", "terminate", "own", "--now"]);
     assert_eq!(processes_in(HERD), Vec::<i32>::new());
 }
@@ -159,6 +181,56 @@ fn a_daemon_that_is_killed_is_started_again_and_adopts_its_agents() {
     assert_eq!(processes_in(HERD), Vec::<i32>::new());
 }
 
+fn a_freeze_of_the_service_and_its_thaw_do_no_harm() {
+    fresh();
+    let beats = "while :; do systemd-notify --ready WATCHDOG=1; sleep 0.5; done";
+    done(&["treeherd", "spawn", "beats", "--ready", "notify", "--watchdog", "3s", "--", "sh", "-c", beats]);
+    done(&["treeherd", "spawn", "sleeps", "--run-timeout", "1h", "--", "sleep", "1000"]);
+    done(&["treeherd", "spawn", "paused", "--", "sleep", "1000"]);
+    done(&["treeherd", "pause", "paused"]);
+    until("it is ready", || agents().iter().all(|agent| agent["state"] == "running"));
+    let (daemon, restarts, before) = (property("MainPID"), property("NRestarts"), events_about("beats"));
+    // Longer than the agent's heartbeat may be late, and shorter than the daemon's own.
+    done(&["systemctl", "freeze", "treeherd"]);
+    assert_eq!(property("FreezerState"), "frozen");
+    let_pass("20");
+    done(&["systemctl", "thaw", "treeherd"]);
+    let_pass("5");
+    let agents = agents();
+    assert!(
+        agents.iter().all(|agent| (&agent["state"], &agent["run"]) == (&"running".into(), &1.into())),
+        "{agents:?}"
+    );
+    assert_eq!(agents.iter().find(|agent| agent["id"] == "paused").unwrap()["paused"], "own");
+    assert_eq!((property("MainPID"), property("NRestarts")), (daemon, restarts));
+    assert_eq!(events_about("beats"), before, "nothing has happened to it");
+}
+
+/// The events of an agent, a line each.
+fn events_about(id: &str) -> String {
+    done(&["treeherd", "events", "--since", "0", "--agent", id])
+}
+
+fn an_upgrade_in_place_keeps_the_agents_and_a_restart_ends_them() {
+    fresh();
+    done(&["treeherd", "spawn", "a", "--", "sh", "-c", "echo before; exec sleep 1000"]);
+    let before = processes_in(HERD);
+    let program = |pid: &str| std::fs::metadata(format!("/proc/{pid}/exe")).unwrap().ino();
+    let old = program(&property("MainPID"));
+    done(&["install", "-m", "755", "/usr/bin/treeherd", "/usr/bin/treeherd.new"]);
+    std::fs::rename("/usr/bin/treeherd.new", "/usr/bin/treeherd").unwrap();
+    let restarts = property("NRestarts");
+    done(&["systemctl", "kill", "--kill-whom=main", "--signal=KILL", "treeherd"]);
+    until("systemd starts it again", || property("NRestarts") != restarts && property("ActiveState") == "active");
+    assert_ne!(program(&property("MainPID")), old, "it is the new program");
+    assert_eq!((processes_in(HERD), &agents()[0]["state"]), (before, &"running".into()));
+    assert!(done(&["treeherd", "logs", "a"]).ends_with("before"));
+    // A restart is a stop, in order, and a start.
+    done(&["systemctl", "restart", "treeherd"]);
+    assert_eq!((processes_in(HERD), property("ActiveState")), (Vec::new(), "active".to_owned()));
+    assert!(agents().iter().all(|agent| agent["state"] == "terminated"), "{:?}", agents());
+}
+
 fn the_first_client_starts_the_daemon() {
     fresh();
     run(&["systemctl", "stop", "treeherd.service"]);
@@ -186,6 +258,25 @@ fn a_stop_ends_the_herd_and_leaves_no_cgroup() {
     assert_eq!(property("Result"), "success");
     assert!(!Path::new(HERD).parent().unwrap().exists(), "its cgroup is gone");
     assert!(pids.iter().all(|pid| !Path::new(&format!("/proc/{pid}")).exists()));
+}
+
+fn a_stop_of_many_who_are_deaf_is_over_in_time() {
+    fresh();
+    let deaf = "trap '' TERM; while :; do sleep 1000; done";
+    for parent in 0..3 {
+        let parent = format!("parent-{parent}");
+        done(&["treeherd", "spawn", &parent, "--", "sh", "-c", deaf]);
+        for child in 0..3 {
+            let child = format!("{parent}-{child}");
+            done(&["treeherd", "spawn", &child, "--parent", &parent, "--", "sh", "-c", deaf]);
+        }
+    }
+    until("all of them run", || processes_in(HERD).len() == 24);
+    let begun = Instant::now();
+    done(&["systemctl", "stop", "treeherd.socket", "treeherd"]);
+    assert_eq!(property("Result"), "success", "the daemon has ended them, within TimeoutStopSec");
+    assert!(begun.elapsed().as_secs() >= 9, "each has had its grace");
+    assert!(!Path::new(HERD).parent().unwrap().exists(), "its cgroup is gone");
 }
 
 /// The daemon with a state directory that outlives the machine.

@@ -9,7 +9,7 @@ use treeherd::daemon::Settings;
 use treeherd::herd::Herd;
 use treeherd::kernel::host::{Host, Layout};
 use treeherd::model::event::Kind;
-use treeherd::model::id::AgentId;
+use treeherd::model::id::{AgentId, Level};
 use treeherd::model::limits::Knob;
 use treeherd::model::request::LimitScope;
 use treeherd::model::spec::AgentSpec;
@@ -30,8 +30,12 @@ pub fn all() -> Vec<Trial> {
         an_oom_between_agents_within_their_limits_is_their_parents,
         swap_is_used_up_to_its_limit,
         forks_are_refused_in_the_name_of_the_limit_that_was_hit,
+        a_memory_high_that_is_hit_is_told_with_what_could_be_done,
+        a_memory_max_that_is_reached_without_a_kill_is_told,
         weights_divide_a_processor,
         a_quota_holds_for_all_below_it,
+        a_quota_of_siblings_holds_for_them_together_and_changes_live,
+        controllers_come_to_cgroups_that_are_empty_also_while_all_run,
         rates_hold_on_a_disk_and_change_live,
         output_on_tmpfs_stays_bounded_though_its_writer_is_throttled,
         what_was_enabled_is_disabled_in_the_end,
@@ -233,6 +237,32 @@ fn forks_are_refused_in_the_name_of_the_limit_that_was_hit() {
     herd.finish();
 }
 
+fn a_memory_high_that_is_hit_is_told_with_what_could_be_done() {
+    let herd = herd();
+    let mut events = herd.follow();
+    let top = herd.program(None, "top", &["sleep", "1000"], |spec| spec.limits = limits(&["memory_high=16MiB"]));
+    herd.spawn_with("below", Some(&top), &holder(40), |_| {});
+    let told = await_event(&mut events, Kind::Limit, &top);
+    assert!(told.message.contains("memory_high=16777216 of top was hit"), "{}", told.message);
+    assert!(told.message.contains("a rule on memory pressure could act on it"), "{}", told.message);
+    assert_eq!(told.hit.unwrap().culprit, "top");
+    herd.finish();
+}
+
+fn a_memory_max_that_is_reached_without_a_kill_is_told() {
+    let herd = herd();
+    let mut events = herd.follow();
+    let file = Path::new("/var/tmp").join(unique("file"));
+    // Pages of a file are given back: nobody has to die.
+    let script = format!("dd if=/dev/zero of={} bs=1M count=48", file.display());
+    let id = herd.spawn_with("a", None, &script, |spec| spec.limits = limits(&["memory_max=16MiB"]));
+    let told = await_event(&mut events, Kind::Limit, &id);
+    assert!(told.message.contains("memory is reclaimed, and nothing is killed"), "{}", told.message);
+    await_event(&mut events, Kind::Completed, &id);
+    std::fs::remove_file(file).unwrap();
+    herd.finish();
+}
+
 fn weights_divide_a_processor() {
     let herd = herd();
     let busy = |id: &str, weight: &str| {
@@ -262,11 +292,52 @@ fn a_quota_holds_for_all_below_it() {
     herd.finish();
 }
 
+fn a_quota_of_siblings_holds_for_them_together_and_changes_live() {
+    let herd = herd();
+    let top = herd.group(None, "top");
+    herd.limit(LimitScope::Siblings(Level(1)), limits(&["cpu_max=20%"])).unwrap();
+    let both = ["first", "second"].map(|id| herd.spawn_below(&top, id, "while :; do :; done"));
+    let dirs = both.each_ref().map(|id| cgroup(&herd, id));
+    let share = || {
+        let used = || dirs.iter().map(|dir| cpu_used(dir.to_str().unwrap())).sum::<u64>();
+        let (begun, before) = (std::time::Instant::now(), used());
+        let_pass("2");
+        (used() - before) as f64 / begun.elapsed().as_micros() as f64
+    };
+    let narrow = share();
+    assert!(narrow < 0.3, "20% together, they used {narrow}");
+    herd.limit(LimitScope::Siblings(Level(1)), limits(&["cpu_max=max"])).unwrap();
+    let wide = share();
+    assert!(wide > 0.5, "all that there is, they used {wide}");
+    herd.finish();
+}
+
+/// On a cgroup with processes the kernel takes some controllers, and makes it a threaded one: its limits would be nobody's.
+fn controllers_come_to_cgroups_that_are_empty_also_while_all_run() {
+    let herd = herd();
+    let top = herd.sleeper(None, "top");
+    let middle = herd.sleeper(Some(&top), "middle");
+    let leaf = herd.sleeper(Some(&middle), "leaf");
+    for (id, texts) in [
+        (&leaf, ["pids_max=20", "cpu_max=50%", "memory_max=32MiB"]),
+        (&top, ["pids_max=40", "cpu_max=90%", "memory_max=64MiB"]),
+    ] {
+        herd.limit(LimitScope::Agent(id.clone()), limits(&texts)).unwrap();
+    }
+    assert_eq!(read(&cgroup(&herd, &leaf), "memory.max"), (32 << 20).to_string());
+    for dir in herd.cgroups() {
+        assert_eq!(read(&dir, "cgroup.type"), "domain", "{}", dir.display());
+        let is_inner = !read(&dir, "cgroup.subtree_control").is_empty();
+        assert!(!is_inner || read(&dir, "cgroup.procs").is_empty(), "{} has processes of its own", dir.display());
+    }
+    herd.finish();
+}
+
 fn rates_hold_on_a_disk_and_change_live() {
     let herd = herd();
     let mut events = herd.follow();
-    let disk = disk_of(herd.dir.path());
-    let file = herd.dir.path().join("file");
+    let dir = tempfile::tempdir_in("/root").unwrap();
+    let (disk, file) = (disk_of(dir.path()), dir.path().join("file"));
     let write = format!("exec dd if=/dev/zero of={} bs=256K count=16 oflag=direct", file.display());
     let begin = |id: &str, rate: &str| {
         herd.spawn_with(id, None, &write, |spec| spec.limits = limits(&[&format!("io_max={disk} wbps={rate}")]))

@@ -1,12 +1,13 @@
 //! The calls that may take long, each on a thread of its own: spawning, waiting, ending.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
+use super::super::ahead::Asked;
 use crate::api::client::Client;
 use crate::api::method::{Call, Ending, OfAgents, Selection};
 use crate::herd::Herd;
@@ -52,7 +53,7 @@ impl Teller {
 }
 
 impl Crew {
-    /// Starts to spawn agents, parents first.
+    /// Starts to spawn agents, in an order in which each can be.
     pub(super) fn start(herd: &Herd, agents: Vec<AgentSpec>) -> Result<Self, Error> {
         let kernel = |error: std::io::Error| Error::new(Code::Kernel, format!("start a thread: {error}"));
         let (sender, messages) = channel();
@@ -110,22 +111,44 @@ impl Work {
         self.teller.tell(message);
     }
 
+    /// Spawns all, several at a time, and children only once their parents are there.
     fn spawn_all(&mut self, agents: Vec<AgentSpec>) {
-        let mut missing: BTreeMap<AgentId, Error> = BTreeMap::new();
+        let (mut asked, mut missing) = (Asked::default(), BTreeSet::new());
         for spec in agents {
+            while asked.is_full() || asked.is_open(|id| spec.comes_after(id)) {
+                self.hear(&mut asked, &mut missing);
+            }
             let id = spec.id.clone();
-            let error = if self.is_ending.load(Ordering::SeqCst) {
-                Some(Error::new(Code::ShuttingDown, "not started: the run is being ended"))
-            } else if let Some(parent) = spec.parent.as_ref().filter(|parent| missing.contains_key(parent)) {
-                Some(Error::new(Code::NoSuchParent, format!("not started: its parent {parent} was not")))
+            let outcome = if self.is_ending.load(Ordering::SeqCst) {
+                Err((id, Error::new(Code::ShuttingDown, "not started: the run is being ended")))
+            } else if let Some(parent) = spec.parent.as_ref().filter(|parent| missing.contains(*parent)) {
+                Err((id, Error::new(Code::NoSuchParent, format!("not started: its parent {parent} was not"))))
+            } else if let Some(first) = spec.after.iter().find(|first| missing.contains(*first)) {
+                Err((id, Error::new(Code::NoSuchAgent, format!("not started: it starts after {first}, which was not"))))
             } else {
-                self.client.call::<AgentStatus>(&Call::Spawn(Box::new(spec))).err()
+                asked.ask(&mut self.client, &Call::Spawn(Box::new(spec)), id)
             };
-            if let Some(error) = error {
-                missing.insert(id.clone(), error.clone());
-                self.teller.tell(Message::Refused(id, error));
+            if let Err((id, error)) = outcome {
+                self.refuse(id, error, &mut missing);
             }
         }
+        while !asked.is_empty() {
+            self.hear(&mut asked, &mut missing);
+        }
+    }
+
+    /// Waits for an answer.
+    fn hear(&mut self, asked: &mut Asked<AgentId>, missing: &mut BTreeSet<AgentId>) {
+        for (id, outcome) in asked.hear(&mut self.client) {
+            if let Err(error) = outcome {
+                self.refuse(id, error, missing);
+            }
+        }
+    }
+
+    fn refuse(&self, id: AgentId, error: Error, missing: &mut BTreeSet<AgentId>) {
+        missing.insert(id.clone());
+        self.teller.tell(Message::Refused(id, error));
     }
 
     /// Waits until no agent with a command lives, those included that agents have spawned meanwhile.
@@ -142,6 +165,8 @@ impl Work {
             if ids.is_empty() {
                 return Ok(agents);
             }
+            // It can be long until the answer.
+            drop(agents);
             match self.client.call::<Vec<AgentStatus>>(&Call::Wait(OfAgents { ids })) {
                 // One of them is forgotten already: look again.
                 Err(error) if error.code == Code::NoSuchAgent => {}

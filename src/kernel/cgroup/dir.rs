@@ -116,8 +116,15 @@ impl Dir {
         String::from_utf8(text).map_err(|_| wrong(Errno::ILSEQ))
     }
 
-    /// Reads the first piece of a file of this cgroup: what the kernel gives at once, a page at most.
-    pub fn read_first(&self, file: &str) -> Result<String> {
+    /// Reads the first piece of a file of a cgroup below this one: what the kernel gives at once, a page at most.
+    pub fn read_first_below(&self, path: &str, file: &str) -> Result<String> {
+        if path.len() > CHUNK {
+            return self.descend(path)?.read_first(file);
+        }
+        self.read_first(&format!("{path}/{file}"))
+    }
+
+    fn read_first(&self, file: &str) -> Result<String> {
         let fd = self.open(file, OFlags::RDONLY)?;
         let mut text = Vec::with_capacity(4_096);
         let wrong = |errno| KernelError::new("read", self.object(file), errno);

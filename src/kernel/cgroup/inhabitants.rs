@@ -53,7 +53,7 @@ impl Cgroups {
     /// # Errors
     /// What the kernel answered; [`KernelError::is_gone`] if there is no such cgroup.
     pub fn count_some(&self, place: &Place) -> Result<u64> {
-        Ok(self.dir(place)?.read_first("cgroup.procs")?.lines().count() as u64)
+        Ok(self.spine.read_first_below(place.path(), "cgroup.procs")?.lines().count() as u64)
     }
 
     /// Kills every process of a subtree in one stroke, forks in flight, frozen and traced ones included, and returns how
@@ -172,8 +172,7 @@ pub(super) fn processes_below(top: Dir) -> Result<BTreeSet<i32>> {
 /// Reads the cgroup2 path of this process.
 pub(super) fn own_cgroup() -> Result<String> {
     let file = "/proc/self/cgroup";
-    let text = std::fs::read_to_string(file)
-        .map_err(|error| KernelError::new("read", file, Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
+    let text = std::fs::read_to_string(file).map_err(|error| KernelError::from_io("read", file, &error))?;
     host::own_path(&text).map(str::to_owned).ok_or_else(|| KernelError::new("read", file, Errno::NOENT))
 }
 

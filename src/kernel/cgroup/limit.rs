@@ -164,6 +164,7 @@ impl Cgroups {
             if missing.is_empty() {
                 continue;
             }
+            check_empty(&dir).map_err(explain_enabling)?;
             let text = |sign: char| missing.iter().map(|name| format!("{sign}{name}")).collect::<Vec<_>>().join(" ");
             dir.write("cgroup.subtree_control", &text('+')).map_err(explain_enabling)?;
             enabled.push((full[..end].to_owned(), text('-')));
@@ -186,6 +187,21 @@ impl Cgroups {
 
 fn controllers_of(limits: &Limits) -> BTreeSet<Controller> {
     limits.iter().map(|(knob, _)| knob.controller()).collect()
+}
+
+/// Refuses a cgroup with processes in it. The kernel refuses it too, but not for `pids` and `cpu`: with these alone it makes the
+/// cgroup the root of a threaded subtree, in which no other controller can be enabled and no agent can be started.
+///
+/// # Kernel
+/// cgroup-v2.rst, "Threads"; its root cgroup, which has no `cgroup.type`, may have processes.
+fn check_empty(dir: &Dir) -> Result<()> {
+    match dir.read("cgroup.type") {
+        Err(error) if error.is_gone() => return Ok(()),
+        Err(error) => return Err(error),
+        Ok(_) if dir.read("cgroup.procs")?.is_empty() => return Ok(()),
+        Ok(_) => {}
+    }
+    Err(KernelError::new("enable controllers in", dir.label(), Errno::BUSY))
 }
 
 fn explain_enabling(error: KernelError) -> KernelError {

@@ -104,40 +104,6 @@ impl Cgroups {
         Ok(Some(event))
     }
 
-    /// Reads how often a fork was refused at a place's own `pids_max`; `None` if it has none.
-    ///
-    /// # Errors
-    /// What the read answered; [`KernelError::is_gone`] if the place is gone.
-    ///
-    /// # Kernel
-    /// cgroup-v2.rst, "PID Interface Files", `pids.events.local`, `max`. That file is there from 6.11 on, when `pids.events`
-    /// began to count the limits below, too; before, `pids.events` counts in the cgroup of the process that wanted to fork, as
-    /// on v1.
-    pub fn pids_hits(&self, place: &Place) -> Result<Option<u64>> {
-        let Some(dir) = self.pids_dir(place)? else { return Ok(None) };
-        let text = match absent_is_none(dir.read("pids.events.local"))? {
-            Some(text) => Some(text),
-            None => absent_is_none(dir.read("pids.events"))?,
-        };
-        Ok(text.and_then(|text| flat(&text, "max")))
-    }
-
-    /// Opens the directory whose `pids.events` tells of forks that were refused at a place; `None` if it has no pids controller.
-    ///
-    /// # Errors
-    /// What `openat2` answered.
-    pub fn pids_events_dir(&self, place: &Place) -> Result<Option<OwnedFd>> {
-        Ok(self.pids_dir(place)?.map(Dir::into_fd))
-    }
-
-    fn pids_dir(&self, place: &Place) -> Result<Option<Dir>> {
-        match self.host.binding(Controller::Pids) {
-            Binding::V2 => self.dir(place).map(Some),
-            Binding::V1 { .. } => Ok(self.mirror(place, Controller::Pids)),
-            Binding::Absent { .. } => Ok(None),
-        }
-    }
-
     /// Finds whose limit was reached: the first of the places (nearest first: a victim's, then those above it) that has a
     /// memory limit of its own and has ever met it.
     ///
@@ -157,7 +123,7 @@ impl Cgroups {
 }
 
 /// A file that is not there says that the cgroup has no such controller, as long as the cgroup itself was opened.
-fn absent_is_none(result: Result<String>) -> Result<Option<String>> {
+pub(super) fn absent_is_none(result: Result<String>) -> Result<Option<String>> {
     match result {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.errno == Errno::NOENT => Ok(None),

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use rustix::fs::XattrFlags;
+use rustix::fs::{OFlags, XattrFlags};
 use rustix::io::Errno;
 
 use super::dir::Dir;
@@ -25,6 +25,9 @@ use crate::model::limits::Controller;
 const MARKS: [&str; 2] = ["trusted.treeherd.made", "user.treeherd.made"];
 
 const SUPERVISOR: &str = "supervisor";
+
+/// Where the first process of a container goes.
+const INIT: &str = "init";
 
 /// The supervisor's share of the CPUs beside the herd's 100, the most there is: it seldom wants any, and then at once.
 const SUPERVISOR_WEIGHT: &str = "10000";
@@ -65,7 +68,7 @@ impl Cgroups {
             spine = make_or_open(&spine, name)?;
         }
         match spine.make(Place::herd().name()) {
-            Err(error) if error.errno != Errno::EXIST => return Err(error.into()),
+            Err(error) if error.errno != Errno::EXIST => return Err(with_remedy(error).into()),
             _ => {}
         }
         let hierarchies = open_hierarchies(&host)?;
@@ -189,15 +192,48 @@ fn make_or_open(above: &Dir, name: &str) -> Result<Dir> {
             Ok(dir)
         }
         Err(error) if error.errno == Errno::EXIST => above.descend(name),
-        // A read-only or foreign hierarchy may still contain the root: then there is nothing to make.
-        Err(error) => above.descend(name).map_err(|_| match error.errno {
-            Errno::PERM | Errno::ACCESS => error.hint(
-                "run as root, or within a delegated cgroup: systemd-run --user --scope -p Delegate=yes treeherd daemon",
-            ),
-            Errno::ROFS => error.hint("mount the cgroup2 file system read-write"),
-            _ => error,
-        }),
+        // A foreign hierarchy may still contain the root: then there is nothing to make.
+        Err(error) => above.descend(name).map_err(|_| with_remedy(error)),
     }
+}
+
+/// Adds what helps where nothing can be made.
+fn with_remedy(error: KernelError) -> KernelError {
+    match remedy(error.errno) {
+        Some(remedy) => error.hint(remedy),
+        None => error,
+    }
+}
+
+/// Says what helps where a cgroup cannot be made.
+#[must_use]
+pub fn remedy(errno: Errno) -> Option<&'static str> {
+    match errno {
+        Errno::PERM | Errno::ACCESS => Some(
+            "run as root, or within a delegated cgroup: systemd-run --user --scope -p Delegate=yes treeherd daemon",
+        ),
+        Errno::ROFS => Some(
+            "mount cgroup2 read-write: mount -o remount,rw /sys/fs/cgroup; a container gets it so from its runtime, as with \
+             podman or docker run --privileged",
+        ),
+        _ => None,
+    }
+}
+
+/// Moves this process into a leaf of its own, `init`, if it is at the top of what is mounted and that is not the kernel's root cgroup, as
+/// in a container: no cgroup hands controllers down while a process is in it.
+///
+/// # Errors
+/// What the kernel answered: EROFS, EACCES.
+///
+/// # Kernel
+/// cgroup-v2.rst, "No Internal Process Constraint": the root cgroup, which has no `cgroup.type`, is exempt.
+pub fn step_aside(host: &Host) -> Result<()> {
+    let top = Dir::mount(&host.cgroup2)?;
+    if host.own_cgroup != "/" || top.open("cgroup.type", OFlags::RDONLY).is_err() {
+        return Ok(());
+    }
+    make_or_open(&top, INIT)?.write("cgroup.procs", "0")
 }
 
 /// Marks a directory as made by us. A hierarchy that takes no mark keeps the directory for ever, and nothing worse.

@@ -32,6 +32,8 @@ pub(super) struct Orders<'a> {
     pub passed: Option<(i32, i32)>,
     /// The variable that is to hold the child's process id.
     pub pid_entry: Option<&'a PidEntry>,
+    /// Signals that may be ignored, a bit each.
+    pub ignored: u64,
     /// None where the child has the value by birth.
     pub oom_score_adj: Option<&'a CStr>,
     /// Whether a host that does not offer the value is a failure (it was asked for) or not (it is our default).
@@ -102,7 +104,7 @@ fn text(text: &CStr) -> usize {
 }
 
 fn steps(orders: &Orders<'_>) -> Result<Infallible, Failed> {
-    default_all_signals();
+    stop_ignoring(orders.ignored);
     enter(orders)?;
     orders.at(Stage::Session);
     call(libc::SYS_setsid, [0; 5]).map_err(|errno| (0, errno))?;
@@ -120,12 +122,12 @@ fn steps(orders: &Orders<'_>) -> Result<Infallible, Failed> {
     exec(orders)
 }
 
-/// Gives every signal its default action: `CLONE_CLEAR_SIGHAND` spares what is ignored, and Rust ignores SIGPIPE.
-fn default_all_signals() {
+/// Gives signals that are ignored their default action: `CLONE_CLEAR_SIGHAND` spares them, and Rust ignores SIGPIPE.
+fn stop_ignoring(ignored: u64) {
     // The kernel's `struct sigaction`: handler, flags, restorer, mask; all zero is SIG_DFL.
     let default = [0usize; 4];
     let address = default.as_ptr().expose_provenance();
-    for signal in 1..=64usize {
+    for signal in (1..=64).filter(|signal| ignored >> (signal - 1) & 1 == 1) {
         // SIGKILL and SIGSTOP answer EINVAL, and are what they are.
         match call(libc::SYS_rt_sigaction, [signal, address, 0, size_of::<u64>(), 0]) {
             Ok(_) | Err(_) => {}

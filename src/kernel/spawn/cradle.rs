@@ -19,6 +19,8 @@ pub(super) struct Cradle {
     places: [OwnedFd; 3],
     /// What is in the places between two children.
     nothing: OwnedFd,
+    /// Whether the first place has a `/dev/null` of its own for the next child.
+    has_null: bool,
     oom_score_adj: Option<File>,
 }
 
@@ -28,16 +30,32 @@ impl Cradle {
         let place = || io::fcntl_dupfd_cloexec(&null, 3);
         let places = [place()?, place()?, place()?];
         let oom_score_adj = File::open("/proc/self/oom_score_adj").ok();
-        Ok(Self { stack: Stack::new()?, places, nothing: place()?, oom_score_adj })
+        Ok(Self { stack: Stack::new()?, places, nothing: place()?, has_null: false, oom_score_adj })
     }
 
-    /// Puts a child's stdin, stdout and stderr into their places.
-    pub fn lay(&mut self, stdio: [BorrowedFd<'_>; 3]) -> io::Result<()> {
-        self.places.iter_mut().zip(stdio).try_for_each(|(place, fd)| io::dup3(fd, place, DupFlags::CLOEXEC))
+    /// Opens the `/dev/null` that the next child reads from, if it is given nothing else. Each has one of its own: what one
+    /// does to it (a lock, a flag) is no other's business.
+    pub fn stock(&mut self) -> io::Result<()> {
+        if !self.has_null {
+            let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+            io::dup3(&null, &mut self.places[0], DupFlags::CLOEXEC)?;
+            self.has_null = true;
+        }
+        Ok(())
+    }
+
+    /// Puts a child's stdin (`/dev/null` if there is none), stdout and stderr into their places.
+    pub fn lay(&mut self, stdin: Option<BorrowedFd<'_>>, outputs: [BorrowedFd<'_>; 2]) -> io::Result<()> {
+        match stdin {
+            Some(fd) => io::dup3(fd, &mut self.places[0], DupFlags::CLOEXEC)?,
+            None => self.stock()?,
+        }
+        self.places[1..].iter_mut().zip(outputs).try_for_each(|(place, fd)| io::dup3(fd, place, DupFlags::CLOEXEC))
     }
 
     /// Takes them out again: a file that is removed lives as long as somebody has it open.
     pub fn clear(&mut self) {
+        self.has_null = false;
         for place in &mut self.places {
             // The place is there and so is what goes into it: there is nothing that could be lacking.
             io::dup3(&self.nothing, place, DupFlags::CLOEXEC).unwrap_or_default();

@@ -14,6 +14,8 @@ pub(super) struct Family {
     pub parents: Vec<Option<usize>>,
     /// Each draft's level, if it hangs on a root.
     pub levels: Vec<Option<Level>>,
+    /// The drafts by name; of several with the same one the first.
+    pub names: BTreeMap<String, usize>,
     /// The drafts that hang on a root: parents before children, otherwise as in the file.
     pub order: Vec<usize>,
 }
@@ -39,7 +41,8 @@ impl Family {
             open.extend(children[index].iter().rev().map(|child| (*child, level.below())));
         }
         cycles(agents, &parents, &levels, mistakes);
-        let family = Self { parents, levels, order };
+        let names = names.into_iter().map(|(name, index)| (name.to_owned(), index)).collect();
+        let family = Self { parents, levels, names, order };
         family.check_levels(drafts, mistakes);
         family.check_bounds(agents, &drafts.config.bounds, mistakes);
         family.check_supervision(agents, &children, mistakes);

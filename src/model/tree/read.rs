@@ -42,6 +42,8 @@ pub(super) struct Draft {
     pub at: Span,
     /// Its parent's name and where that is said.
     pub parent: Option<(String, Span)>,
+    /// The names of those that it starts after, and where each is said.
+    pub after: Vec<(String, Span)>,
     /// All that could be read. Its limits are in `limits` only, until [`finish`] puts them in.
     pub spec: AgentSpec,
     /// Where the values of its own keys stand, defaults apart.
@@ -60,7 +62,13 @@ pub(super) struct Drafts {
 }
 
 /// What only an agent with a process can have: a default for it is none for a group.
-const OF_PROCESSES: [&str; 4] = ["run_timeout", "ready", "ready_timeout", "watchdog"];
+const OF_PROCESSES: [&str; 5] = ["run_timeout", "ready", "ready_timeout", "watchdog", "stall"];
+
+/// What every agent has for itself.
+pub(super) const OWN: [&str; 5] = ["id", "parent", "after", "command", "level"];
+
+/// What can be written in short, as a text, and which of its keys that stands for.
+pub(super) const SHORT: [(&str, &str); 3] = [("restart", "policy"), ("children", "strategy"), ("stall", "after")];
 
 const TOP: &[&str] = &["herd", "levels", "defaults", "agents"];
 
@@ -136,7 +144,7 @@ impl<'i> Reader<'_, '_, 'i> {
         let table = table_of(field);
         if table.is_none() {
             let kind = field.value.get_ref().type_str();
-            let message = format!("{} is a table, this is a {kind}", field.name);
+            let message = format!("{} is a table, found {kind}", field.name);
             self.mistakes.add(&field.value.span(), message, format!("write [{0}] or {0} = {{ … }}", field.name));
         }
         table
@@ -207,12 +215,12 @@ impl<'i> Reader<'_, '_, 'i> {
 
     fn defaults(&mut self, table: &DeTable<'i>) {
         let mut known: Vec<&str> = fields_of::<AgentSpec>().to_vec();
-        known.retain(|name| !matches!(*name, "id" | "parent" | "command" | "level"));
+        known.retain(|name| !OWN.contains(name));
         let mut kept = Vec::new();
         for field in fields(table) {
             match field.name.as_str() {
                 "limits" => self.default_limits = self.limits(&field),
-                "id" | "parent" | "command" | "level" | "agents" => {
+                name if OWN.contains(&name) || name == "agents" => {
                     let message = format!("{} cannot have a default", field.name);
                     self.mistakes.add(&field.at, message, "give it to each agent that needs it");
                 }
@@ -239,6 +247,7 @@ impl<'i> Reader<'_, '_, 'i> {
         let known: Vec<&str> = known.into_iter().filter(|name| *name != "id").collect();
         let mut parent = nest.map(|(name, at)| (name.to_owned(), at.clone()));
         let (mut own, mut limits, mut keys) = (Vec::new(), Placed::default(), BTreeMap::new());
+        let mut after = Vec::new();
         for part in fields(table) {
             match part.name.as_str() {
                 "agents" => {
@@ -252,7 +261,9 @@ impl<'i> Reader<'_, '_, 'i> {
                 name if !known.contains(&name) => self.unknown(&part, "for an agent", name, &known),
                 name => {
                     keys.insert(name.to_owned(), part.value.span());
-                    own.extend(self.agent_field(&field.name, part));
+                    let part = self.agent_field(&field.name, part);
+                    after.extend(part.iter().filter(|part| part.name == "after").flat_map(names));
+                    own.extend(part);
                 }
             }
         }
@@ -261,7 +272,7 @@ impl<'i> Reader<'_, '_, 'i> {
         all.limits = all.limits.overlaid(&limits.limits);
         all.places.extend(limits.places);
         let (name, at) = (field.name.clone(), field.at.clone());
-        agents.push(Draft { name, at, parent, spec, keys, limits: all });
+        agents.push(Draft { name, at, parent, after, spec, keys, limits: all });
     }
 
     fn parent(&mut self, field: &Field<'_>, nest: Option<(String, Span)>) -> Option<(String, Span)> {
@@ -386,12 +397,18 @@ fn entries<'i>(field: &Field<'i>) -> Vec<Field<'i>> {
             };
             fields(table).iter().map(entry).collect()
         }
-        ("rules", DeValue::Array(list)) => list
+        ("rules" | "after", DeValue::Array(list)) => list
             .iter()
-            .map(|rule| alone(rule.span(), DeValue::Array(std::iter::once(rule.clone()).collect())))
+            .map(|entry| alone(entry.span(), DeValue::Array(std::iter::once(entry.clone()).collect())))
             .collect(),
         _ => Vec::new(),
     }
+}
+
+/// Returns the names in a list of agents, with their places.
+fn names(list: &Field<'_>) -> Vec<(String, Span)> {
+    let entries = list.value.get_ref().as_array().into_iter().flatten();
+    entries.filter_map(|entry| Some((read_value::<String>(entry).ok()?, entry.span()))).collect()
 }
 
 /// Returns a limit's value as the text that its parser takes.
@@ -405,22 +422,17 @@ fn setting_text(value: &Value<'_>) -> Result<String, Fault> {
     }
 }
 
-/// Turns the short spellings into the long ones: a command line for `sh`, a restart policy or a strategy alone.
+/// Turns the short spellings into the long ones: a command line for `sh`; a restart policy, a strategy or a stall's time alone.
 fn respell(field: &mut Field<'_>) {
     let span = field.value.span();
     let DeValue::String(short) = field.value.get_ref().clone() else { return };
     let long = |value| Spanned::new(span.clone(), value);
-    match field.name.as_str() {
-        "command" => {
-            let words = [Cow::Borrowed("sh"), Cow::Borrowed("-c"), short];
-            field.value = long(DeValue::Array(words.into_iter().map(|word| long(DeValue::String(word))).collect()));
-        }
-        "restart" | "children" => {
-            let name = if field.name == "restart" { "policy" } else { "strategy" };
-            let entry = (long_key(name, &span), long(DeValue::String(short)));
-            field.value = long(DeValue::Table(DeTable::from_iter([entry])));
-        }
-        _ => {}
+    if field.name == "command" {
+        let words = [Cow::Borrowed("sh"), Cow::Borrowed("-c"), short];
+        field.value = long(DeValue::Array(words.into_iter().map(|word| long(DeValue::String(word))).collect()));
+    } else if let Some((_, key)) = SHORT.iter().find(|(name, _)| *name == field.name) {
+        let entry = (long_key(key, &span), long(DeValue::String(short)));
+        field.value = long(DeValue::Table(DeTable::from_iter([entry])));
     }
 }
 
@@ -466,6 +478,7 @@ fn example(key: &str) -> &'static str {
         "priority" => "use 0 (least urgent) to 10 (most urgent)",
         "session" => "as in session = \"nightly\"",
         "level" => "drop it: the level follows from the parent",
+        "after" => "use a list of agents, as in after = [\"db\", \"cache\"]",
         "capabilities" | "inherit_env" => "use a list of texts, as in [\"LANG\", \"TERM\"]",
         "metadata" => "as in metadata = { ticket = 17 }",
         "cwd" | "stdin" => "use an absolute path, as in \"/srv/work\"",
@@ -491,6 +504,7 @@ fn example(key: &str) -> &'static str {
         "stop_signal" => "as in stop_signal = \"SIGINT\"",
         "output_max" => "use 64KiB or more, as in output_max = \"16MiB\"",
         "ready" => "as in ready = \"notify\", { pattern = \"^listening\", stream = \"stdout\" } or { fd = 3 }",
+        "stall" => "as in stall = \"5m\", or { after = \"5m\", action = \"fail\" }; a group has none",
         "admission" => "use \"refuse\" or \"queue\"",
         "auto_cleanup" => "use true or false",
         "max_levels" | "max_agents_per_level" | "max_children" | "max_agents" => "use a whole number, as in 20",

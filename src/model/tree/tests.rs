@@ -116,6 +116,10 @@ const BAD: &[(&str, &[Told])] = &[
     ("[agents.a]\ngrace = true", &[(2, 9, "grace")]),
     ("[agents.a]\ncwd = 'here'", &[(2, 7, "not absolute")]),
     ("[agents.a]\noutput_max = '1KiB'", &[(2, 14, "64KiB")]),
+    ("[agents.a]\nstall = '5m'", &[(1, 9, "stall: a group has no process")]),
+    ("[agents.a]\ncommand = 'x'\nstall = '999ms'", &[(3, 9, "stall: it is 1s to a year")]),
+    ("[agents.a]\ncommand = 'x'\nstall = { action = 'fail' }", &[(3, 9, "missing field `after`")]),
+    ("[agents.a]\ncommand = 'x'\nstall = { after = '5m', action = 'kill' }", &[(3, 34, "\"kill\" is not known here")]),
     ("[agents.a]\nrun_timeout = '5s'", &[(1, 9, "run_timeout: a group has no process")]),
     ("[agents.a]\nrules = [{ pattern = 'x' }]", &[(1, 9, "rules: a group has no process")]),
     (
@@ -310,5 +314,132 @@ children = "rest-for-one"
     for (line, word) in [(3, "rate"), (6, "none in this file"), (9, "no parent"), (11, "2 agents below"), (14, "wider")]
     {
         assert!(found.iter().any(|(at, message)| *at == line && message.contains(word)), "{word}: {found:#?}");
+    }
+}
+
+#[test]
+fn agents_stand_in_an_order_in_which_each_can_be_started() {
+    let text = "[agents.web]\nafter = ['db', 'lead']\ncommand = 'w'\n[agents.web.agents.probe]\ncommand = 'p'\n\
+                [agents.data]\n[agents.data.agents.db]\nafter = ['disk']\ncommand = 'd'\n[agents.disk]\n\
+                [agents.lead]\nafter = ['data']\ncommand = 'l'\n[agents.lead.agents.a]\nafter = ['lead', 'probe']\n";
+    let tree = Tree::parse(text.as_bytes()).unwrap();
+    let names: Vec<&str> = tree.agents.iter().map(|agent| agent.id.as_str()).collect();
+    assert_eq!(names, ["data", "disk", "db", "lead", "web", "probe", "a"]);
+    assert_eq!(tree.agents[4].after, ["db", "lead"].map(|name| name.parse().unwrap()).into());
+}
+
+#[test]
+fn starts_that_wait_for_nobody_or_in_a_circle_are_told_where_that_is_said() {
+    let text = r#"
+[defaults]
+after = ["db"]
+[agents.db]
+command = "d"
+after = ["web"]
+[agents.web]
+command = "w"
+after = ["dbb", "mid"]
+[agents.mid]
+after = ["db"]
+[agents.self]
+after = ["self"]
+[agents.bad]
+after = ["../x", "web", "gone"]
+[agents.top]
+after = ["leaf"]
+[agents.top.agents.leaf]
+[agents.p]
+after = ["d"]
+[agents.p.agents.c]
+[agents.q.agents.d]
+after = ["c"]
+"#;
+    let found: Vec<_> = mistakes(text).into_iter().map(|it| (it.line, it.column, it.message, it.remedy)).collect();
+    let places: Vec<_> = found.iter().map(|(line, column, ..)| (*line, *column)).collect();
+    assert_eq!(places, [(3, 1), (6, 10), (9, 10), (13, 9), (15, 10), (17, 10), (20, 10)], "{found:#?}");
+    for (line, words) in [
+        (3, "after cannot have a default"),
+        (6, "the starts wait in a circle: db -> web -> mid -> db"),
+        (9, "web starts after dbb, which is not in this file"),
+        (13, "it cannot start after itself"),
+        (17, "top -> leaf -> top; leaf stands below top and starts after it anyway"),
+        (20, "p -> d -> c -> p; c stands below p and starts after it anyway"),
+    ] {
+        assert!(found.iter().any(|(at, _, message, _)| *at == line && message.contains(words)), "{words}: {found:#?}");
+    }
+    let (.., remedy) = &found[2];
+    assert!(remedy.starts_with("did you mean db?"), "{remedy}");
+    let (.., remedy) = &found[1];
+    assert_eq!(remedy, "drop web from the after of db, or another one of the circle");
+}
+
+#[test]
+fn who_may_not_wait_while_another_one_has_to_wait_before_it_is_told() {
+    let text = |web: &str, tail: &str| {
+        let queue = "admission = \"queue\"";
+        format!(
+            "[herd]\nmax_agents_per_level = 1\n[agents.db]\n[agents.cache]\n{queue}\n[agents.cache.agents.part]\n\
+             [agents.web]\n{web}\nafter = [\"db\", \"cache\"]\n{tail}"
+        )
+    };
+    let found = mistakes(&text("level = 0", ""));
+    let told: Vec<_> = found.iter().map(|it| (it.line, it.column, it.message.as_str())).collect();
+    assert!(told.contains(&(9, 16, "web may not wait, and cache has to wait for room before it")), "{told:?}");
+    assert!(told.contains(&(6, 22, "part may not wait, and cache has to wait for room before it")), "{told:?}");
+    assert!(found[0].remedy.starts_with("let part wait, too, with admission = \"queue\""), "{found:?}");
+    // Who waits itself may; and so may who comes after one that has room.
+    let all_wait =
+        text("admission = \"queue\"", "[agents.cache.agents.part2]\n").replace("[agents.cache.agents.part]", "");
+    let found = mistakes(&all_wait);
+    assert!(found.iter().all(|it| it.message.starts_with("part2 ")), "{found:?}");
+    let roomy = "[agents.db]\nadmission = \"queue\"\n[agents.db.agents.web]\nafter = [\"db\"]\n";
+    assert_eq!(Tree::parse(format!("[herd]\nmax_agents_per_level = 1\n{roomy}").as_bytes()).unwrap().agents.len(), 2);
+}
+
+#[test]
+fn a_long_line_of_starts_is_put_in_order() {
+    let line: String = (0..20_000).map(|n| format!("[agents.a{n}]\nafter = ['a{}']\n", n + 1)).collect();
+    let text = format!("[herd]\nmax_agents = 100000\nmax_agents_per_level = 100000\n{line}[agents.a20000]\n");
+    let tree = Tree::parse(text.as_bytes()).unwrap();
+    assert_eq!((tree.agents[0].id.as_str(), tree.agents[20_000].id.as_str()), ("a20000", "a0"));
+}
+
+#[test]
+fn the_schema_of_a_file_takes_what_the_reader_takes_and_refuses_what_it_refuses() {
+    let document = serde_json::to_value(schema()).unwrap();
+    jsonschema::draft202012::meta::validate(&document).unwrap();
+    let validator = jsonschema::draft202012::new(&document).unwrap();
+    for text in [
+        GOOD,
+        include_str!("../../../examples/fleet.toml"),
+        "[agents.a]\ncommand = 'x'\nstall = '5m'\nrestart = 'always'\nchildren = 'one-for-all'\n[agents.a.agents.b]",
+        "[herd]\npressure = [{ resource = 'memory', above = '15%' }]\nrestart_rate = '20/s'",
+        "",
+    ] {
+        let file: serde_json::Value = toml::from_str(text).unwrap();
+        let wrong: Vec<_> = validator.iter_errors(&file).map(|error| error.to_string()).collect();
+        assert_eq!((wrong, Tree::parse(text.as_bytes()).err()), (Vec::new(), None), "{text}");
+    }
+    for text in [
+        "[no]",
+        "[herd]\nbounds = {}",
+        "[herd]\nlevels = {}",
+        "[herd]\nmax_levls = 4",
+        "[herd]\nlimits = { pids_mux = 4 }",
+        "[levels.x]",
+        "[levels.01]",
+        "[levels.1]\nall = {}",
+        "[defaults]\ncommand = 'x'",
+        "[defaults]\nagents = {}",
+        "[agents.a]\nid = 'a'",
+        "[agents.a]\ncommand = 7",
+        "[agents.a]\nrestart = 'sometimes'",
+        "[agents.a]\ncommand = 'x'\nstall = { action = 'fail' }",
+        "[agents.a.agents.'b.c']",
+        "[agents.a.agents.b]\nnice = 50",
+    ] {
+        let file: serde_json::Value = toml::from_str(text).unwrap();
+        assert!(!validator.is_valid(&file), "the schema takes {text}");
+        assert!(Tree::parse(text.as_bytes()).is_err(), "the reader takes {text}");
     }
 }

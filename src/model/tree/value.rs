@@ -58,7 +58,7 @@ impl serde::de::Error for Fault {
     }
 
     fn invalid_type(unexpected: Unexpected<'_>, expected: &dyn serde::de::Expected) -> Self {
-        Self::new(format!("this is a {unexpected}, {expected} is expected"), None)
+        Self::new(format!("found {unexpected}, {expected} is expected"), None)
     }
 
     fn unknown_variant(variant: &str, expected: &'static [&'static str]) -> Self {

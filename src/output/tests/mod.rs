@@ -51,8 +51,18 @@ impl World {
         std::fs::metadata(self.path(stream)).unwrap().blocks() * 512
     }
 
+    /// Looks at a stream's file, and digs the holes that are asked for.
     fn service(&self, spool: &mut Spool, stream: Stream, seconds: u64) -> Serviced {
-        spool.service(&self.store, &self.id, stream, Wall(seconds)).unwrap()
+        let look = |spool: &mut Spool| spool.service(&self.store, &self.id, stream, Wall(seconds)).unwrap();
+        let mut serviced = look(spool);
+        while let Some(hole) = serviced.hole.take() {
+            match spool.hole_dug(hole.dig()) {
+                Ok(true) => serviced = Serviced { grew: serviced.grew, ..look(spool) },
+                Ok(false) => {}
+                Err(fault) => serviced.fault = Some(fault),
+            }
+        }
+        serviced
     }
 
     fn read(&self, spool: &Spool, cursor: &mut Cursor, budget: usize) -> Read {

@@ -75,15 +75,16 @@ impl Observer {
             for waiting in self.queued.iter().filter(|_| is_in && !self.down.contains(entered)) {
                 let is_alike = self.known[entered].parent == self.known[waiting].parent
                     && machine.limits_of(*entered) == machine.limits_of(*waiting)
-                    && !self.down.contains(waiting);
+                    && !self.down.contains(waiting)
+                    && !self.is_behind(machine, *waiting, *entered);
                 assert!(!is_alike || rank(entered) < rank(waiting), "{entered} is let in before {waiting}");
             }
         }
     }
 
     /// Time passes; the clocks of an agent stand still while it is paused.
-    pub fn passed(&mut self, machine: &Machine, time: Duration) {
-        self.grow_older(machine, time);
+    pub fn passed(&mut self, machine: &Machine, kernel: &Kernel, time: Duration) {
+        self.grow_older(machine, kernel, time);
         for (key, left) in &mut self.backoffs {
             if machine.key_of_paused(*key) == Some(Paused::No) {
                 *left = left.saturating_sub(time);
@@ -106,13 +107,16 @@ impl Observer {
                 State::Stopping => assert!(is_paused && !self.down.contains(key), "{key} stops for ever"),
                 State::Backoff | State::Starting => {
                     let waits_for_paused = self.waits_for_paused(machine, *key);
-                    assert!(is_paused || waits_for_paused, "{key} is {} for ever", status.state);
+                    let waits = waits_for_paused || self.waits_for_others(machine, kernel, *key);
+                    assert!(is_paused || waits, "{key} is {} for ever", status.state);
                 }
                 State::Queued => self.assert_no_room(machine, *key),
                 _ => {}
             }
             let is_watched = self.is_watched(machine, kernel, *key) && status.state == State::Running && !is_paused;
             assert!(!is_watched, "{key} runs for ever without a heartbeat");
+            let is_idle = self.is_to_fail_for_rest(machine, kernel, *key) && status.state == State::Running;
+            assert!(!is_idle || is_paused, "{key} does nothing for ever");
             if status.state.has_ended() {
                 assert!(!self.config.auto_cleanup, "{key} has ended, and is retained for ever");
                 assert!(!kernel.dirs.contains_key(key), "{key} has ended, and its cgroup is there");
@@ -161,6 +165,7 @@ impl Observer {
             || counts.levels.values().sum::<u64>() >= bounds.max_agents.into()
             || siblings >= bounds.max_children as usize
             || known.parent.is_some_and(|parent| state(machine, parent) == State::Queued)
+            || self.named(machine, key).any(|named| state(machine, named) == State::Queued)
             || !machine.config().level(known.level).total.is_empty();
         assert!(is_full, "{key} is queued, and there is room");
     }

@@ -38,6 +38,9 @@ impl Observer {
             }
             let (key, run, course) = (AgentKey(record.birth.key), record.course.run, &record.course);
             self.remember(key, run, course);
+            if doom == Some(Doom::Unwritten) {
+                self.forget_age(key, run);
+            }
             if !self.known.contains_key(&key) {
                 // It was written down in the step in which it was asked for, and that was the last one.
                 let parent = record.birth.parent.map(AgentKey);
@@ -50,8 +53,13 @@ impl Observer {
                 Some(_) => drop(self.down.insert(key)),
                 None => drop(self.down.remove(&key)),
             }
+            if user_pause(record).is_none() {
+                // A rule's pause ends with the supervisor that counted for it: it is thawed presently, as at its resume.
+                self.paused.remove(&key);
+            }
             // A run that was ordered and not written down was not; the next one may have its number.
             self.cycles.retain(|(it, old)| *it != key || *old < run);
+            self.late.retain(|(it, old)| *it != key || *old <= run);
             if course.cycle.is_some() {
                 self.cycles.insert((key, run));
             }
@@ -59,8 +67,8 @@ impl Observer {
                 Standing::Queued => drop(self.queued.insert(key)),
                 _ => drop(self.queued.remove(&key)),
             }
-            if let Standing::Backoff(_) = course.standing {
-            } else {
+            // A pause that was asked for in its last step, and not written down, has held no delay up.
+            if doom.is_some() || !matches!(course.standing, Standing::Backoff(_)) {
                 self.backoffs.remove(&key);
             }
             if let Standing::Running { .. } = course.standing {

@@ -1,9 +1,11 @@
 //! Watches every input and every order, and compares what the machine says with what the kernel knows.
 //!
-//! Here are the books that it keeps and what it says to orders; `told` judges answers and events, `always` what holds at
-//! every moment, at rest and at the end.
+//! Here are the books that it keeps and what it says to orders; `asked` takes in requests, `told` judges answers and events, `always`
+//! what holds at every moment, at rest and at the end.
 
+mod after;
 mod always;
+mod asked;
 mod crashed;
 mod health;
 mod recovery;
@@ -15,14 +17,16 @@ use std::time::Duration;
 use treeherd::machine::{AgentKey, Effect, Frost, Input, LimitPlace, Machine, Now, ReplyTo};
 use treeherd::model::config::HerdConfig;
 use treeherd::model::error::{Code, Error};
-use treeherd::model::event::{Event, Kind};
+use treeherd::model::event::Kind;
 use treeherd::model::id::{AgentId, Level, Run};
-use treeherd::model::request::{LimitScope, Request, Target};
+use treeherd::model::request::Request;
 use treeherd::model::spec::AgentSpec;
 use treeherd::model::status::{Paused, State};
 use treeherd::model::time::Monotonic;
 
 use super::kernel::{Kernel, Tally};
+use after::Order;
+use asked::{is_permitted, subtrees};
 use health::Health;
 use recovery::Recovery;
 
@@ -101,6 +105,7 @@ pub struct Observer {
     unseen: BTreeSet<(AgentKey, Run)>,
     totals_changed: bool,
     recovery: Recovery,
+    order: Order,
     pub has_finished: bool,
     /// What was seen, by name: tells what a swarm reaches.
     pub seen: BTreeMap<String, u64>,
@@ -137,6 +142,7 @@ impl Observer {
             unseen: BTreeSet::new(),
             totals_changed: false,
             recovery: Recovery::default(),
+            order: Order::default(),
             has_finished: false,
             seen: BTreeMap::new(),
         }
@@ -198,63 +204,15 @@ impl Observer {
             }
             Input::Notified { agent, run, notes } => self.heard(machine, *agent, *run, notes),
             Input::ReadySeen { agent, run } => self.saw_ready(machine, *agent, *run),
+            Input::StoodStill(since) => self.stay_young(machine, now.mono.since(*since)),
             _ => {}
         }
         None
     }
 
-    fn asked(&mut self, machine: &Machine, kernel: &Kernel, now: Now, to: ReplyTo, request: &Request) {
-        let keys = match request {
-            Request::Terminate(target, _) | Request::Pause(target) | Request::Resume(target) => machine.select(target),
-            Request::Shutdown(_) => machine.select(&Target::All),
-            _ => Ok(Vec::new()),
-        };
-        let keys = keys.unwrap_or_default();
-        if let Request::Resume(_) = request {
-            for key in &keys {
-                self.paused.remove(key);
-            }
-        }
-        if let Request::Pause(_) | Request::Resume(_) = request {
-            self.frost_asked.extend(keys.iter().map(|key| (*key, to)));
-        }
-        if let Request::Limit(LimitScope::Total(_), _) = request {
-            self.totals_changed = true;
-        }
-        let members = subtrees(machine, &keys);
-        let kill_at = match request {
-            Request::Terminate(_, grace) | Request::Shutdown(grace) => {
-                let is_top = |key: &AgentKey| {
-                    let is_live = machine.key_of_state(*key).is_some_and(|state| !state.has_ended());
-                    let mut above = self.chain(*key).into_iter().skip(1);
-                    is_live && !above.any(|it| keys.contains(&it) && !state(machine, it).has_ended())
-                };
-                let graces =
-                    keys.iter().copied().filter(is_top).filter_map(|key| machine.spec_of(key)).map(|it| it.grace);
-                Some(now.mono + grace.or_else(|| graces.max()).unwrap_or_default())
-            }
-            _ => None,
-        };
-        let mut exact = BTreeMap::new();
-        for key in &members {
-            let run = machine.run_of(*key).unwrap_or_default();
-            let is_main = kernel.in_run(*key, run).any(|(_, process)| process.is_main);
-            let is_plain = !self.down.contains(key) && !self.cycles.contains(&(*key, run)) && !self.is_spawning(*key);
-            let strays = kernel.within(*key).any(|(_, process)| process.has_strayed);
-            if is_main && is_plain && !strays && self.started.contains(&(*key, run)) {
-                let tally = kernel.tallies.get(key).copied().unwrap_or_default();
-                exact.insert(*key, (kernel.in_run(*key, run).count() as u64, tally));
-            }
-        }
-        let (request, at) = (request.clone(), now.mono);
-        let asked =
-            Asked { request, members, exact, is_answered: false, kill_at, at, is_permitted: true, is_gone: false };
-        assert!(self.requests.insert(to, asked).is_none());
-    }
-
     /// Compares what the machine has ordered and told with what is true.
     pub fn after(&mut self, machine: &Machine, kernel: &Kernel, now: Now, asked: Option<ReplyTo>, effects: &[Effect]) {
-        self.learn(machine, asked);
+        self.learn(machine, asked, effects);
         let was_queued = self.queued.clone();
         // Another supervisor goes on with several ends at once: those of one are due at the same time.
         let due = |key| machine.record(key).and_then(|record| record.course.ending).map(|ending| ending.kill_at);
@@ -268,7 +226,9 @@ impl Observer {
             }
         }
         let kill_at = asked.and_then(|to| self.requests[&to].kill_at);
-        self.groups.extend(together.into_values().map(|tops| Group { tops, freezes_since: None, kill_at }));
+        // Where another stop of theirs is more urgent, no freeze tells when this one has begun to wait for it.
+        let group = |((_, due), tops)| Group { tops, freezes_since: None, kill_at: kill_at.or(due) };
+        self.groups.extend(together.into_iter().map(group));
         self.restarted(machine, asked, effects);
         for effect in effects {
             assert!(!self.has_finished, "nothing is ordered after the end: {effect:?}");
@@ -283,57 +243,8 @@ impl Observer {
             }
         }
         self.check_always(machine, kernel, now);
+        self.check_waits(machine);
         self.check_queue(machine, &was_queued);
-    }
-
-    /// Learns of a new agent.
-    fn learn(&mut self, machine: &Machine, asked: Option<ReplyTo>) {
-        let Some(Asked { request: Request::Spawn(spec), .. }) = asked.and_then(|to| self.requests.get(&to)) else {
-            return;
-        };
-        let Some(key) = machine.key_of(&spec.id) else { return };
-        if self.known.contains_key(&key) {
-            return;
-        }
-        let parent = machine.parent_of(key);
-        let level = parent.map_or(Level(0), |parent| self.known[&parent].level.below());
-        let spec = spec.as_ref().clone();
-        self.names.insert(spec.id.clone(), key);
-        self.known.insert(key, Known { parent, level, priority: spec.priority.into(), spec });
-        self.check_budgets(key);
-    }
-
-    /// Learns of a restart that was asked for and begun.
-    fn restarted(&mut self, machine: &Machine, asked: Option<ReplyTo>, effects: &[Effect]) {
-        let Some(to) = asked else { return };
-        let Request::Restart(id) = &self.requests[&to].request else { return };
-        let is_refused = effects.iter().any(|effect| matches!(effect, Effect::Reply(it, Err(_)) if *it == to));
-        let Some(key) = machine.key_of(id).filter(|_| !is_refused) else { return };
-        // A run whose last words were waited for is over with the request.
-        let is_over = |it: &Event| it.kind == Kind::Terminated && it.agent.as_ref() == Some(id);
-        let over = effects.iter().find_map(|it| match it {
-            Effect::Publish(event) if is_over(event) => event.run,
-            _ => None,
-        });
-        if let Some(run) = over {
-            self.cycles.insert((key, run));
-            return;
-        }
-        let is_cycle = effects.iter().any(|it| matches!(it, Effect::Signal { agent, .. } if *agent == key));
-        self.recovery.asked.insert(key);
-        if is_cycle {
-            self.cycles.insert((key, machine.run_of(key).unwrap()));
-            return;
-        }
-        self.down.remove(&key);
-        self.killed.remove(&key);
-        self.backoffs.remove(&key);
-        self.groups.retain(|group| !group.tops.contains(&key));
-        self.announced.insert(key);
-        for asked in self.requests.values_mut() {
-            asked.members.remove(&key);
-            asked.exact.remove(&key);
-        }
     }
 
     fn ordered(&mut self, machine: &Machine, kernel: &Kernel, now: Now, effect: &Effect) {
@@ -347,6 +258,7 @@ impl Observer {
                 assert!(self.spawning.insert(key), "{key}: two spawns at once");
                 assert!(!self.down.contains(&key), "{key}: what was stopped does not run again");
                 self.check_start(kernel, now, key, order.run);
+                self.check_follows(machine, kernel, key, order.run);
                 for above in self.chain(key) {
                     assert_ne!(
                         self.frosts.get(&above),
@@ -403,6 +315,7 @@ impl Observer {
             Effect::Publish(event) => self.told(machine, kernel, now, event),
             Effect::Forget(key) => {
                 self.forgotten.insert(*key);
+                self.forget_order(*key);
                 self.recovery.forget(*key);
                 for group in &mut self.groups {
                     group.tops.remove(key);
@@ -430,6 +343,11 @@ impl Observer {
                     "{agent}: something of run {run} may still speak"
                 );
                 self.reading.insert((*agent, *run), now.mono);
+            }
+            Effect::Sample { agent, run } => {
+                assert!(self.known[agent].spec.stall.is_some(), "{agent}: it is looked at, and nobody wants to know");
+                assert!(!self.told.contains(&(*agent, *run)), "{agent}: run {run} has ended, and it is looked at");
+                assert!(!self.has_run_below(machine, kernel, *agent), "{agent}: it is looked at, and waits for others");
             }
             Effect::Record(_)
             | Effect::RecordHerd(_)
@@ -474,36 +392,6 @@ fn state(machine: &Machine, key: AgentKey) -> State {
     machine.status(key, Monotonic(0)).state
 }
 
-/// Lists these agents and all below them.
-fn subtrees(machine: &Machine, tops: &[AgentKey]) -> BTreeSet<AgentKey> {
-    let mut found = BTreeSet::new();
-    let mut left = tops.to_vec();
-    while let Some(key) = left.pop() {
-        if found.insert(key) {
-            left.extend(machine.children_of(key));
-        }
-    }
-    found
-}
-
-/// Says whether an agent may ask for something: all that it is about is below itself.
-fn is_permitted(machine: &Machine, own: AgentKey, request: &Request) -> bool {
-    // Of what is not there, it may be told so.
-    let is_below = |id: &AgentId| machine.key_of(id).is_none_or(|key| key != own && machine.is_within(key, own));
-    match request {
-        Request::Spawn(spec) => {
-            spec.parent.as_ref().is_some_and(|parent| machine.key_of(parent) == Some(own) || is_below(parent))
-        }
-        Request::Pause(Target::Ids(ids))
-        | Request::Resume(Target::Ids(ids))
-        | Request::Terminate(Target::Ids(ids), _)
-        | Request::Cleanup(Target::Ids(ids))
-        | Request::Wait(ids) => ids.iter().all(is_below),
-        Request::Restart(id) | Request::Limit(LimitScope::Agent(id), _) => is_below(id),
-        _ => false,
-    }
-}
-
 /// Lists the agents that an order is about.
 fn subjects(effect: &Effect) -> Vec<AgentKey> {
     match effect {
@@ -512,6 +400,7 @@ fn subjects(effect: &Effect) -> Vec<AgentKey> {
         | Effect::KillRun { agent, .. }
         | Effect::Freeze { agent, .. }
         | Effect::ReadOutput { agent, .. }
+        | Effect::Sample { agent, .. }
         | Effect::RemoveRun { agent, .. }
         | Effect::Remove(agent)
         | Effect::Forget(agent) => vec![*agent],

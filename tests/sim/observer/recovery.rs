@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use treeherd::machine::{Adopted, AgentKey, Machine, Now};
 use treeherd::model::id::Run;
+use treeherd::model::record::Standing;
 use treeherd::model::recovery::Strategy;
 use treeherd::model::status::Paused;
 use treeherd::model::time::Monotonic;
@@ -89,9 +90,9 @@ impl Observer {
         let children = self.known[&key].spec.children.clone();
         if why.starts_with("its significant") {
             self.note("significant");
-            let names = machine.children_of(key).into_iter().filter(|child| self.known[child].spec.significant);
-            let is_named = |child: AgentKey| why.contains(&format!(" {} ", self.known[&child].spec.id));
-            assert!(names.into_iter().any(is_named), "{key}: {why}");
+            // It may be forgotten by now.
+            let mut children = self.known.values().filter(|it| it.parent == Some(key) && it.spec.significant);
+            assert!(children.any(|it| why.contains(&format!(" {} ", it.spec.id))), "{key}: {why}");
         } else {
             let counted = self.recovery.counted.entry(key).or_default();
             let recent = counted.iter().filter(|at| now.mono.since(**at) < children.period).count();
@@ -108,7 +109,9 @@ impl Observer {
     fn begin_together(&mut self, machine: &Machine, tops: &[AgentKey], head: AgentKey) {
         let mut together = Together { members: BTreeSet::new(), old: BTreeSet::new() };
         for key in subtrees(machine, tops) {
-            if self.down.contains(&key) || machine.has_ended(key) {
+            // What only waits for those below it has ended for good.
+            let is_over = machine.record(key).is_some_and(|it| matches!(it.course.standing, Standing::Lingering(_)));
+            if self.down.contains(&key) || machine.has_ended(key) || (is_over && key != head) {
                 continue;
             }
             self.recovery.leave(key);

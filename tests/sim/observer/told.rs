@@ -15,7 +15,7 @@ impl Observer {
     pub(super) fn answered(&mut self, to: ReplyTo) {
         let asked = self.requests.get_mut(&to).unwrap_or_else(|| panic!("{to:?}: an answer to nobody"));
         assert!(!asked.is_answered, "{to:?}: answered twice: {:?}", asked.request);
-        let is_dropped = asked.is_gone && matches!(asked.request, Request::Wait(_));
+        let is_dropped = asked.is_gone && matches!(asked.request, Request::Wait(_) | Request::Cleanup(_));
         assert!(!is_dropped, "{to:?}: nobody waits any more");
         asked.is_answered = true;
     }
@@ -43,9 +43,20 @@ impl Observer {
                     assert!(agent.state.has_ended(), "{}: said to have ended, it is {}", agent.id, agent.state);
                 }
             }
+            (Request::Cleanup(_), Some(Answer::Agents(agents))) => {
+                let members = &self.requests[&to].members;
+                for agent in agents {
+                    let left = machine.key_of(&agent.id).filter(|key| members.contains(key));
+                    assert_eq!(left, None, "{}: said to be forgotten", agent.id);
+                }
+            }
             (Request::Spawn(_) | Request::Restart(_), Some(Answer::Agent(agent))) => {
                 let key = self.names[&agent.id];
-                self.announced.insert(key);
+                // A failure that was found before it was up is told with its start, and before the answer: no other end follows.
+                let is_end_told = agent.pid.is_some() && self.told.contains(&(key, agent.run));
+                if !is_end_told {
+                    self.announced.insert(key);
+                }
             }
             _ => {}
         }
@@ -87,12 +98,16 @@ impl Observer {
         let run = event.run.unwrap_or_default();
         match event.kind {
             Kind::Started => {
+                self.began_order(key);
                 assert!(self.started.insert((key, run)), "{key}: run {run} started twice");
                 self.health.entry((key, run)).or_default().is_going = true;
                 self.announced.insert(key);
             }
             Kind::Ready => self.told_ready(machine, key, run),
+            Kind::Stalled => self.told_stalled(machine, kernel, key, event),
+            Kind::Stirred => self.told_stirred(key, run),
             Kind::Registered => {
+                self.began_order(key);
                 self.announced.insert(key);
             }
             Kind::Queued => {
@@ -137,6 +152,7 @@ impl Observer {
             Kind::Completed | Kind::Failed | Kind::Terminated => {
                 self.announced.remove(&key);
                 self.check_end(machine, kernel, key, run, event);
+                self.ended_order(key, event);
                 self.check_words(kernel, now, key, run, event);
             }
             _ => {}
@@ -165,6 +181,7 @@ impl Observer {
         if run == Run(0) || !self.started.contains(&(key, run)) {
             match event.kind {
                 Kind::Failed if self.known[&key].spec.is_group() && exit.cause == Cause::Child => self.note("child"),
+                Kind::Failed if exit.cause == Cause::Dependency => self.check_dependency(machine, key, exit),
                 Kind::Failed => assert_eq!(exit.cause, Cause::Exec, "{key}: it never started"),
                 Kind::Terminated => assert!(run == Run(0), "{key}: run {run} never started"),
                 _ => panic!("{key}: completed, and it never started"),

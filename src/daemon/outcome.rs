@@ -1,0 +1,79 @@
+//! What the hands bring back: facts for the machine, and what the shell does about them itself.
+
+use std::os::fd::AsFd;
+
+use super::body::Ear;
+use super::job::{Born, Outcome};
+use super::supervisor::Supervisor;
+use crate::kernel::pidfd;
+use crate::machine::Input;
+use crate::model::stream::Stream;
+
+impl Supervisor {
+    pub(super) fn take_outcomes(&mut self) {
+        while let Ok(outcome) = self.outcomes.try_recv() {
+            match outcome {
+                Outcome::Fact(fact) => self.take_fact(fact),
+                Outcome::Born(born) => self.born(*born),
+                Outcome::Limited(change, places) => {
+                    self.feed(Input::LimitsSet(change));
+                    self.watch_limits(&places);
+                }
+                Outcome::Laggards { found, reply } => self.laggards_found(&found, reply),
+                Outcome::Dug(agent, dug) => self.hole_dug(agent, dug),
+                Outcome::Identified(stream, peer) => self.arrived(stream, peer),
+                Outcome::Measured { call, herd, agents } => self.measured(call, herd, agents),
+                Outcome::Fault(error) => tracing::warn!("{error}"),
+                Outcome::Nothing => {}
+            }
+        }
+    }
+
+    fn take_fact(&mut self, fact: Input) {
+        match &fact {
+            Input::Removed(key) => self.forget_cgroups(*key),
+            Input::SpawnFailed { agent, .. } => {
+                let run = self.machine.run_of(*agent);
+                if let Some(body) = self.bodies.get_mut(agent).filter(|body| body.spool_from == run) {
+                    // The files that this very spawn made are taken back with it.
+                    body.spool = None;
+                }
+            }
+            _ => {}
+        }
+        let waits_for_news = match &fact {
+            // An empty cgroup, or one frozen from above, is frozen without news.
+            Input::FreezerWritten { agent, .. } | Input::RemoveRefused(agent) => Some(*agent),
+            _ => None,
+        };
+        self.feed(fact);
+        if let Some(key) = waits_for_news {
+            self.listen_at_home(key);
+        }
+    }
+
+    /// A run has started: listens for its end and its output.
+    fn born(&mut self, born: Born) {
+        let key = born.agent;
+        self.watch_limits(&born.limited);
+        self.watch_pressure(Some(key));
+        let pid = born.process.as_ref().map(|(pid, _)| *pid);
+        if let Some((pid, process)) = &born.process {
+            self.records.note_process(key, pidfd::identity(process.as_fd(), *pid).ok());
+        }
+        self.feed(Input::Spawned { agent: key, pid });
+        self.watch_output(key, born.run, born.rules);
+        if let Some(pipe) = born.newline {
+            self.await_newline(key, born.run, pipe);
+        }
+        if let Some((_, process)) = born.process {
+            self.listen_to(key, born.run, process);
+            // It may have written already: what nobody listens to yet is looked at first.
+            for stream in Stream::ALL {
+                if self.bodies.get(&key).is_some_and(|body| body.streams[stream as usize] == Ear::Deaf) {
+                    self.spool_written(key, stream);
+                }
+            }
+        }
+    }
+}
