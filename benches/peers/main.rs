@@ -5,6 +5,7 @@
 //! cargo bench --bench peers                    the table on stdout
 //! cargo bench --bench peers -- --readme        the table and the chart into README, the figures into benches/peers/
 //! cargo bench --bench peers -- --only up,live --peers treeherd,s6 --quick
+//! cargo bench --bench peers -- --guest         beside systemd, in a machine of which it is PID 1; with --readme, too
 //! ```
 //!
 //! A service is a program of 300 bytes that tells its time and its pid over a fifo as its first act, so that every peer is
@@ -12,6 +13,10 @@
 //! with that. A peer that cannot be run is listed with the reason. Needs root and a cgroup2 mount.
 #![allow(clippy::unwrap_used)]
 
+#[expect(dead_code, reason = "a disk that outlives a guest is the tests'")]
+#[path = "../../tests/vm/guest.rs"]
+mod guest;
+mod machine;
 mod measure;
 mod peer;
 mod report;
@@ -32,6 +37,8 @@ use yard::Bell;
 struct Plan {
     is_quick: bool,
     is_for_readme: bool,
+    is_for_guest: bool,
+    is_for_programs: bool,
     only: Vec<String>,
     peers: Vec<String>,
 }
@@ -47,9 +54,13 @@ impl Plan {
                 "--peers" => plan.peers = list(),
                 "--quick" => plan.is_quick = true,
                 "--readme" => plan.is_for_readme = true,
+                "--guest" => plan.is_for_guest = true,
+                "--json" => plan.is_for_programs = true,
                 // Cargo's own.
                 "--bench" => {}
-                other => panic!("{other}: known are --only NAME,NAME, --peers NAME,NAME, --quick, --readme"),
+                other => {
+                    panic!("{other}: known are --only NAME,NAME, --peers NAME,NAME, --quick, --readme, --guest, --json")
+                }
             }
         }
         plan
@@ -68,6 +79,9 @@ fn main() {
         return;
     }
     let plan = Plan::from_args();
+    if plan.is_for_guest {
+        return machine::run(plan.is_quick, plan.is_for_readme);
+    }
     let kit = Kit(Path::new(env!("CARGO_MANIFEST_DIR")).join("target/peers"));
     // Whoever loses its parent comes to us, and is reaped.
     rustix::process::set_child_subreaper(Some(rustix::process::getpid())).unwrap();
@@ -76,7 +90,11 @@ fn main() {
     rustix::process::setsid().ok();
     rustix::process::nice(-10).unwrap();
     let mut present: Vec<(&Peer, String)> = Vec::new();
-    let mut absent: Vec<(&str, String)> = ABSENT.map(|(name, why)| (name, why.to_owned())).to_vec();
+    let mut absent: Vec<(&str, String)> = Vec::new();
+    // Who was not asked for is not missed.
+    if plan.peers.is_empty() {
+        absent.extend(ABSENT.map(|(name, why)| (name, why.to_owned())));
+    }
     for peer in PEERS.iter().filter(|peer| Plan::wants(&plan.peers, peer.name) || peer.name == OURS) {
         match peer.version(&kit) {
             Ok(version) => present.push((peer, version)),
@@ -95,10 +113,14 @@ fn main() {
         }
     }
     let report = report::Report { present, absent, samples, is_quick: plan.is_quick };
+    if plan.is_for_programs {
+        let all = serde_json::json!({ "table": report.markdown(), "figures": report.json() });
+        return println!("{all}");
+    }
     println!("{}", report.markdown());
     report.verdicts().iter().for_each(|verdict| println!("{verdict}"));
     if plan.is_for_readme {
-        report.write(Path::new(env!("CARGO_MANIFEST_DIR")));
+        report.write();
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::peer::{BARE, End, Job, Kit, Peer};
+use crate::peer::{BARE, End, Job, Kit, Peer, SYSTEMD};
 use crate::roles::{self, MAKERS};
 use crate::samples::Samples;
 use crate::yard::{Bell, Yard, has_ended_by, monotonic_ns, reap};
@@ -81,6 +81,9 @@ impl<'a> Raised<'a> {
 
     /// Lists the processes that are not services: the peer itself, however many it is.
     fn own(&self) -> BTreeSet<u32> {
+        if self.peer.name == SYSTEMD {
+            return BTreeSet::from([1]);
+        }
         let mut pids = self.yard.pids();
         for (_, pid) in &self.services {
             pids.remove(&pid.as_raw_nonzero().get().unsigned_abs());

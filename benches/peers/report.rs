@@ -8,10 +8,6 @@ use crate::peer::{BARE, DAEMON, OURS, Peer};
 use crate::roles::MAKERS;
 use crate::samples::{MEASURES, Measure, Samples};
 
-/// Between these lines of README stands what a run has written.
-const BEGIN: &str = "<!-- peers: written by `cargo bench --bench peers -- --readme` -->";
-const END: &str = "<!-- peers: end -->";
-
 /// The tables: what is done, and what it costs.
 const TABLES: [&[&str]; 2] = [
     &["up-50", "up-1000", "crash", "crash-busy", "survivors", "stop"],
@@ -78,10 +74,15 @@ impl Report {
         text
     }
 
+    fn is_measured(&self, key: &str) -> bool {
+        self.present.iter().any(|(peer, _)| self.samples.at(measure(key).key, peer.name, 50).is_some())
+    }
+
     /// Shows the tables, what is to be known about the peers, and why what is missing is.
     pub fn markdown(&self) -> String {
         let mut text = format!("{}.\n\n", Self::machine());
         for keys in TABLES {
+            let keys: Vec<&str> = keys.iter().copied().filter(|key| self.is_measured(key)).collect();
             let heads = keys.iter().map(|key| {
                 let measure = measure(key);
                 let percent = if measure.shown.len() > 1 { ", p50 / p99" } else { "" };
@@ -151,7 +152,7 @@ impl Report {
         verdicts.into_iter().flatten().collect()
     }
 
-    fn json(&self) -> serde_json::Value {
+    pub fn json(&self) -> serde_json::Value {
         let figures = MEASURES.iter().flat_map(|measure| {
             self.present.iter().map(move |(peer, _)| {
                 let at = |percent| self.samples.at(measure.key, peer.name, percent).map(|(_, value)| value);
@@ -219,14 +220,30 @@ impl Report {
     }
 
     /// Puts table and chart into README, and the figures beside this program.
-    pub fn write(&self, root: &Path) {
-        let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
-        let (before, rest) = readme.split_once(BEGIN).expect("README has the line that the table stands below");
-        let (_, after) = rest.split_once(END).expect("README has the line that the table stands above");
-        let table = self.markdown();
-        std::fs::write(root.join("README.md"), format!("{before}{BEGIN}\n{table}\n{END}{after}")).unwrap();
-        std::fs::write(root.join("benches/peers/chart.svg"), self.svg()).unwrap();
-        let json = serde_json::to_string_pretty(&self.json()).unwrap() + "\n";
-        std::fs::write(root.join("benches/peers/figures.json"), json).unwrap();
+    pub fn write(&self) {
+        put_into_readme("peers", &self.markdown());
+        std::fs::write(root().join("benches/peers/chart.svg"), self.svg()).unwrap();
+        keep("figures.json", &self.json());
     }
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Writes figures for programs.
+pub fn keep(file: &str, figures: &serde_json::Value) {
+    std::fs::write(root().join("benches/peers").join(file), serde_json::to_string_pretty(figures).unwrap() + "\n")
+        .unwrap();
+}
+
+/// Puts a table into README, between the two lines that are its own.
+pub fn put_into_readme(whose: &str, table: &str) {
+    let path = root().join("README.md");
+    let readme = std::fs::read_to_string(&path).unwrap();
+    let (begin, end) = (format!("<!-- {whose}: written by"), format!("<!-- {whose}: end -->"));
+    let at = readme.find(&begin).expect("README has the line that the table stands below");
+    let from = at + readme[at..].find('\n').unwrap() + 1;
+    let to = from + readme[from..].find(&end).expect("README has the line that the table stands above");
+    std::fs::write(&path, format!("{}{}\n\n{}", &readme[..from], table.trim_end(), &readme[to..])).unwrap();
 }

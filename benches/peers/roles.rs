@@ -39,8 +39,9 @@ pub fn play() -> bool {
     match role {
         "bare" => bare(Path::new(argument)),
         "writer" => writer(Path::new(argument)),
+        // Without the hint of a spin lock, on which a machine may do something else.
         "burn" => loop {
-            std::hint::spin_loop();
+            std::hint::black_box(0);
         },
         maker => make(maker, Path::new(argument)),
     }

@@ -7,7 +7,8 @@ use std::time::Duration;
 /// What the guests are made of, once it has been prepared.
 pub struct Kit {
     dir: PathBuf,
-    accelerator: &'static str,
+    /// What runs them: the kernel's `kvm`, or `tcg`, which emulates them.
+    pub accelerator: &'static str,
 }
 
 /// What is the first process of a guest.
