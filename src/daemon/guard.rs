@@ -13,11 +13,15 @@ const OOM_SCORE_ADJ: i16 = -900;
 /// Takes what the host offers, and says once what it does not. Returns the nice value that agents are to have, if the
 /// daemon's own is another now. Threads have it only if they are started after this.
 pub(super) fn protect() -> Option<i8> {
-    told("what only its start has used stays in memory", guard::forget_text());
-    told("memory is not locked", guard::lock_memory());
     told("the OOM killer may end it as soon as others", guard::lower_oom_score(OOM_SCORE_ADJ));
     told("its session is as urgent as others", guard::set_session_nice(NICE));
     told("it is as urgent as its agents", guard::set_nice(NICE))
+}
+
+/// Keeps in memory what is used from now on. To be called when everything is ready: what only the start has used goes.
+pub(super) fn hold_memory() {
+    told("what only its start has used stays in memory", guard::forget_program());
+    told("memory is not locked", guard::lock_memory());
 }
 
 fn told<T>(what: &str, outcome: Result<T, KernelError>) -> Option<T> {

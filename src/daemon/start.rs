@@ -167,7 +167,8 @@ impl Herdsman {
                 settings.state_dir.display()
             );
         }
-        let nice = match settings.residence {
+        let residence = settings.residence;
+        let nice = match residence {
             Residence::OwnLeaf => super::guard::protect(),
             Residence::Stay => None,
         };
@@ -196,6 +197,9 @@ impl Herdsman {
         let parts = Parts { settings, manner, tools, listener, inbox, records, journal, poll, machine, root };
         let mut supervisor = parts.assemble()?;
         supervisor.announce(estate);
+        if residence == Residence::OwnLeaf {
+            super::guard::hold_memory();
+        }
         Ok(Self { supervisor, own_socket, _root_claim: root_claim, _claim: claim })
     }
 
