@@ -14,7 +14,29 @@ use crate::machine::{AgentKey, Frost, Input};
 /// When a cgroup is looked at again that could not be watched.
 const WATCH_RETRY: Duration = Duration::from_millis(50);
 
+/// The kernel holds news of a cgroup back until 10 ms after its last ones (`CGROUP_FILE_NOTIFY_MIN_INTV`). Whoever is paused in that
+/// time is looked at meanwhile, after each of these.
+const LOOKS: [Duration; 3] = [Duration::from_millis(1), Duration::from_millis(2), Duration::from_millis(4)];
+
 impl Supervisor {
+    /// A freezer was written: tells the machine when it is seen to have done what was asked.
+    pub(super) fn await_frost(&mut self, key: AgentKey) {
+        self.listen_at_home(key);
+        self.look_for_frost_after(key, 0);
+    }
+
+    /// Looks at an agent's freezer for the n-th time.
+    pub(super) fn look_for_frost(&mut self, key: AgentKey, look: usize) {
+        self.look_at_home(key);
+        self.look_for_frost_after(key, look + 1);
+    }
+
+    fn look_for_frost_after(&mut self, key: AgentKey, look: usize) {
+        if let Some(delay) = LOOKS.get(look).filter(|_| self.machine.is_freezing(key)) {
+            self.chores.insert((clock::monotonic() + *delay, Chore::Frost(key, look)));
+        }
+    }
+
     /// Listens to an agent's cgroup from now on, and tells the machine what it says now: what changed before has woken nobody.
     ///
     /// Read here and not on a hand: what it read could be older than news that is already told.

@@ -41,15 +41,15 @@ impl Supervisor {
             }
             _ => {}
         }
-        let waits_for_news = match &fact {
-            // An empty cgroup, or one frozen from above, is frozen without news.
-            Input::FreezerWritten { agent, .. } | Input::RemoveRefused(agent) => Some(*agent),
-            _ => None,
+        // An empty cgroup, or one frozen from above, is frozen without news.
+        let (freezing, refused) = match &fact {
+            Input::FreezerWritten { agent, .. } => (Some(*agent), None),
+            Input::RemoveRefused(agent) => (None, Some(*agent)),
+            _ => (None, None),
         };
         self.feed(fact);
-        if let Some(key) = waits_for_news {
-            self.listen_at_home(key);
-        }
+        freezing.into_iter().for_each(|key| self.await_frost(key));
+        refused.into_iter().for_each(|key| self.listen_at_home(key));
     }
 
     /// A run has started: listens for its end and its output.

@@ -101,6 +101,8 @@ pub(super) enum Chore {
     Spool(AgentKey, Stream),
     /// Look at the cgroup of an agent that could not be watched.
     Home(AgentKey),
+    /// Look for the n-th time whether an agent's freezer has done what was asked.
+    Frost(AgentKey, usize),
     /// Look for the n-th time how the main process of an adopted agent ended: whoever is its parent has to reap it first.
     Exit(AgentKey, usize),
     /// Look at the cgroup of a run that could not be watched.
@@ -329,6 +331,7 @@ impl Supervisor {
         while self.chores.first().is_some_and(|(at, _)| *at <= now) {
             match self.chores.pop_first() {
                 Some((_, Chore::Home(key))) => self.listen_at_home(key),
+                Some((_, Chore::Frost(key, look))) => self.look_for_frost(key, look),
                 Some((_, Chore::Exit(key, look))) => self.exit_is_due(key, look),
                 Some((_, Chore::Leaf(key, run))) => self.retry_leaf(key, run),
                 Some((_, Chore::Spool(key, stream))) => self.look_at_spool(key, stream),

@@ -83,6 +83,13 @@ impl Machine {
         self.agents.get(&key).is_some_and(|agent| matches!(agent.phase, Phase::Spawning { .. }))
     }
 
+    /// Says whether an agent's freezer was told to freeze, and has not been seen to have done so.
+    #[must_use]
+    pub fn is_freezing(&self, key: AgentKey) -> bool {
+        let freezer = self.agents.get(&key).map(|agent| &agent.freezer);
+        freezer.is_some_and(|freezer| freezer.written == Frost::Frozen && freezer.seen == Frost::Thawed)
+    }
+
     /// Returns the limits over an agent's subtree.
     #[must_use]
     pub fn limits_of(&self, key: AgentKey) -> Option<&Limits> {
