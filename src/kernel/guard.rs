@@ -72,7 +72,7 @@ pub fn lock_memory() -> Result<()> {
 /// Those of reading procfs.
 ///
 /// # Kernel
-/// `MADV_DONTNEED`, madvise(2); 4.4, proc_pid_smaps(5).
+/// `MADV_DONTNEED`, madvise(2); `CONFIG_PROC_PAGE_MONITOR`, proc_pid_smaps(5).
 pub fn forget_program() -> Result<()> {
     let file = "/proc/self/smaps";
     let smaps = std::fs::read_to_string(file).map_err(|error| KernelError::from_io("read", file, &error))?;
