@@ -44,7 +44,7 @@ pub struct Peer {
 /// What is never measured, and why.
 pub const ABSENT: [(&str, &str); 3] = [
     ("pueue", "runs what is queued once: it restarts nothing"),
-    ("pitchfork, horust", "come as sources that take longer to compile than all of this to run"),
+    ("pitchfork", "comes as sources that take longer to compile than all of this to run"),
     (
         "monit",
         "starts only programs that go into the background and write a pid file, and looks at those at best once a second",
@@ -56,7 +56,7 @@ pub const DAEMON: &str = "treeherd daemon";
 pub const BARE: &str = "bare loop";
 pub const SYSTEMD: &str = "systemd";
 
-pub const PEERS: [Peer; 11] = [
+pub const PEERS: [Peer; 12] = [
     Peer {
         name: OURS,
         note: "`treeherd run FILE`, which also shows what its agents write",
@@ -135,6 +135,13 @@ pub const PEERS: [Peer; 11] = [
         ),
     },
     Peer {
+        name: "horust",
+        note: "`strategy = \"always\"`, `backoff = \"0s\"`",
+        program: "horust",
+        lay: horust,
+        end: End::Signal(libc::SIGTERM),
+    },
+    Peer {
         name: SYSTEMD,
         note: "`RestartSec=0`, no limit on starts; the start is `systemctl start` of a target, and its memory that of all of PID 1",
         program: "systemctl",
@@ -171,7 +178,7 @@ pub struct Kit(pub PathBuf);
 
 impl Kit {
     fn find(&self, program: &str) -> Option<PathBuf> {
-        let own = ["supervisor/bin", "circus/bin", "npm/node_modules/.bin"];
+        let own = ["supervisor/bin", "circus/bin", "npm/node_modules/.bin", "cargo/bin"];
         let path = std::env::var_os("PATH").unwrap_or_default();
         let own = own.iter().map(|dir| self.0.join(dir));
         own.chain(std::env::split_paths(&path)).map(|dir| dir.join(program)).find(|path| path.is_file())
@@ -367,6 +374,22 @@ fn pm2(kit: &Kit, job: &Job<'_>) -> Command {
     write(&file, &serde_json::json!({ "apps": apps }).to_string());
     let mut command = kit.command("pm2", ["start"], [file]);
     command.env("PM2_HOME", job.dir.join("pm2"));
+    command
+}
+
+fn horust(kit: &Kit, job: &Job<'_>) -> Command {
+    let services = job.dir.join("horust");
+    for (index, words) in job.services.iter().enumerate() {
+        let mut text = format!("command = {:?}\n", words.join(" "));
+        if job.is_kept {
+            let log = job.dir.join(format!("log{index}"));
+            write!(text, "stdout = {log:?}\nstdout-rotate-size = \"4 MB\"\n").unwrap();
+        }
+        text += "[restart]\nstrategy = \"always\"\nbackoff = \"0s\"\n[termination]\nwait = \"1s\"\n";
+        write(&services.join(format!("s{index}.toml")), &text);
+    }
+    let mut command = kit.command("horust", ["--services-path"], [services]);
+    command.arg("--uds-folder-path").arg(job.dir);
     command
 }
 
