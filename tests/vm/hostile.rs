@@ -1,6 +1,7 @@
 //! Hosts that are not as they should be: nothing delegated, a mount that is read-only, what a crash has left behind, no memory controller,
 //! a full disk, a clock that jumps. What cannot work is refused with its remedy; what can goes on.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -97,8 +98,11 @@ impl Logged {
         name(id)
     }
 
+    /// Counts the agents that live, however many processes each has at this moment.
     fn agents(&self) -> usize {
-        processes_in(&format!("{MOUNT}/{}/herd", self.cgroup)).len()
+        let pids = processes_in(&format!("{MOUNT}/{}/herd", self.cgroup));
+        let cgroup_of = |pid| std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok();
+        pids.into_iter().filter_map(cgroup_of).collect::<BTreeSet<String>>().len()
     }
 
     fn events(&self) -> Vec<Event> {
