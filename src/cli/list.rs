@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use super::args::Global;
 use super::failure::Done;
 use super::link::connect;
-use super::screen::{BAD, BOLD, Cell, DIM, GOOD, Screen, WARN, date, duration, plain, state_style};
+use super::screen::{BAD, BOLD, Cell, DIM, GOOD, Screen, WARN, date, duration, or_dash, plain, state_style};
 use super::target::Narrowing;
 use crate::api::method::{Call, OfAgent, Offsets, Selection, Shown};
 use crate::model::explain::Explanation;
@@ -46,7 +46,7 @@ fn row(agent: &AgentStatus) -> Vec<Cell> {
         Cell::number(agent.level),
         Cell::new(agent.state.name()).style(state_style(agent.state)),
         paused,
-        Cell::number(agent.pid.map_or("-".to_owned(), |pid| pid.to_string())),
+        Cell::number(or_dash(agent.pid)),
         Cell::number(agent.run),
         Cell::new(agent.kind.as_str()),
         Cell::new(agent.session.as_ref().map_or("-", |session| session.as_str())),

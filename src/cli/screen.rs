@@ -191,6 +191,11 @@ fn local(wall: Wall, format: &str) -> String {
     }
 }
 
+/// Writes a figure that is not always known.
+pub(super) fn or_dash(figure: Option<impl std::fmt::Display>) -> String {
+    figure.map_or_else(|| "-".to_owned(), |figure| figure.to_string())
+}
+
 /// Writes a number of milliseconds: `850ms`, `12.3s`, `4m 05s`, `3h 12m`.
 pub(super) fn duration(ms: u64) -> String {
     let seconds = ms / 1000;

@@ -7,7 +7,7 @@ use super::args::{Global, StatsArgs};
 use super::failure::Done;
 use super::link::connect;
 use super::list::usage;
-use super::screen::{BOLD, Cell, DIM, Screen, duration};
+use super::screen::{BOLD, Cell, DIM, Screen, duration, or_dash};
 use crate::api::method::{Call, Latency, Stats, StatsQuery};
 use crate::model::units::Bytes;
 
@@ -60,15 +60,14 @@ fn facts(stats: &Stats) -> Vec<(&'static str, String)> {
 
 /// Writes what each agent uses as a table.
 fn agents(stats: &Stats, screen: &mut Screen) -> std::io::Result<()> {
-    let or_none = |figure: Option<String>| Cell::number(figure.unwrap_or_else(|| "-".to_owned()));
     let rows = stats.usage_by_agent.iter().map(|(id, usage)| {
-        let bytes = |bytes: Option<u64>| or_none(bytes.map(|bytes| Bytes(bytes).to_string()));
+        let bytes = |bytes: Option<u64>| Cell::number(or_dash(bytes.map(Bytes)));
         vec![
             Cell::new(id.as_str()).style(BOLD),
-            or_none(usage.cpu_usage_us.map(|us| duration(us / 1000))),
+            Cell::number(or_dash(usage.cpu_usage_us.map(|us| duration(us / 1000)))),
             bytes(usage.memory_current_bytes),
             bytes(usage.memory_peak_bytes),
-            or_none(usage.processes.map(|count| count.to_string())),
+            Cell::number(or_dash(usage.processes)),
             bytes(usage.io_read_bytes),
             bytes(usage.io_write_bytes),
         ]

@@ -6,6 +6,7 @@ use std::time::Duration;
 use mio::unix::SourceFd;
 use rustix::io::Errno;
 
+use super::largest::Look;
 use super::supervisor::{Chore, Supervisor};
 use crate::kernel::{clock, pidfd, process};
 use crate::machine::{AgentKey, Input};
@@ -53,8 +54,9 @@ impl Supervisor {
         let home = self.bodies[&key].home.clone();
         let oom = match exit {
             Exit::Signal { number: libc::SIGKILL, .. } => {
-                let peak = rusage.max_rss_bytes;
-                self.memory.explain(&self.tools.cgroups, &mut self.reads, clock::monotonic(), &home, peak)
+                let now = clock::monotonic();
+                let mut look = Look { cgroups: &self.tools.cgroups, reads: &mut self.reads, now };
+                self.memory.explain(&mut look, &home, rusage.max_rss_bytes)
             }
             _ => None,
         };

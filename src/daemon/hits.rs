@@ -12,6 +12,7 @@ use std::sync::Once;
 use std::time::Duration;
 
 use super::body::Watched;
+use super::largest::Look;
 use super::memory::name_of;
 use super::pressure::Listener;
 use super::supervisor::{Chore, Supervisor, now};
@@ -165,7 +166,7 @@ impl Supervisor {
             self.tell_hits(now, &(place.clone(), knob));
         }
         if self.tools.cgroups.host().binding(Controller::Pids) != &Binding::V2 {
-            for above in std::iter::successors(place.parent(), Place::parent) {
+            for above in place.lineage().skip(1) {
                 self.look_at_hits(&above, Knob::PidsMax);
             }
         }
@@ -189,7 +190,8 @@ impl Supervisor {
         counter.total += hits;
         counter.pace.advance(now.mono);
         let total = counter.total;
-        let largest = self.reads.largest(&self.tools.cgroups, now.mono, place, knob.controller(), None);
+        let mut look = Look { cgroups: &self.tools.cgroups, reads: &mut self.reads, now: now.mono };
+        let largest = look.largest(place, knob.controller(), None);
         let most = largest.as_ref().map(|it| match knob {
             Knob::PidsMax => it.clause(format_args!("{} tasks", it.amount)),
             _ => it.clause(Bytes(it.amount)),

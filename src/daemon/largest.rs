@@ -29,18 +29,20 @@ impl Reads {
         }
         &mut self.left
     }
+}
 
+/// A look at the kernel's counters, now.
+pub(super) struct Look<'a> {
+    pub cgroups: &'a Cgroups,
+    pub reads: &'a mut Reads,
+    pub now: Monotonic,
+}
+
+impl Look<'_> {
     /// Finds who uses most below a place, itself included. `killed` is where a process was killed for it, and what that one had: it is
     /// counted in. None where nobody is below, or not all can be looked at.
-    pub fn largest(
-        &mut self,
-        cgroups: &Cgroups,
-        now: Monotonic,
-        top: &Place,
-        controller: Controller,
-        killed: Option<(&Place, u64)>,
-    ) -> Option<Largest> {
-        let reads = self.left(now);
+    pub fn largest(&mut self, top: &Place, controller: Controller, killed: Option<(&Place, u64)>) -> Option<Largest> {
+        let (cgroups, reads) = (self.cgroups, self.reads.left(self.now));
         let (mut at, mut found) = (top.clone(), None);
         while let Some((place, amount)) = largest_branch(cgroups, &at, controller, killed, reads) {
             match found {

@@ -12,7 +12,7 @@ use mio::Interest;
 use mio::unix::SourceFd;
 
 use super::body::Watched;
-use super::largest::Reads;
+use super::largest::Look;
 use super::supervisor::{Chore, Source, Supervisor, now};
 use crate::kernel::cgroup::{Cgroups, OomCounts, Place};
 use crate::kernel::clock;
@@ -21,7 +21,6 @@ use crate::machine::AgentKey;
 use crate::model::event::Kind;
 use crate::model::limits::{Controller, Knob, Limits, Setting};
 use crate::model::status::Oom;
-use crate::model::time::Monotonic;
 use crate::model::units::{Bytes, Max};
 
 /// When a domain is looked at after the v1 eventfd fired: it fires before the kill is counted.
@@ -84,43 +83,27 @@ pub(super) fn name_of(place: &Place) -> String {
     }
 }
 
-/// Returns a place and those above it, nearest first.
-fn chain(place: &Place) -> impl Iterator<Item = Place> {
-    std::iter::successors(Some(place.clone()), Place::parent)
-}
-
 impl Memory {
     /// Says whether the OOM killer ended a main process that a SIGKILL ended in this cgroup, and whose limit it was.
     /// `peak` is the most memory that the process had, if that is known.
-    pub fn explain(
-        &mut self,
-        cgroups: &Cgroups,
-        reads: &mut Reads,
-        now: Monotonic,
-        home: &Place,
-        peak: Option<u64>,
-    ) -> Option<Oom> {
-        let (place, counts) = chain(home).find_map(|place| Some((place.clone(), cgroups.oom_counts(&place).ok()??)))?;
+    pub fn explain(&mut self, look: &mut Look<'_>, home: &Place, peak: Option<u64>) -> Option<Oom> {
+        let cgroups = look.cgroups;
+        let (place, counts) =
+            home.lineage().find_map(|place| Some((place.clone(), cgroups.oom_counts(&place).ok()??)))?;
         let attributed = self.attributed.entry(place).or_default();
         if counts.oom_kill <= *attributed {
             return None;
         }
         *attributed += 1;
-        Some(self.culprit(cgroups, reads, now, home, peak))
+        Some(self.culprit(look, home, peak))
     }
 
     /// Finds the nearest limit that was reached since it was last looked at; if none was, the nearest that ever was, or that was met.
     /// And who uses most below it.
-    pub fn culprit(
-        &mut self,
-        cgroups: &Cgroups,
-        reads: &mut Reads,
-        now: Monotonic,
-        home: &Place,
-        peak: Option<u64>,
-    ) -> Oom {
+    pub fn culprit(&mut self, look: &mut Look<'_>, home: &Place, peak: Option<u64>) -> Oom {
+        let cgroups = look.cgroups;
         let mut limited = Vec::new();
-        for place in chain(home) {
+        for place in home.lineage() {
             let Ok(Some(OomCounts { oom, .. })) = cgroups.oom_counts(&place) else { continue };
             let before = self.reached.insert(place.clone(), oom).unwrap_or(0);
             let limits = cgroups.limits_now(&place, [Knob::MemoryMax]);
@@ -133,8 +116,7 @@ impl Memory {
         let met = || limited.iter().find(|(place, ..)| cgroups.has_met_limit(place));
         let found = new.or_else(ever).or_else(met);
         let killed = peak.map(|peak| (home, peak));
-        let largest =
-            |(top, ..): &(Place, u64, u64, bool)| reads.largest(cgroups, now, top, Controller::Memory, killed);
+        let largest = |(top, ..): &(Place, u64, u64, bool)| look.largest(top, Controller::Memory, killed);
         Oom {
             culprit: found.map(|(place, ..)| name_of(place)),
             limit_bytes: found.map(|(_, limit, ..)| *limit),
@@ -250,7 +232,8 @@ impl Supervisor {
         }
         let owner = self.memory.domains.get(place).and_then(|domain| domain.owner);
         let mut event = self.machine.event_about(now.mono, now.wall, Kind::Oom, owner);
-        let oom = self.memory.culprit(&self.tools.cgroups, &mut self.reads, now.mono, place, None);
+        let mut look = Look { cgroups: &self.tools.cgroups, reads: &mut self.reads, now: now.mono };
+        let oom = self.memory.culprit(&mut look, place, None);
         let limit = oom.culprit.as_ref().map(|culprit| format!(" at the limit of {culprit}")).unwrap_or_default();
         let largest = oom.largest.as_ref().map(|it| it.clause(Bytes(it.amount)));
         event.message = format!("the OOM killer ended {kills} of its processes{limit}{}", largest.unwrap_or_default());

@@ -41,15 +41,16 @@ impl Supervisor {
             }
             _ => {}
         }
-        // An empty cgroup, or one frozen from above, is frozen without news.
-        let (freezing, refused) = match &fact {
-            Input::FreezerWritten { agent, .. } => (Some(*agent), None),
-            Input::RemoveRefused(agent) => (None, Some(*agent)),
-            _ => (None, None),
+        let what_follows: Option<(_, fn(&mut Self, _))> = match &fact {
+            // An empty cgroup, or one frozen from above, is frozen without news.
+            Input::FreezerWritten { agent, .. } => Some((*agent, Self::await_frost)),
+            Input::RemoveRefused(agent) => Some((*agent, Self::listen_at_home)),
+            _ => None,
         };
         self.feed(fact);
-        freezing.into_iter().for_each(|key| self.await_frost(key));
-        refused.into_iter().for_each(|key| self.listen_at_home(key));
+        if let Some((key, follow)) = what_follows {
+            follow(self, key);
+        }
     }
 
     /// A run has started: listens for its end and its output.

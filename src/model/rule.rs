@@ -68,6 +68,17 @@ pub struct RuleCount {
     pub lines: u64,
 }
 
+impl Action {
+    /// Reads the word that stands before a colon.
+    pub(super) fn from_word(word: &str) -> Option<Self> {
+        match word {
+            "notice" => Some(Self::Notice),
+            "fail" => Some(Self::Fail),
+            _ => None,
+        }
+    }
+}
+
 impl Rule {
     /// Makes a rule for both streams that only tells.
     #[must_use]
@@ -99,11 +110,8 @@ impl FromStr for Rule {
             Some(("both", rest)) => (Streams::Both, rest),
             _ => (Streams::Both, text),
         };
-        let (action, pattern) = match rest.split_once(':') {
-            Some(("notice", pattern)) => (Action::Notice, pattern),
-            Some(("fail", pattern)) => (Action::Fail, pattern),
-            _ => (Action::Notice, rest),
-        };
+        let asked = rest.split_once(':').and_then(|(word, pattern)| Some((Action::from_word(word)?, pattern)));
+        let (action, pattern) = asked.unwrap_or((Action::Notice, rest));
         Ok(Self { name: None, pattern: pattern.parse()?, stream, action })
     }
 }

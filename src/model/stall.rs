@@ -65,9 +65,10 @@ impl FromStr for StallRule {
     /// Reads `[ACTION:]TIME`.
     fn from_str(text: &str) -> Result<Self, String> {
         let (action, time) = match text.split_once(':') {
-            Some(("notice", time)) => (Action::Notice, time),
-            Some(("fail", time)) => (Action::Fail, time),
-            Some((word, _)) => return Err(format!("{word:?} is no action: use notice or fail, as in fail:5m")),
+            Some((word, time)) => {
+                let unknown = || format!("{word:?} is no action: use notice or fail, as in fail:5m");
+                (Action::from_word(word).ok_or_else(unknown)?, time)
+            }
             None => (Action::Notice, text),
         };
         Ok(Self { after: DurationText::parse(time)?, action })

@@ -5,7 +5,7 @@ use std::io;
 
 use serde::Serialize;
 
-use super::super::screen::{BAD, BOLD, Cell, GOOD, Screen, duration, state_style};
+use super::super::screen::{BAD, BOLD, Cell, GOOD, Screen, duration, or_dash, state_style};
 use crate::model::error::Error;
 use crate::model::event::{Event, Kind};
 use crate::model::id::AgentId;
@@ -148,7 +148,7 @@ impl Record {
             Cell::new(self.id.as_str()).style(BOLD),
             state,
             Cell::number(self.runs),
-            Cell::number(ms.map_or("-".to_owned(), duration)),
+            Cell::number(or_dash(ms.map(duration))),
             Cell::new(exit),
         ]
     }

@@ -7,7 +7,7 @@ use ratatui::text::{Line, Span, Text};
 use ratatui::widgets::{Cell, Paragraph, Row as TableRow, Table};
 
 use super::super::list::doing;
-use super::super::screen::{BOLD, DIM, WARN, duration, plain, state_style};
+use super::super::screen::{BOLD, DIM, WARN, duration, or_dash, plain, state_style};
 use super::super::stats::counts;
 use super::view::{Order, Row, View};
 use crate::model::status::Paused;
@@ -41,12 +41,12 @@ fn header(view: &View) -> Text<'static> {
     ]);
     let states = counts(stats.states.iter());
     let second = Line::from(format!("{} agents ({states})  ends: {}", stats.agents, counts(stats.causes.iter())));
-    let share = |share: Option<f64>| share.map_or_else(|| "-".to_owned(), |share| format!("{share:.1}%"));
+    let share = |share: Option<f64>| or_dash(share.map(|share| format!("{share:.1}%")));
     let third = Line::from(format!(
         "CPU {}  memory {}  processes {}  waiting for CPU {}, memory {}, I/O {}",
         share(view.cpu),
         bytes(usage.memory_current_bytes),
-        usage.processes.map_or_else(|| "-".to_owned(), |count| count.to_string()),
+        or_dash(usage.processes),
         share(usage.cpu_pressure_avg10),
         share(usage.memory_pressure_avg10),
         share(usage.io_pressure_avg10),
@@ -55,7 +55,7 @@ fn header(view: &View) -> Text<'static> {
 }
 
 fn bytes(bytes: Option<u64>) -> String {
-    bytes.map_or_else(|| "-".to_owned(), |bytes| Bytes(bytes).to_string())
+    or_dash(bytes.map(Bytes))
 }
 
 /// The columns, their widths (the first is as wide as its names, the last as there is room), and the one by which agents are sorted.
@@ -104,9 +104,9 @@ fn line(row: &Row, view: &View) -> TableRow<'static> {
         format!("{}{}", row.branch, agent.id),
         agent.state.name().to_owned(),
         paused,
-        row.cpu.map_or_else(|| "-".to_owned(), |share| format!("{share:.1}")),
+        or_dash(row.cpu.map(|share| format!("{share:.1}"))),
         bytes(row.usage.memory_current_bytes),
-        row.usage.processes.map_or_else(|| "-".to_owned(), |count| count.to_string()),
+        or_dash(row.usage.processes),
         bytes(io),
         doing(agent),
     ];

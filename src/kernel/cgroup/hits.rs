@@ -10,7 +10,7 @@
 use std::os::fd::OwnedFd;
 
 use super::dir::Dir;
-use super::oom::absent_is_none;
+use super::oom::{absent_is_none, own_events};
 use super::{Cgroups, Place};
 use crate::kernel::error::Result;
 use crate::kernel::host::Binding;
@@ -32,20 +32,15 @@ impl Cgroups {
     /// below, too; before, that counts in the cgroup of the process that wanted to fork, as on v1); "Memory Interface Files",
     /// `memory.events.local`; "CPU Interface Files", `cpu.stat`.
     pub fn hits(&self, place: &Place, knob: Knob) -> Result<Option<u64>> {
-        let (files, key): (&[&str], _) = match knob {
-            Knob::PidsMax => (&["pids.events.local", "pids.events"], "max"),
-            Knob::MemoryMax => (&["memory.events.local", "memory.events"], "max"),
-            Knob::MemoryHigh => (&["memory.events.local", "memory.events"], "high"),
-            Knob::CpuMax => (&["cpu.stat"], "nr_throttled"),
+        let Some(dir) = self.seat(place, knob.controller())? else { return Ok(None) };
+        let (text, key) = match knob {
+            Knob::PidsMax => (own_events(&dir, "pids.events")?, "max"),
+            Knob::MemoryMax => (own_events(&dir, "memory.events")?, "max"),
+            Knob::MemoryHigh => (own_events(&dir, "memory.events")?, "high"),
+            Knob::CpuMax => (absent_is_none(dir.read("cpu.stat"))?, "nr_throttled"),
             _ => return Ok(None),
         };
-        let Some(dir) = self.seat(place, knob.controller())? else { return Ok(None) };
-        for file in files {
-            if let Some(text) = absent_is_none(dir.read(file))? {
-                return Ok(flat(&text, key));
-            }
-        }
-        Ok(None)
+        Ok(text.and_then(|text| flat(&text, key)))
     }
 
     /// Opens the directory whose `pids.events` tells of forks that were refused at a place; `None` if it has no pids controller.
@@ -57,7 +52,7 @@ impl Cgroups {
     }
 
     /// Opens the directory in which a controller limits a place, if there is one.
-    fn seat(&self, place: &Place, controller: Controller) -> Result<Option<Dir>> {
+    pub(super) fn seat(&self, place: &Place, controller: Controller) -> Result<Option<Dir>> {
         match self.host.binding(controller) {
             Binding::V2 => self.dir(place).map(Some),
             Binding::V1 { .. } => Ok(self.mirror(place, controller)),

@@ -52,24 +52,15 @@ impl Cgroups {
     /// # Kernel
     /// cgroup-v2.rst, "Memory Interface Files", `memory.events.local`; cgroup-v1/memory.rst, "OOM Control" (`oom_kill`: 4.13).
     pub fn oom_counts(&self, place: &Place) -> Result<Option<OomCounts>> {
-        match self.host.binding(Controller::Memory) {
-            Binding::V2 => {
-                let dir = self.dir(place)?;
-                let text = match absent_is_none(dir.read("memory.events.local"))? {
-                    Some(text) => Some(text),
-                    None => absent_is_none(dir.read("memory.events"))?,
-                };
-                let count = |text: &str, key| flat(text, key).unwrap_or(0);
-                Ok(text.map(|text| OomCounts { oom: count(&text, "oom"), oom_kill: count(&text, "oom_kill") }))
-            }
-            Binding::V1 { .. } => {
-                let Some(dir) = self.mirror(place, Controller::Memory) else { return Ok(None) };
-                let control = dir.read("memory.oom_control")?;
-                let failures = dir.read("memory.failcnt")?.trim().parse().unwrap_or(0);
-                Ok(Some(OomCounts { oom: failures, oom_kill: flat(&control, "oom_kill").unwrap_or(0) }))
-            }
-            Binding::Absent { .. } => Ok(None),
+        let Some(dir) = self.seat(place, Controller::Memory)? else { return Ok(None) };
+        let count = |text: &str, key| flat(text, key).unwrap_or(0);
+        if matches!(self.host.binding(Controller::Memory), Binding::V2) {
+            let text = own_events(&dir, "memory.events")?;
+            return Ok(text.map(|text| OomCounts { oom: count(&text, "oom"), oom_kill: count(&text, "oom_kill") }));
         }
+        let control = dir.read("memory.oom_control")?;
+        let failures = dir.read("memory.failcnt")?.trim().parse().unwrap_or(0);
+        Ok(Some(OomCounts { oom: failures, oom_kill: count(&control, "oom_kill") }))
     }
 
     /// Says whether the memory of a v1 mirror, or memory and swap together, ever came so near its limit that the next charge,
@@ -119,6 +110,15 @@ impl Cgroups {
                 _ => None,
             }
         })
+    }
+}
+
+/// Reads a file of counters as far as they are about the cgroup itself: `FILE.local`, or `FILE` on a kernel that has no such file. None
+/// if the cgroup has no such controller.
+pub(super) fn own_events(dir: &Dir, file: &str) -> Result<Option<String>> {
+    match absent_is_none(dir.read(&format!("{file}.local")))? {
+        Some(text) => Ok(Some(text)),
+        None => absent_is_none(dir.read(file)),
     }
 }
 

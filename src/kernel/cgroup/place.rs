@@ -32,6 +32,11 @@ impl Place {
         self.0.rsplit_once('/').map(|(above, _)| Self(above.into()))
     }
 
+    /// Walks from this place upwards: itself, and those above it up to the herd.
+    pub fn lineage(&self) -> impl Iterator<Item = Self> {
+        std::iter::successors(Some(self.clone()), Self::parent)
+    }
+
     /// Returns the last name on the path.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -83,6 +88,7 @@ mod tests {
         assert_eq!((place.path(), place.name()), ("herd/a/level-1", "level-1"));
         assert_eq!(place.parent().unwrap(), Place::herd().join("a"));
         assert_eq!(Place::herd().parent(), None);
+        assert_eq!(place.lineage().collect::<Vec<_>>(), [place.clone(), Place::herd().join("a"), Place::herd()]);
         assert!(place.is_within(&Place::herd()) && place.is_within(&place));
         assert!(!Place::herd().join("ab").is_within(&Place::herd().join("a")), "a longer name is another cgroup");
     }
