@@ -44,7 +44,7 @@ pub fn run(is_quick: bool, is_for_readme: bool) {
     let (all, alone) = (told.next().unwrap(), told.next().unwrap());
     let (around, alone) = (memory(&all), memory(&alone));
     let table = format!(
-        "{}\nWhere the kernel maps the page that is used, and none of the 15 around it, the daemon with 50 agents has {alone:.0} KiB, not \
+        "{}\n\nWhere the kernel maps the page that is used, and none of the 15 around it, the daemon with 50 agents has {alone:.0} KiB, not \
          {around:.0}: so much of it is program that is there and not used.\n",
         all["table"].as_str().unwrap().trim_end()
     );

@@ -146,6 +146,16 @@ impl<'a> Raised<'a> {
     }
 }
 
+impl Drop for Raised<'_> {
+    /// What is not in the yard does not end with it: its peer ends it, or it would run beside whoever is next.
+    fn drop(&mut self) {
+        if let (SYSTEMD, End::Command(command, _)) = (self.peer.name, &self.peer.end) {
+            let ended = command(self.kit, &self.job).status();
+            assert!(ended.is_ok_and(|status| status.success()), "systemd has ended its services");
+        }
+    }
+}
+
 fn millis(from: u64, to: u64) -> f64 {
     to.saturating_sub(from) as f64 / 1e6
 }
