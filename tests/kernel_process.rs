@@ -1,6 +1,7 @@
 //! Facts about processes that the supervisor stands on, each proved on the kernel that runs the test.
 #![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation)]
 
+mod common;
 #[path = "kernel_process/room.rs"]
 mod room;
 
@@ -14,5 +15,7 @@ mod ended;
 mod failed;
 #[path = "kernel_process/leaf.rs"]
 mod leaf;
+#[path = "kernel_process/program.rs"]
+mod program;
 #[path = "kernel_process/table.rs"]
 mod table;

@@ -3,6 +3,7 @@
 
 use crate::kernel::error::KernelError;
 use crate::kernel::guard;
+use crate::kernel::program::{self, Sparse};
 
 /// The nice value of the daemon's threads, and of its session among the sessions: some nine times the share of an agent.
 const NICE: i8 = -10;
@@ -18,10 +19,13 @@ pub(super) fn protect() -> Option<i8> {
     told("it is as urgent as its agents", guard::set_nice(NICE))
 }
 
-/// Keeps in memory what is used from now on. To be called when everything is ready: what only the start has used goes.
-pub(super) fn hold_memory() {
-    told("what only its start has used stays in memory", guard::forget_program());
+/// Keeps in memory what is used from now on, and as little besides as the host allows: for as long as the answer lives. To be
+/// called when everything is ready: what only the start has used goes.
+pub(super) fn hold_memory() -> Option<Sparse> {
+    let sparse = told("of its program comes in more than is used", program::sparse());
+    told("what only its start has used stays in memory", program::forget());
     told("memory is not locked", guard::lock_memory());
+    sparse
 }
 
 fn told<T>(what: &str, outcome: Result<T, KernelError>) -> Option<T> {

@@ -24,6 +24,7 @@ use super::supervisor::{Source, Supervisor, now};
 use crate::kernel::cgroup::{self, Cgroups, Place, Removal, RootClaim};
 use crate::kernel::host::Host;
 use crate::kernel::notify::Inbox;
+use crate::kernel::program::Sparse;
 use crate::kernel::spawn::{self, Way};
 use crate::kernel::watch::Watches;
 use crate::kernel::{clock, process, socket};
@@ -110,6 +111,8 @@ pub(super) enum Manner {
 
 /// A supervisor with everything that has to be taken back after it.
 struct Herdsman {
+    /// Held until the end: the program takes no more memory than it uses as long as this is.
+    _sparse: Option<Sparse>,
     // In this order they are given up: when the clients see their connections end, another supervisor can start.
     /// Held until the end: the root cgroup is ours as long as this is.
     _root_claim: RootClaim,
@@ -197,10 +200,11 @@ impl Herdsman {
         let parts = Parts { settings, manner, tools, listener, inbox, records, journal, poll, machine, root };
         let mut supervisor = parts.assemble()?;
         supervisor.announce(estate);
-        if residence == Residence::OwnLeaf {
-            super::guard::hold_memory();
-        }
-        Ok(Self { supervisor, own_socket, _root_claim: root_claim, _claim: claim })
+        let sparse = match residence {
+            Residence::OwnLeaf => super::guard::hold_memory(),
+            Residence::Stay => None,
+        };
+        Ok(Self { supervisor, own_socket, _sparse: sparse, _root_claim: root_claim, _claim: claim })
     }
 
     fn run(mut self) -> Result<(), Error> {

@@ -11,6 +11,7 @@ pub mod notify;
 pub mod pidfd;
 pub mod pressure;
 pub mod process;
+pub mod program;
 pub mod socket;
 pub mod spawn;
 pub mod stat;
