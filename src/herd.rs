@@ -58,7 +58,7 @@ impl Iterator for EventStream {
     type Item = EventNote;
 
     fn next(&mut self) -> Option<EventNote> {
-        serde_json::from_value(self.0.note().ok()?.params).ok()
+        self.0.note().ok()?.read().ok()
     }
 }
 
@@ -79,7 +79,7 @@ impl Iterator for OutputStream {
         if self.is_over {
             return None;
         }
-        let note: OutputNote = serde_json::from_value(self.client.note().ok()?.params).ok()?;
+        let note: OutputNote = self.client.note().ok()?.read().ok()?;
         self.is_over = note.is_last;
         Some(note)
     }

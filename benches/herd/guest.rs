@@ -339,7 +339,7 @@ impl Follower {
         loop {
             let note = self.0.note().unwrap();
             let at = monotonic_ns();
-            let note: EventNote = serde_json::from_value(note.params).unwrap();
+            let note: EventNote = note.read().unwrap();
             if let Some(event) = note.event.filter(|event| kinds.contains(&event.kind)) {
                 return (event, at);
             }

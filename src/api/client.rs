@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use serde_json::value::RawValue;
 
-use super::message::{Outgoing, Reply};
+use super::message::{Outcome, Outgoing, Reply};
 use super::method::Call;
 use crate::model::error::{Code, Error};
 
@@ -28,7 +29,17 @@ pub struct Note {
     /// `event` or `output`.
     pub method: String,
     /// Its content.
-    pub params: Value,
+    pub params: Box<RawValue>,
+}
+
+impl Note {
+    /// Reads its content: [`EventNote`](super::method::EventNote) or [`OutputNote`](super::method::OutputNote).
+    ///
+    /// # Errors
+    /// [`Code::BadRequest`] if it is none.
+    pub fn read<T: DeserializeOwned>(&self) -> Result<T, Error> {
+        read(&self.params, &self.method)
+    }
 }
 
 impl Client {
@@ -62,8 +73,7 @@ impl Client {
         loop {
             let (id, outcome) = self.answer()?;
             if id == Some(asked) || outcome.is_err() {
-                let broken = |error| broken(&format!("{}: {error}", call.method()));
-                return serde_json::from_value(outcome?).map_err(broken);
+                return read(&outcome?, call.method());
             }
         }
     }
@@ -93,15 +103,17 @@ impl Client {
     ///
     /// # Errors
     /// [`Code::NoDaemon`] if the daemon went away.
-    pub fn answer(&mut self) -> Result<(Option<u64>, Result<Value, Error>), Error> {
+    pub fn answer(&mut self) -> Result<(Option<u64>, Outcome), Error> {
         loop {
             let reply = self.receive()?;
             if let (Some(method), Some(params)) = (reply.method, reply.params) {
                 self.notes.push_back(Note { method, params });
                 continue;
             }
-            let outcome =
-                reply.error.map_or_else(|| Ok(reply.result.unwrap_or(Value::Null)), |error| Err(error.into()));
+            let outcome = match reply.error {
+                Some(error) => Err(error.into()),
+                None => Ok(reply.result.unwrap_or_else(|| RawValue::NULL.to_owned())),
+            };
             return Ok((reply.id.as_ref().and_then(Value::as_u64), outcome));
         }
     }
@@ -153,6 +165,11 @@ impl AsFd for Client {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.stream.get_ref().as_fd()
     }
+}
+
+/// Reads what a method gives, or a notification's content.
+pub(crate) fn read<T: DeserializeOwned>(content: &RawValue, method: &str) -> Result<T, Error> {
+    serde_json::from_str(content.get()).map_err(|error| broken(&format!("{method}: {error}")))
 }
 
 fn gone(error: &std::io::Error) -> Error {

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
-use serde_json::value::RawValue;
+use serde_json::value::{RawValue, to_raw_value};
 
 use crate::model::error::{Code, Error};
 
@@ -76,7 +76,7 @@ pub struct Reply {
     pub id: Option<Value>,
     /// What was asked for.
     #[serde(default)]
-    pub result: Option<Value>,
+    pub result: Option<Box<RawValue>>,
     /// Why not.
     #[serde(default)]
     pub error: Option<RpcError>,
@@ -85,7 +85,7 @@ pub struct Reply {
     pub method: Option<String>,
     /// A notification's content.
     #[serde(default)]
-    pub params: Option<Value>,
+    pub params: Option<Box<RawValue>>,
 }
 
 /// An error as JSON-RPC spells it.
@@ -131,24 +131,55 @@ impl From<RpcError> for Error {
     }
 }
 
+#[derive(Serialize)]
+struct Answer<'a> {
+    jsonrpc: &'static str,
+    id: &'a Value,
+    result: &'a RawValue,
+}
+
+#[derive(Serialize)]
+struct Refusal<'a> {
+    jsonrpc: &'static str,
+    id: &'a Value,
+    error: RpcError,
+}
+
+#[derive(Serialize)]
+struct Notification<'a, P> {
+    jsonrpc: &'static str,
+    method: &'a str,
+    params: &'a P,
+}
+
+/// What a call gives, in the form in which it is sent, or why it gives nothing.
+pub type Outcome = Result<Box<RawValue>, Error>;
+
+/// Writes what a call gives in the form in which it is sent.
+///
+/// # Errors
+/// [`Code::BadValue`] for what JSON has no form for.
+pub fn result<T: Serialize>(value: &T) -> Outcome {
+    to_raw_value(value).map_err(|error| Error::new(Code::BadValue, format!("the answer has no JSON form: {error}")))
+}
+
 /// Writes an answer as one line.
 #[must_use]
-pub fn answer_line(id: &Value, outcome: Result<Value, Error>) -> Vec<u8> {
-    let message = match outcome {
-        Ok(result) => serde_json::json!({ "jsonrpc": "2.0", "id": id, "result": result }),
-        Err(error) => serde_json::json!({ "jsonrpc": "2.0", "id": id, "error": RpcError::from(error) }),
-    };
-    line(&message)
+pub fn answer_line(id: &Value, outcome: Outcome) -> Vec<u8> {
+    match outcome {
+        Ok(result) => line(&Answer { jsonrpc: "2.0", id, result: &result }),
+        Err(error) => line(&Refusal { jsonrpc: "2.0", id, error: error.into() }),
+    }
 }
 
 /// Writes a notification as one line.
 #[must_use]
 pub fn notification_line<P: Serialize>(method: &str, params: &P) -> Vec<u8> {
-    line(&serde_json::json!({ "jsonrpc": "2.0", "method": method, "params": params }))
+    line(&Notification { jsonrpc: "2.0", method, params })
 }
 
-fn line(message: &Value) -> Vec<u8> {
-    let mut line = message.to_string().into_bytes();
+fn line<M: Serialize>(message: &M) -> Vec<u8> {
+    let mut line = serde_json::to_vec(message).expect("a message is made of what JSON has a form for");
     line.push(b'\n');
     line
 }

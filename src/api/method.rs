@@ -58,8 +58,8 @@ macro_rules! methods {
             ///
             /// # Errors
             /// Only for values that JSON has no form for.
-            pub fn params(&self) -> serde_json::Result<Value> {
-                match self { $(Self::$name(params) => serde_json::to_value(params)),* }
+            pub fn params(&self) -> serde_json::Result<Box<RawValue>> {
+                match self { $(Self::$name(params) => serde_json::value::to_raw_value(params)),* }
             }
 
             /// Describes every method: what it does, what it takes, and what it gives.

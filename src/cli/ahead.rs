@@ -5,9 +5,8 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::Value;
-
 use crate::api::client::Client;
+use crate::api::message::Outcome;
 use crate::api::method::Call;
 use crate::model::error::Error;
 
@@ -55,7 +54,7 @@ impl<T> Asked<T> {
     }
 
     /// Waits for an answer, and returns what it is about with it; with the reason all that are open if none will come.
-    pub(super) fn hear(&mut self, client: &mut Client) -> Vec<(T, Result<Value, Error>)> {
+    pub(super) fn hear(&mut self, client: &mut Client) -> Vec<(T, Outcome)> {
         match client.answer() {
             Ok((Some(number), outcome)) => self.0.remove(&number).map(|about| (about, outcome)).into_iter().collect(),
             // The daemon is gone, or could not make out whose call it refused: then it does not hear the others either.

@@ -7,8 +7,6 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use serde::Serialize;
-use serde::de::DeserializeOwned;
-use serde_json::Value;
 
 use super::ahead::Asked;
 use super::args::{ApplyArgs, Global};
@@ -17,10 +15,11 @@ use super::failure::{self, Done, FAILED};
 use super::link::connect;
 use super::list::limits;
 use super::screen::{BAD, DIM, GOOD, Screen, WARN};
-use crate::api::client::Client;
+use crate::api::client::{Client, read};
 use crate::api::method::{Call, Configured, Ending, LimitChange, Nothing, OfAgent, OfTarget, Selection, Shown};
 use crate::model::error::{Code, Error};
 use crate::model::id::AgentId;
+use crate::model::limits::Limits;
 use crate::model::plan::{Present, Step, plan};
 use crate::model::request::{LimitScope, Target};
 use crate::model::spec::AgentSpec;
@@ -90,7 +89,7 @@ fn present(client: &mut Client) -> Result<Vec<Present>, Error> {
             return Ok(herd.into_values().collect());
         }
         for (number, outcome) in asked.hear(client) {
-            match outcome.and_then(read::<Shown>) {
+            match outcome.and_then(|shown| read::<Shown>(&shown, "show")) {
                 Ok(Shown { status, spec, .. }) => {
                     let is_unstarted = is_unstarted(&status);
                     herd.insert(number, Present { limits: status.limits, spec, is_unstarted });
@@ -128,11 +127,6 @@ fn whose(scope: &LimitScope) -> String {
         LimitScope::Total(level) => format!("all of level {level}"),
         LimitScope::Herd => "the herd".to_owned(),
     }
-}
-
-/// Reads an answer.
-fn read<T: DeserializeOwned>(answer: Value) -> Result<T, Error> {
-    serde_json::from_value(answer).map_err(|error| Error::new(Code::BadRequest, format!("read an answer: {error}")))
 }
 
 /// A plan that is carried out.
@@ -195,7 +189,7 @@ impl<'a> Work<'a> {
             Step::End { id, .. } => Some(self.end(id)),
             Step::Limit { scope, limits } => {
                 let change = LimitChange { scope: scope.clone(), limits: limits.clone() };
-                Some(self.client.call::<Value>(&Call::Limit(change)).map(drop))
+                Some(self.client.call::<Limits>(&Call::Limit(change)).map(drop))
             }
             Step::Start { id, .. } => {
                 let spec = self.specs[id].clone();
@@ -215,7 +209,7 @@ impl<'a> Work<'a> {
     /// Waits for an answer.
     fn hear(&mut self) {
         for (number, outcome) in self.asked.hear(self.client) {
-            self.note(number, outcome.and_then(read::<AgentStatus>).map(drop));
+            self.note(number, outcome.map(drop));
         }
     }
 

@@ -17,7 +17,7 @@ pub(super) fn events(global: &Global, args: EventsArgs, screen: &mut Screen) -> 
     let mut query = EventQuery { since: args.since, follow: args.follow, agent: args.agent, parent: args.parent };
     if args.follow {
         daemon.call::<Events>(&Call::Events(query))?;
-        return follow(|| daemon.note().and_then(|note| read(note.params)), screen);
+        return follow(|| daemon.note()?.read(), screen);
     }
     loop {
         let page: Events = daemon.call(&Call::Events(query.clone()))?;
@@ -31,10 +31,6 @@ pub(super) fn events(global: &Global, args: EventsArgs, screen: &mut Screen) -> 
         }
         query.since = Some(page.last);
     }
-}
-
-fn read(params: serde_json::Value) -> Result<EventNote, Error> {
-    serde_json::from_value(params).map_err(|error| Error::new(Code::BadRequest, format!("read an event: {error}")))
 }
 
 /// Shows events until the daemon goes. If it said so before, that is an end like any other.

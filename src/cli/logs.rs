@@ -9,7 +9,6 @@ use super::link::connect;
 use super::screen::{BAD, DIM, PLAIN, Screen, clock};
 use crate::api::client::Client;
 use crate::api::method::{Call, LogQuery, Offsets, Output, OutputNote, OutputPiece};
-use crate::model::error::{Code, Error};
 use crate::model::stream::Stream;
 use crate::output::{Colours, Line, Lines, Piece, escape};
 
@@ -49,8 +48,7 @@ fn follow(daemon: &mut Client, query: LogQuery, printer: &mut Printer<'_>) -> Re
     printer.show(&first)?;
     loop {
         printer.screen.flush()?;
-        let note: OutputNote = serde_json::from_value(daemon.note()?.params)
-            .map_err(|error| Error::new(Code::BadRequest, format!("read output: {error}")))?;
+        let note: OutputNote = daemon.note()?.read()?;
         printer.show(&note.output)?;
         if note.is_last {
             return Ok(());

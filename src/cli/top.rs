@@ -120,7 +120,7 @@ fn follow(global: &Global, tell: Sender<News>) -> Result<(), Error> {
     client.call::<Events>(&Call::Events(EventQuery { follow: true, ..EventQuery::default() }))?;
     std::thread::spawn(move || {
         while let Ok(note) = client.note() {
-            let Ok(EventNote { event: Some(event), .. }) = serde_json::from_value(note.params) else { continue };
+            let Ok(EventNote { event: Some(event), .. }) = note.read() else { continue };
             if tell.send(News::Happened(Box::new(event))).is_err() {
                 return;
             }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::client::{EventFollow, OutputFollow};
 use super::follow::read;
@@ -11,7 +12,7 @@ use super::job::{Job, Measured};
 use super::reread::OURSELVES;
 use super::supervisor::{Supervisor, now};
 use crate::api::CALLS_MAX;
-use crate::api::message::Incoming;
+use crate::api::message::{Incoming, Outcome, result};
 use crate::api::method::{
     Call, EventQuery, Events, Hello, LogQuery, Offsets, Selection, Shown, Stats, StatsQuery, grace,
 };
@@ -35,12 +36,12 @@ pub(super) struct Sample {
 
 /// Whether a call is answered now or later.
 enum Answered {
-    Now(Value),
+    Now(Box<RawValue>),
     Later,
 }
 
 fn now_with<T: Serialize>(value: &T) -> Result<Answered, Error> {
-    to_value(value).map(Answered::Now)
+    result(value).map(Answered::Now)
 }
 
 impl Supervisor {
@@ -64,7 +65,7 @@ impl Supervisor {
     }
 
     /// Answers a call, unless its client wants no answer.
-    fn answer(&mut self, client_id: u64, id: Option<&Value>, outcome: Result<Value, Error>) {
+    fn answer(&mut self, client_id: u64, id: Option<&Value>, outcome: Outcome) {
         if let (Some(client), Some(id)) = (self.clients.get_mut(&client_id), id) {
             client.answer(id, outcome);
             self.stirred.insert(client_id);
@@ -77,17 +78,17 @@ impl Supervisor {
             return tracing::error!("{error}");
         }
         let value = outcome.and_then(|answer| match answer {
-            Answer::Agent(status) => to_value(&self.with_lines(*status)),
+            Answer::Agent(status) => result(&self.with_lines(*status)),
             Answer::Agents(statuses) => {
-                to_value(&statuses.into_iter().map(|status| self.with_lines(status)).collect::<Vec<_>>())
+                result(&statuses.into_iter().map(|status| self.with_lines(status)).collect::<Vec<_>>())
             }
-            Answer::Receipt(receipt) => to_value(&receipt),
-            Answer::Limits(limits) => to_value(&limits),
+            Answer::Receipt(receipt) => result(&receipt),
+            Answer::Limits(limits) => result(&limits),
         });
         self.reply_value(to, value);
     }
 
-    pub(super) fn reply_value(&mut self, to: ReplyTo, value: Result<Value, Error>) {
+    pub(super) fn reply_value(&mut self, to: ReplyTo, value: Outcome) {
         let Some(client) = self.clients.get_mut(&to.client) else { return };
         if let Some(id) = client.calls.remove(&to.call).flatten() {
             client.answer(&id, value);
@@ -303,14 +304,14 @@ impl Supervisor {
                 let (homes, runs): (Vec<_>, Vec<_>) = agents.into_iter().partition(|(_, _, place)| Some(place) == home);
                 let first = |of: Vec<(AgentKey, Usage, Place)>| of.first().map(|(_, usage, _)| *usage);
                 let shown = self.shown(key, first(homes), first(runs));
-                self.reply_value(to, shown.and_then(|shown| to_value(&shown)));
+                self.reply_value(to, shown.and_then(|shown| result(&shown)));
             }
             Measured::Herd(to, query) => {
                 let agents = agents.into_iter().map(|(key, usage, _)| (key, usage)).collect();
                 let sample = Sample { herd, agents };
                 let stats = self.counted(&sample, to.client, query);
                 self.usage = Some((now().mono, sample));
-                self.reply_value(to, to_value(&stats));
+                self.reply_value(to, result(&stats));
             }
         }
     }
@@ -388,9 +389,4 @@ impl Supervisor {
             .remedy("it goes on in the background; `treeherd ps` and the events tell when it is done");
         self.reply_value(to, Err(error));
     }
-}
-
-fn to_value<T: Serialize>(value: &T) -> Result<Value, Error> {
-    serde_json::to_value(value)
-        .map_err(|error| Error::new(Code::BadValue, format!("the answer has no JSON form: {error}")))
 }

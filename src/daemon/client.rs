@@ -6,7 +6,7 @@ use std::io::{ErrorKind, Read, Write};
 use mio::net::UnixStream;
 use serde_json::Value;
 
-use crate::api::message::{answer_line, notification_line};
+use crate::api::message::{Outcome, answer_line, notification_line};
 use crate::api::method::EventQuery;
 use crate::api::{CALLS_MAX, REQUEST_MAX};
 use crate::machine::{AgentKey, Caller};
@@ -161,7 +161,7 @@ impl Client {
         self.state != State::Broken && self.searched < self.input.len() && self.waiting() <= BACKLOG_MAX
     }
 
-    pub fn answer(&mut self, id: &Value, outcome: Result<Value, Error>) {
+    pub fn answer(&mut self, id: &Value, outcome: Outcome) {
         self.send(&answer_line(id, outcome));
     }
 

@@ -84,16 +84,9 @@ impl<'s> View<'s> {
 
     /// Shows a notification; follows the output of an agent that has begun.
     pub(super) fn take(&mut self, note: Note, client: &mut Client) -> Result<(), super::Failure> {
-        let bad = |error| Error::new(Code::BadRequest, format!("read a notification: {error}"));
         match note.method.as_str() {
-            "event" => {
-                let note: EventNote = serde_json::from_value(note.params).map_err(bad)?;
-                self.event(&note, client)
-            }
-            "output" => {
-                let note: OutputNote = serde_json::from_value(note.params).map_err(bad)?;
-                Ok(self.output(&note)?)
-            }
+            "event" => self.event(&note.read()?, client),
+            "output" => Ok(self.output(&note.read()?)?),
             _ => Ok(()),
         }
     }
