@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::epoll;
 use treeherd::api::method::{Call, Hello, Nothing};
@@ -231,7 +231,8 @@ impl Kept {
     }
 }
 
-/// A request that does nothing, beside a byte that is sent to another process and back: what the way over a socket costs.
+/// A request that does nothing, beside a byte that is sent to another process and back: what the way over a socket costs. And once
+/// more when nothing has happened for a while: what it costs besides to wake a CPU that sleeps, which a spawn does twice.
 pub fn hello(plan: &Plan, table: &mut Table) {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("echo");
@@ -240,18 +241,23 @@ pub fn hello(plan: &Plan, table: &mut Table) {
     let mut process = std::process::Command::new(&command[0]).envs([variable]).spawn().unwrap();
     let (mut stream, _) = listener.accept().unwrap();
     let mut daemon = Daemon::start("hello");
-    let floor = || {
-        let began = Instant::now();
-        stream.write_all(b"x").unwrap();
-        stream.read_exact(&mut [0]).unwrap();
-        began.elapsed().as_secs_f64() * 1e6
-    };
-    let ours = || {
-        let began = Instant::now();
-        daemon.client.call::<Hello>(&Call::Hello(Nothing {})).unwrap();
-        began.elapsed().as_secs_f64() * 1e6
-    };
-    table.compare("a request that does nothing", "µs", alternate(plan.rounds(2_000), floor, ours), Target::None);
+    for (name, sleep) in [("a request that does nothing", 0), ("the same after 2 ms of sleep", 2)] {
+        let sleep = Duration::from_millis(sleep);
+        let floor = || {
+            std::thread::sleep(sleep);
+            let began = Instant::now();
+            stream.write_all(b"x").unwrap();
+            stream.read_exact(&mut [0]).unwrap();
+            began.elapsed().as_secs_f64() * 1e6
+        };
+        let ours = || {
+            std::thread::sleep(sleep);
+            let began = Instant::now();
+            daemon.client.call::<Hello>(&Call::Hello(Nothing {})).unwrap();
+            began.elapsed().as_secs_f64() * 1e6
+        };
+        table.compare(name, "µs", alternate(plan.rounds(2_000), floor, ours), Target::None);
+    }
     drop(stream);
     process.wait().unwrap();
 }

@@ -23,7 +23,8 @@ pub(super) fn protect() -> Option<i8> {
 /// called when everything is ready: what only the start has used goes.
 pub(super) fn hold_memory() -> Option<Sparse> {
     let sparse = told("of its program comes in more than is used", program::sparse());
-    told("what only its start has used stays in memory", program::forget());
+    let forgotten = program::forget().and_then(|()| program::forget_stack());
+    told("what only its start has used stays in memory", forgotten);
     told("memory is not locked", guard::lock_memory());
     sparse
 }

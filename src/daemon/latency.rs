@@ -18,6 +18,9 @@ use crate::model::time::Monotonic;
 /// A poll that took less than this did not wait for anything.
 const NO_WAIT: Duration = Duration::from_micros(30);
 
+/// A latency beyond it is counted as this one.
+const LONGEST: Duration = Duration::from_secs(3_600);
+
 /// The measuring device.
 #[derive(Debug)]
 pub(super) struct Detection {
@@ -44,18 +47,21 @@ pub(super) struct Late {
 /// The latencies of one kind, in microseconds.
 #[derive(Debug)]
 struct Series {
-    histogram: Histogram<u64>,
+    /// As large as its longest latency needs.
+    histogram: Histogram<u32>,
     late: u64,
 }
 
 impl Series {
     fn new() -> Self {
-        let histogram = Histogram::new_with_bounds(1, 3_600_000_000, 2).expect("the bounds are constants and valid");
-        Self { histogram, late: 0 }
+        Self { histogram: Histogram::new(2).expect("so few digits are valid"), late: 0 }
     }
 
     fn record(&mut self, latency: Duration, bound: Duration) {
-        self.histogram.saturating_record(u64::try_from(latency.as_micros()).unwrap_or(u64::MAX).max(1));
+        let micros = latency.min(LONGEST).as_micros();
+        self.histogram
+            .record(u64::try_from(micros).unwrap_or(u64::MAX).max(1))
+            .expect("it grows as far as the longest needs");
         self.late += u64::from(latency > bound);
     }
 
@@ -173,6 +179,8 @@ mod tests {
         let (all, causes) = (detection.report(), detection.report_by_cause());
         assert_eq!((all.count, all.late), (3, 3), "everything is later than a bound of zero");
         assert_eq!(all.histogram.values().sum::<u64>(), 3);
+        // As exact as two digits are.
+        assert!(all.max_us >= 2_000_000 && causes[&Cause::Timeout].p50_us >= 1_980_000, "{all:?}");
         assert_eq!((causes[&Cause::Exit].count, causes[&Cause::Timeout].count), (2, 1));
         assert_eq!(detection.told(), None, "nothing is told twice");
     }

@@ -12,6 +12,9 @@ use rustix::mm::{Advice, UserfaultfdFlags};
 
 use super::error::{KernelError, Result};
 
+/// How much of the stack is left beyond where it is, for what is called from there.
+const STACK_LEFT: usize = 16 << 10;
+
 /// This process's program, of which only the pages come in that are used; until this is dropped.
 #[derive(Debug)]
 pub struct Sparse {
@@ -90,19 +93,46 @@ pub fn forget() -> Result<()> {
     })
 }
 
+/// Lets go of what the stack was used for beyond where it is now: a start goes deeper than what comes after it. Does nothing but in the
+/// main thread, whose stack is alone in its mapping.
+///
+/// # Errors
+/// Those of reading procfs.
+///
+/// # Kernel
+/// `MADV_DONTNEED`, madvise(2).
+#[allow(unsafe_code)]
+pub fn forget_stack() -> Result<()> {
+    let local = 0u8;
+    let here = std::ptr::from_ref(&local).addr();
+    let smaps = smaps()?;
+    let is_ours = |it: &Mapping<'_>| it.name == "[stack]" && it.range.contains(&here);
+    let Some(stack) = smaps.lines().filter_map(mapping).find(is_ours) else { return Ok(()) };
+    // It grows downwards.
+    let end = here.saturating_sub(STACK_LEFT) & !(rustix::param::page_size() - 1);
+    let start = std::ptr::with_exposed_provenance_mut(stack.range.start);
+    // SAFETY: nothing is kept beyond the top of a stack, and what calls from here need of it is left.
+    let forgotten = unsafe { rustix::mm::madvise(start, end.saturating_sub(stack.range.start), Advice::LinuxDontNeed) };
+    forgotten.map_err(|errno| KernelError::new("madvise", "the stack", errno))
+}
+
 /// Finds where this process's program and libraries are as in their files.
 fn unwritten() -> Result<Vec<Range<usize>>> {
+    smaps().map(|smaps| unwritten_of(&smaps))
+}
+
+/// Reads what this process has mapped.
+fn smaps() -> Result<String> {
     let file = "/proc/self/smaps";
-    let smaps = std::fs::read_to_string(file).map_err(|error| KernelError::from_io("read", file, &error))?;
-    Ok(unwritten_of(&smaps))
+    std::fs::read_to_string(file).map_err(|error| KernelError::from_io("read", file, &error))
 }
 
 /// What is mapped somewhere.
 struct Mapping<'a> {
     range: Range<usize>,
     access: &'a str,
-    /// Empty if it is none.
-    file: &'a str,
+    /// A file's path, or what the kernel calls it.
+    name: &'a str,
     /// Nothing in it is other than in its file: what was relocated before it was made read-only is.
     is_unwritten: bool,
 }
@@ -121,21 +151,19 @@ fn unwritten_of(smaps: &str) -> Vec<Range<usize>> {
             }
         }
     }
-    let is_program = |it: &Mapping<'_>| it.access == "r-xp" && !it.file.is_empty();
-    let programs: Vec<&str> = mappings.iter().filter(|it| is_program(it)).map(|it| it.file).collect();
+    let is_program = |it: &Mapping<'_>| it.access == "r-xp" && it.name.starts_with('/');
+    let programs: Vec<&str> = mappings.iter().filter(|it| is_program(it)).map(|it| it.name).collect();
     let is_fixed = |it: &&Mapping<'_>| it.is_unwritten && matches!(it.access, "r-xp" | "r--p");
-    let fixed = mappings.iter().filter(is_fixed).filter(|it| programs.contains(&it.file));
+    let fixed = mappings.iter().filter(is_fixed).filter(|it| programs.contains(&it.name));
     fixed.map(|it| it.range.clone()).collect()
 }
 
 /// Reads the line that begins a mapping.
 fn mapping(line: &str) -> Option<Mapping<'_>> {
-    // Five words in columns, and the file's name, which may have spaces.
-    let (range, rest) = line.split_once(' ')?;
+    let [range, access, _, _, _, name] = line.splitn(6, ' ').collect::<Vec<_>>().try_into().ok()?;
     let (start, end) = range.split_once('-')?;
     let range = usize::from_str_radix(start, 16).ok()?..usize::from_str_radix(end, 16).ok()?;
-    let (access, file) = (rest.split(' ').next()?, rest.find('/').map_or("", |at| &rest[at..]));
-    Some(Mapping { range, access, file, is_unwritten: false })
+    Some(Mapping { range, access, name: name.trim_start(), is_unwritten: false })
 }
 
 #[cfg(test)]
@@ -158,7 +186,7 @@ Anonymous:             0 kB
 Anonymous:             0 kB
 5730-5731 r--p 00000000 fe:00 77         /etc/ld.so.cache
 Anonymous:             0 kB
-5731-5740 r-xp 00000000 00:00 0
+5731-5740 r-xp 00000000 00:00 0 
 Anonymous:             0 kB
 ";
 
