@@ -5,7 +5,9 @@ mod common;
 
 use assert_cmd::cargo::cargo_bin;
 use common::*;
-use std::path::PathBuf;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use treeherd::herd::Herd;
 use treeherd::model::spec::AgentSpec;
@@ -17,6 +19,10 @@ fn contained(words: &[&str]) -> Child {
     let mut command = Command::new("unshare");
     command.args(namespace).arg(cargo_bin!("treeherd")).args(words).stderr(Stdio::null());
     command.spawn().unwrap()
+}
+
+fn signal(pid: i32, signal: Signal) {
+    kill(Pid::from_raw(pid), signal).unwrap();
 }
 
 /// Lists a process's children, as `pid state`.
@@ -35,19 +41,58 @@ fn as_pid_1_it_reaps_orphans_passes_signals_on_and_ends_in_order() {
     until("the daemon answers", || Herd::connect(&state.join("treeherd.sock")).is_ok());
     let herd = Herd::connect(&state.join("treeherd.sock")).unwrap();
     let init = children(unshare.id())[0].0;
-    // Orphans that end while their agent lives on: nobody but PID 1 can reap them.
-    let script = "for i in 1 2 3 4 5 6 7 8 9 10; do (true & ) ; done; (sh -c 'echo done' &); exec sleep 1000";
-    herd.spawn_child_agent(None, AgentSpec::new(name("a"), ["sh", "-c", script])).unwrap();
-    await_line(&herd, &name("a"), "done");
-    until("the orphans are reaped", || {
+    herd.spawn_child_agent(None, AgentSpec::new(name("a"), ["sleep", "1000"])).unwrap();
+    // Whoever comes into the container from outside leaves its orphans to PID 1.
+    let mut visitor = Command::new("nsenter");
+    visitor.args(["--pid", "--target", &init.to_string(), "sh", "-c", "(sleep 0.3 &)"]);
+    assert!(visitor.status().unwrap().success());
+    until("the orphan is there", || children(init).len() == 2);
+    until("the orphan is reaped", || {
         let left = children(init);
         left.len() == 1 && left[0].1 != Some('Z')
     });
     assert_eq!(herd.agent_status(&name("a")).unwrap().state, State::Running);
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(init.cast_signed()), nix::sys::signal::Signal::SIGTERM).unwrap();
+    signal(init.cast_signed(), Signal::SIGTERM);
     let status = unshare.wait().unwrap();
     assert!(status.success(), "{status}");
     assert_eq!(leftovers(&cgroup), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn a_daemon_reaps_its_agents_orphans_whoever_is_above_it() {
+    if !alone("a_daemon_reaps_its_agents_orphans_whoever_is_above_it") {
+        return;
+    }
+    // The one above is this process, which reaps nobody.
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid())).unwrap();
+    let herd = daemon(&[]);
+    let count = 300;
+    let orphan = "sh -c 'echo $$; exec sleep 1000'";
+    let script = format!("i=0; while [ $i -lt {count} ]; do ({orphan} &); i=$((i+1)); done; exec sleep 1000");
+    let id = herd.spawn("a", &script);
+    let pids = || {
+        let said = String::from_utf8(output(&herd, &id)).unwrap();
+        said.lines().map(|pid| pid.parse::<i32>().unwrap()).collect::<Vec<_>>()
+    };
+    until("all have spoken", || pids().len() == count);
+    let pids = pids();
+    signal(pids[0], Signal::SIGKILL);
+    until("the first is gone", || process_state(pids[0]).is_none());
+    let status = herd.agent_status(&id).unwrap();
+    assert_eq!(status.state, State::Running);
+    // All others at once: the daemon is told of one.
+    let supervisor = Path::new(&status.cgroup).ancestors().map(|dir| dir.join("supervisor/cgroup.procs"));
+    let supervisor = supervisor.filter_map(|file| std::fs::read_to_string(file).ok()).next().unwrap();
+    let supervisor = supervisor.trim().parse().unwrap();
+    signal(supervisor, Signal::SIGSTOP);
+    std::fs::write(Path::new(&status.cgroup).join("cgroup.kill"), "1").unwrap();
+    until("they have ended", || pids[1..].iter().all(|pid| process_state(*pid) == Some('Z')));
+    signal(supervisor, Signal::SIGCONT);
+    until("all are gone", || pids.iter().all(|pid| process_state(*pid).is_none()));
+    // What an agent's own process ends with is still its own.
+    let failed = herd.spawn("b", "exit 3");
+    assert_eq!(herd.wait(&[failed]).unwrap()[0].exit.as_ref().unwrap().status, Some(3));
+    herd.finish();
 }
 
 #[test]

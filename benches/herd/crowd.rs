@@ -1,6 +1,6 @@
 //! Crowds of processes ended, and paused, at once.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use treeherd::api::method::{Call, OfTarget};
 use treeherd::model::id::AgentId;
@@ -11,6 +11,9 @@ use crate::Plan;
 use crate::bare::{Bare, Program, is_set, write_and_wait};
 use crate::guest::{self, Daemon};
 use crate::measure::{Table, Target, alternate};
+
+/// How long a crowd may take to be there.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The shapes: so many processes in so many agents, below a group if there is more than one.
 const SHAPES: [(usize, usize); 4] = [(10, 1), (1_000, 1), (1_000, 20), (10_000, 20)];
@@ -50,11 +53,13 @@ fn own_tree(daemon: &mut Daemon, (processes, agents): (usize, usize)) -> AgentId
 
 /// Waits until all processes are there.
 fn await_processes(path: &std::path::Path, processes: usize) {
+    let began = Instant::now();
     while count(path) < processes {
-        std::thread::sleep(std::time::Duration::from_millis(2));
+        assert!(began.elapsed() < PATIENCE, "of {processes} processes {} are there", count(path));
+        std::thread::sleep(Duration::from_millis(2));
     }
     // And until they have come to rest.
-    std::thread::sleep(std::time::Duration::from_millis(20));
+    std::thread::sleep(Duration::from_millis(20));
 }
 
 fn count(path: &std::path::Path) -> usize {

@@ -99,12 +99,14 @@ fn stamp(file: &Path) {
 fn crowd(count: usize) {
     for _ in 1..count {
         // SAFETY: there is one thread, and the child only sleeps.
-        if unsafe { libc::fork() } == 0 {
+        let child = unsafe { libc::fork() };
+        if child == 0 {
             loop {
                 // SAFETY: waits for a signal.
                 unsafe { libc::pause() };
             }
         }
+        assert!(child > 0, "fork: {}", std::io::Error::last_os_error());
     }
     loop {
         // SAFETY: waits for a signal.

@@ -24,6 +24,7 @@ use super::supervisor::{Source, Supervisor, now};
 use crate::kernel::cgroup::{self, Cgroups, Place, Removal, RootClaim};
 use crate::kernel::host::Host;
 use crate::kernel::notify::Inbox;
+use crate::kernel::orphans::Orphans;
 use crate::kernel::program::Sparse;
 use crate::kernel::spawn::{self, Way};
 use crate::kernel::watch::Watches;
@@ -145,6 +146,8 @@ fn remove_root(cgroups: &Cgroups) {
 impl Herdsman {
     fn build(settings: Settings, manner: Manner) -> Result<Self, Error> {
         settings.herd.check()?;
+        // Before there are other threads.
+        let orphans = if manner == Manner::Daemon { Orphans::take_in()? } else { None };
         let claim = socket::claim_state_dir(&settings.state_dir)?;
         let host = Arc::new(Host::discover()?);
         let not_offered = check_offers(&host, &settings)?;
@@ -197,7 +200,7 @@ impl Herdsman {
         };
         let root = format!("{}/{}", host.cgroup2.display(), settings.cgroup.trim_matches('/'));
         let machine = Machine::new(herd, root.clone(), not_offered, clock::wall().0);
-        let parts = Parts { settings, manner, tools, listener, inbox, records, journal, poll, machine, root };
+        let parts = Parts { settings, manner, orphans, tools, listener, inbox, records, journal, poll, machine, root };
         let mut supervisor = parts.assemble()?;
         supervisor.announce(estate);
         let sparse = match residence {
@@ -272,6 +275,7 @@ pub(super) fn canary(cgroups: &Cgroups) -> Result<Way, Error> {
 struct Parts {
     settings: Settings,
     manner: Manner,
+    orphans: Option<Orphans>,
     tools: Tools,
     listener: std::os::unix::net::UnixListener,
     records: Records,
@@ -285,7 +289,7 @@ struct Parts {
 impl Parts {
     fn assemble(self) -> Result<Supervisor, Error> {
         let failed = |what: &str, error: std::io::Error| Error::new(Code::Kernel, format!("{what}: {error}"));
-        let Self { settings, manner, tools, listener, inbox, records, journal, poll, machine, root } = self;
+        let Self { settings, manner, orphans, tools, listener, inbox, records, journal, poll, machine, root } = self;
         let registry = poll.registry();
         let waker = Waker::new(registry, Source::Waker.token()).map_err(|error| failed("make a waker", error))?;
         let watches = tools.watches.as_fd().as_raw_fd();
@@ -312,6 +316,11 @@ impl Parts {
                 Some(signals)
             }
         };
+        if let Some(orphans) = &orphans {
+            registry
+                .register(&mut SourceFd(&orphans.as_fd().as_raw_fd()), Source::Orphans.token(), Interest::READABLE)
+                .map_err(|error| failed("poll for orphans", error))?;
+        }
         let (sender, outcomes) = channel();
         let tools = Arc::new(tools);
         let hands = Hands::start(&tools, &sender, &Arc::new(waker))?;
@@ -326,6 +335,8 @@ impl Parts {
             tidying: Vec::new(),
             poll,
             signals,
+            orphans,
+            has_orphans: false,
             listener: Some(listener),
             arriving: 0,
             clients: BTreeMap::new(),

@@ -26,7 +26,8 @@ use super::service::Service;
 use super::settings::Settings;
 use crate::kernel::cgroup::Place;
 use crate::kernel::clock;
-use crate::kernel::watch::WatchId;
+use crate::kernel::orphans::Orphans;
+use crate::kernel::watch::{Left, WatchId};
 use crate::machine::{AgentKey, Caller, Effect, Input, Machine, Now};
 use crate::model::error::{Code, Error};
 use crate::model::event::{Event, Kind};
@@ -58,6 +59,7 @@ pub(super) enum Source {
     Pressure(u64),
     Notify,
     Newline(AgentKey),
+    Orphans,
 }
 
 impl Source {
@@ -74,6 +76,7 @@ impl Source {
             Self::Notify => Token(7),
             Self::Newline(key) => number(8, key.0),
             Self::Pressure(id) => number(9, id),
+            Self::Orphans => Token(10),
         }
     }
 
@@ -89,7 +92,8 @@ impl Source {
             6 => Self::Memory(token.0 >> 4),
             7 => Self::Notify,
             8 => Self::Newline(AgentKey(number)),
-            _ => Self::Pressure(number),
+            9 => Self::Pressure(number),
+            _ => Self::Orphans,
         }
     }
 }
@@ -132,6 +136,10 @@ pub(super) struct Supervisor {
     pub tidying: Vec<Job>,
     pub poll: Poll,
     pub signals: Option<signal_hook_mio::v1_0::Signals>,
+    /// None in somebody else's program.
+    pub orphans: Option<Orphans>,
+    /// Whether more of them may have ended than one turn has reaped.
+    pub has_orphans: bool,
     pub listener: Option<mio::net::UnixListener>,
     /// Connections of which a hand finds out whose they are.
     pub arriving: usize,
@@ -233,7 +241,7 @@ impl Supervisor {
                 Source::Memory(id) => self.memory_fired(id),
                 Source::Pressure(id) => self.pressure_fired(id),
                 Source::Waker => {}
-                Source::Signals | Source::Listener | Source::Client(_) => {}
+                Source::Signals | Source::Listener | Source::Client(_) | Source::Orphans => {}
                 Source::Notify | Source::Newline(_) => {}
             }
         }
@@ -242,6 +250,7 @@ impl Supervisor {
         for source in sources {
             match source {
                 Source::Signals => self.signals_came(),
+                Source::Orphans => self.has_orphans = true,
                 Source::Listener => self.accept(),
                 Source::Client(id) => {
                     self.clients.entry(id).and_modify(Client::polled);
@@ -253,6 +262,9 @@ impl Supervisor {
         }
         for id in std::mem::take(&mut self.eager) {
             self.serve_client(id);
+        }
+        if let (true, Some(orphans)) = (self.has_orphans, &self.orphans) {
+            self.has_orphans = orphans.reap() == Left::Maybe;
         }
         self.do_chores();
         if let Some(due) = self.machine.next_deadline().filter(|due| *due <= clock::monotonic()) {
@@ -300,7 +312,7 @@ impl Supervisor {
     }
 
     fn timeout(&self) -> Option<Duration> {
-        if !self.eager.is_empty() || self.mailbox.has_more {
+        if !self.eager.is_empty() || self.mailbox.has_more || self.has_orphans {
             return Some(Duration::ZERO);
         }
         let chore = self.chores.first().map(|(at, _)| *at);

@@ -45,8 +45,8 @@ use dir::{Dir, Step, walk};
 pub use claim::RootClaim;
 pub use hits::COUNTED;
 pub use inhabitants::Laggard;
+pub use oom::OomCounts;
 pub(in crate::kernel) use oom::is_limited;
-pub use oom::{Culprit, OomCounts};
 pub use place::Place;
 pub use root::{remedy, step_aside};
 

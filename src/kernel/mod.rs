@@ -8,6 +8,7 @@ pub mod guard;
 pub mod host;
 mod lock;
 pub mod notify;
+pub mod orphans;
 pub mod pidfd;
 pub mod pressure;
 pub mod process;

@@ -21,8 +21,7 @@ use super::{Cgroups, Place};
 use crate::kernel::error::{KernelError, Result};
 use crate::kernel::host::Binding;
 use crate::kernel::stat::flat;
-use crate::model::limits::{Controller, Knob, Setting};
-use crate::model::units::Max;
+use crate::model::limits::Controller;
 
 /// What a memory cgroup has counted since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,15 +31,6 @@ pub struct OomCounts {
     pub oom: u64,
     /// How many processes of this very cgroup the OOM killer killed, whoever's limit was reached.
     pub oom_kill: u64,
-}
-
-/// Whose limit was reached.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Culprit {
-    /// The cgroup.
-    pub place: Place,
-    /// Its limit, in bytes.
-    pub limit: u64,
 }
 
 impl Cgroups {
@@ -93,23 +83,6 @@ impl Cgroups {
         let control = dir.open("memory.oom_control", OFlags::RDONLY)?;
         dir.write("cgroup.event_control", &format!("{} {}", event.as_raw_fd(), control.as_raw_fd()))?;
         Ok(Some(event))
-    }
-
-    /// Finds whose limit was reached: the first of the places (nearest first: a victim's, then those above it) that has a
-    /// memory limit of its own and has ever met it.
-    ///
-    /// The counters are for ever: whoever has kept the [`OomCounts`] from before compares them, and knows better.
-    #[must_use]
-    pub fn memory_culprit(&self, places: &[Place]) -> Option<Culprit> {
-        places.iter().find_map(|place| {
-            let counts = self.oom_counts(place).ok()??;
-            match self.limits_now(place, [Knob::MemoryMax]).get(Knob::MemoryMax)? {
-                Setting::Bytes(Max::Value(limit)) if counts.oom > 0 => {
-                    Some(Culprit { place: place.clone(), limit: limit.0 })
-                }
-                _ => None,
-            }
-        })
     }
 }
 

@@ -1,0 +1,84 @@
+//! Orphans: processes whose parent has ended before them.
+//!
+//! The kernel gives them to the nearest subreaper above, or else to PID 1, and not every PID 1 reaps, or soon: in a container it may be
+//! any program. Until then an orphan that has ended is a zombie, which holds a pid and counts towards `pids.max`.
+//!
+//! An orphan becomes a child of the main thread, and what another thread has cloned is a child of that one: so whoever waits for
+//! children of the main thread alone takes nobody else's status away.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::io::Errno;
+use rustix::process::{WaitId, WaitIdOptions, getpid, set_child_subreaper, waitid};
+use rustix::thread::gettid;
+
+use super::error::{KernelError, Result};
+use super::watch::Left;
+
+/// How many are reaped in one call: less than a millisecond of the kernel's work.
+const REAPED_MOST: usize = 128;
+
+/// This process as the one to whom orphans are given. Readable when one may have ended.
+#[derive(Debug)]
+pub struct Orphans {
+    deaths: SignalFd,
+}
+
+impl Orphans {
+    /// Has all orphans below this process given to it, and SIGCHLD told by a descriptor alone. To be called before any other thread is
+    /// started, as each has to have the signal blocked; children that are spawned have not. `None` if this is not the main thread:
+    /// then the process is somebody else's, and so are its children.
+    ///
+    /// # Errors
+    /// EMFILE: the limit on descriptors is reached.
+    ///
+    /// # Kernel
+    /// Linux 3.4, PR_SET_CHILD_SUBREAPER(2const); signalfd(2).
+    pub fn take_in() -> Result<Option<Self>> {
+        if gettid() != getpid() {
+            return Ok(None);
+        }
+        let failed =
+            |call| move |errno: nix::Error| KernelError::new(call, "SIGCHLD", Errno::from_raw_os_error(errno as i32));
+        // Where it is ignored the kernel reaps all children itself, and tells nothing.
+        // SAFETY: no handler is set.
+        #[allow(unsafe_code)]
+        unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) }.map_err(failed("signal"))?;
+        let mask = SigSet::from(Signal::SIGCHLD);
+        mask.thread_block().map_err(failed("pthread_sigmask"))?;
+        let deaths = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC);
+        let deaths = deaths.map_err(failed("signalfd"))?;
+        set_child_subreaper(Some(getpid()))
+            .map_err(|errno| KernelError::new("prctl", "PR_SET_CHILD_SUBREAPER", errno))?;
+        Ok(Some(Self { deaths }))
+    }
+
+    /// Reaps orphans that have ended, as many as one call may. To be called in the main thread.
+    ///
+    /// # Kernel
+    /// Linux 4.7 (`__WNOTHREAD` for waitid(2)).
+    pub fn reap(&self) -> Left {
+        // Whoever ends from here on makes it readable again.
+        while let Ok(Some(_)) = self.deaths.read_signal() {}
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::from_bits_retain(OF_THIS_THREAD);
+        for _ in 0..REAPED_MOST {
+            match waitid(WaitId::All, options) {
+                Ok(Some(_)) | Err(Errno::INTR) => {}
+                // None has ended, or there is none.
+                Ok(None) | Err(_) => return Left::Nothing,
+            }
+        }
+        Left::Maybe
+    }
+}
+
+/// `__WNOTHREAD`.
+const OF_THIS_THREAD: u32 = libc::__WNOTHREAD.cast_unsigned();
+
+impl AsFd for Orphans {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.deaths.as_fd()
+    }
+}
