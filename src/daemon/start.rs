@@ -336,7 +336,7 @@ impl Parts {
             poll,
             signals,
             orphans,
-            has_orphans: false,
+            are_orphans_due: false,
             listener: Some(listener),
             arriving: 0,
             clients: BTreeMap::new(),

@@ -46,6 +46,9 @@ const DEATHS_A_TELL: usize = 32;
 /// How late the loop wakes at least if it was frozen, or the machine slept: no load makes it that late.
 const STOPPED_FROM: Duration = Duration::from_secs(1);
 
+/// How long an orphan that has ended waits to be reaped: where a thousand die at once, nobody waits for that.
+const REAP_DELAY: Duration = Duration::from_millis(50);
+
 /// What a token stands for: the kind in its lowest bits, a number above.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Source {
@@ -117,6 +120,8 @@ pub(super) enum Chore {
     Hits(Place, Knob),
     /// Tell what an agent's rules have found meanwhile.
     Found(AgentKey),
+    /// Reap orphans.
+    Orphans,
     /// Tell the service manager the counts.
     Status,
     /// Tell the service manager that the loop turns.
@@ -138,8 +143,8 @@ pub(super) struct Supervisor {
     pub signals: Option<signal_hook_mio::v1_0::Signals>,
     /// None in somebody else's program.
     pub orphans: Option<Orphans>,
-    /// Whether more of them may have ended than one turn has reaped.
-    pub has_orphans: bool,
+    /// Whether some of them are to be reaped.
+    pub are_orphans_due: bool,
     pub listener: Option<mio::net::UnixListener>,
     /// Connections of which a hand finds out whose they are.
     pub arriving: usize,
@@ -250,7 +255,7 @@ impl Supervisor {
         for source in sources {
             match source {
                 Source::Signals => self.signals_came(),
-                Source::Orphans => self.has_orphans = true,
+                Source::Orphans => self.orphans_told(),
                 Source::Listener => self.accept(),
                 Source::Client(id) => {
                     self.clients.entry(id).and_modify(Client::polled);
@@ -262,9 +267,6 @@ impl Supervisor {
         }
         for id in std::mem::take(&mut self.eager) {
             self.serve_client(id);
-        }
-        if let (true, Some(orphans)) = (self.has_orphans, &self.orphans) {
-            self.has_orphans = orphans.reap() == Left::Maybe;
         }
         self.do_chores();
         if let Some(due) = self.machine.next_deadline().filter(|due| *due <= clock::monotonic()) {
@@ -312,7 +314,7 @@ impl Supervisor {
     }
 
     fn timeout(&self) -> Option<Duration> {
-        if !self.eager.is_empty() || self.mailbox.has_more || self.has_orphans {
+        if !self.eager.is_empty() || self.mailbox.has_more {
             return Some(Duration::ZERO);
         }
         let chore = self.chores.first().map(|(at, _)| *at);
@@ -350,10 +352,28 @@ impl Supervisor {
                 Some((_, Chore::Memory(place))) => self.look_at_memory(&place),
                 Some((_, Chore::Hits(place, knob))) => self.look_at_hits(&place, knob),
                 Some((_, Chore::Found(key))) => self.tell_found(key),
+                Some((_, Chore::Orphans)) => self.reap_orphans(),
                 Some((_, Chore::Status)) => self.status_is_due(),
                 Some((_, Chore::Heartbeat)) => self.beat(),
                 None => {}
             }
+        }
+    }
+
+    /// A child has ended: an orphan, or an agent's own process, of which its pidfd tells.
+    fn orphans_told(&mut self) {
+        let Some(orphans) = &self.orphans else { return };
+        if !self.are_orphans_due && orphans.have_ended() {
+            self.are_orphans_due = true;
+            self.chores.insert((clock::monotonic() + REAP_DELAY, Chore::Orphans));
+        }
+    }
+
+    fn reap_orphans(&mut self) {
+        let Some(orphans) = &self.orphans else { return };
+        self.are_orphans_due = orphans.reap() == Left::Maybe;
+        if self.are_orphans_due {
+            self.chores.insert((clock::monotonic(), Chore::Orphans));
         }
     }
 

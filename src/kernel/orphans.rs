@@ -20,7 +20,7 @@ use super::watch::Left;
 /// How many are reaped in one call: less than a millisecond of the kernel's work.
 const REAPED_MOST: usize = 128;
 
-/// This process as the one to whom orphans are given. Readable when one may have ended.
+/// This process as the one to whom orphans are given. Readable when a child has ended, which may be one.
 #[derive(Debug)]
 pub struct Orphans {
     deaths: SignalFd,
@@ -55,16 +55,22 @@ impl Orphans {
         Ok(Some(Self { deaths }))
     }
 
-    /// Reaps orphans that have ended, as many as one call may. To be called in the main thread.
+    /// Says whether there is an orphan to reap: if not, whoever ends from here on makes the descriptor readable again. Until
+    /// [`Orphans::reap`] nobody else does. To be called in the main thread, as that is.
+    #[must_use]
+    pub fn have_ended(&self) -> bool {
+        self.listen();
+        matches!(wait(WaitIdOptions::NOWAIT), Ok(Some(_)) | Err(Errno::INTR))
+    }
+
+    /// Reaps orphans that have ended, as many as one call may.
     ///
     /// # Kernel
     /// Linux 4.7 (`__WNOTHREAD` for waitid(2)).
     pub fn reap(&self) -> Left {
-        // Whoever ends from here on makes it readable again.
-        while let Ok(Some(_)) = self.deaths.read_signal() {}
-        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::from_bits_retain(OF_THIS_THREAD);
+        self.listen();
         for _ in 0..REAPED_MOST {
-            match waitid(WaitId::All, options) {
+            match wait(WaitIdOptions::empty()) {
                 Ok(Some(_)) | Err(Errno::INTR) => {}
                 // None has ended, or there is none.
                 Ok(None) | Err(_) => return Left::Nothing,
@@ -72,10 +78,18 @@ impl Orphans {
         }
         Left::Maybe
     }
+
+    /// Takes the signal: as long as it is there, no other one is told.
+    fn listen(&self) {
+        while let Ok(Some(_)) = self.deaths.read_signal() {}
+    }
 }
 
-/// `__WNOTHREAD`.
-const OF_THIS_THREAD: u32 = libc::__WNOTHREAD.cast_unsigned();
+fn wait(options: WaitIdOptions) -> rustix::io::Result<Option<rustix::process::WaitIdStatus>> {
+    /// `__WNOTHREAD`.
+    const OF_THIS_THREAD: WaitIdOptions = WaitIdOptions::from_bits_retain(libc::__WNOTHREAD.cast_unsigned());
+    waitid(WaitId::All, WaitIdOptions::EXITED | WaitIdOptions::NOHANG | OF_THIS_THREAD | options)
+}
 
 impl AsFd for Orphans {
     fn as_fd(&self) -> BorrowedFd<'_> {
