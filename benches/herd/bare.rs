@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::event::{PollFd, PollFlags, epoll, poll};
 use rustix::fs::{Mode, OFlags};
-use rustix::process::{WaitId, WaitIdOptions, waitid};
+use rustix::process::{WaitId, WaitIdOptions, WaitOptions, waitid};
 use treeherd::kernel::watch::Watches;
 
 /// A cgroup of our own; it and all below it are killed and removed in the end.
@@ -77,6 +77,8 @@ impl Bare {
 impl Drop for Bare {
     fn drop(&mut self) {
         sweep(&self.path);
+        // And what was orphaned in it.
+        while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
     }
 }
 

@@ -32,7 +32,7 @@ fn bare_tree(bare: &Bare, (processes, agents): (usize, usize)) {
     let (command, variable) = guest::role(&format!("crowd:{}", processes / agents));
     let program = Program::new(&command, &[variable]);
     for agent in 0..agents {
-        // Nobody waits for it: it ends when its cgroup is killed, and this process's end reaps it.
+        // Nobody waits for it: it ends when its cgroup is killed, and is reaped then.
         drop(bare.spawn(&agent.to_string(), &program));
     }
     await_processes(&bare.path, processes);
@@ -79,7 +79,6 @@ pub fn terminate(plan: &Plan, table: &mut Table) {
             let began = Instant::now();
             write_and_wait(&bare.path, "cgroup.kill", "1", || !is_set(&bare.path, "populated"));
             let took = began.elapsed();
-            reap();
             took.as_secs_f64() * 1e3
         };
         let ours = || {
@@ -131,10 +130,4 @@ pub fn pause(plan: &Plan, table: &mut Table) {
             table.compare(&format!("{verb} {}", named(shape)), "ms", spreads, Target::None);
         }
     }
-}
-
-/// Reaps the children that have ended.
-fn reap() {
-    use rustix::process::{WaitOptions, wait};
-    while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
 }

@@ -208,7 +208,13 @@ impl Daemon {
         let role = format!("daemon:{cgroup}:{}", state.display());
         let (process, client) = up(&role, &state);
         let cgroups = cgroup_mounts().into_iter().map(|mount| mount.join(&cgroup)).collect();
-        Self { client, process, cgroups, dir, role, next: 0 }
+        let mut daemon = Self { client, process, cgroups, dir, role, next: 0 };
+        // What the first agent brings into memory is the daemon's own.
+        let first = daemon.fresh();
+        daemon.spawn(AgentSpec::new(first.clone(), ["true"]));
+        daemon.wait(&first);
+        daemon.forget();
+        daemon
     }
 
     /// Kills it, and starts another one in its place: returns when that one answers.
