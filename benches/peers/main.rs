@@ -72,7 +72,7 @@ impl Plan {
 }
 
 /// What is done in a round, and how often.
-const WORKS: [(&str, usize); 5] = [("up", 5), ("up-1000", 2), ("live", 2), ("terminate", 2), ("output", 2)];
+const WORKS: [(&str, usize); 5] = [("up", 11), ("up-1000", 2), ("live", 2), ("terminate", 2), ("output", 2)];
 
 fn main() {
     if roles::play() {
