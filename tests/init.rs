@@ -9,6 +9,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use treeherd::api::client::Client;
+use treeherd::api::method::{Call, Hello, Nothing};
 use treeherd::herd::Herd;
 use treeherd::model::spec::AgentSpec;
 use treeherd::model::status::State;
@@ -41,7 +43,14 @@ fn as_pid_1_it_reaps_orphans_passes_signals_on_and_ends_in_order() {
     until("the daemon answers", || Herd::connect(&state.join("treeherd.sock")).is_ok());
     let herd = Herd::connect(&state.join("treeherd.sock")).unwrap();
     let init = children(unshare.id())[0].0;
-    herd.spawn_child_agent(None, AgentSpec::new(name("a"), ["sleep", "1000"])).unwrap();
+    // Orphans that end while their agent lives on: the daemon reaps them.
+    let script = "for i in 1 2 3 4 5 6 7 8 9 10; do (true & ) ; done; (sh -c 'echo done' &); exec sleep 1000";
+    herd.spawn_child_agent(None, AgentSpec::new(name("a"), ["sh", "-c", script])).unwrap();
+    await_line(&herd, &name("a"), "done");
+    until("the orphans are reaped", || {
+        let left = children(init);
+        left.len() == 1 && left[0].1 != Some('Z') && children(left[0].0).is_empty()
+    });
     // Whoever comes into the container from outside leaves its orphans to PID 1.
     let mut visitor = Command::new("nsenter");
     visitor.args(["--pid", "--target", &init.to_string(), "sh", "-c", "(sleep 0.3 &)"]);
@@ -81,13 +90,11 @@ fn a_daemon_reaps_its_agents_orphans_whoever_is_above_it() {
     let status = herd.agent_status(&id).unwrap();
     assert_eq!(status.state, State::Running);
     // All others at once: the daemon is told of one.
-    let supervisor = Path::new(&status.cgroup).ancestors().map(|dir| dir.join("supervisor/cgroup.procs"));
-    let supervisor = supervisor.filter_map(|file| std::fs::read_to_string(file).ok()).next().unwrap();
-    let supervisor = supervisor.trim().parse().unwrap();
-    signal(supervisor, Signal::SIGSTOP);
+    let supervisor = Client::connect(&herd.socket()).unwrap().call::<Hello>(&Call::Hello(Nothing {})).unwrap().pid;
+    signal(supervisor.cast_signed(), Signal::SIGSTOP);
     std::fs::write(Path::new(&status.cgroup).join("cgroup.kill"), "1").unwrap();
     until("they have ended", || pids[1..].iter().all(|pid| process_state(*pid) == Some('Z')));
-    signal(supervisor, Signal::SIGCONT);
+    signal(supervisor.cast_signed(), Signal::SIGCONT);
     until("all are gone", || pids.iter().all(|pid| process_state(*pid).is_none()));
     // What an agent's own process ends with is still its own.
     let failed = herd.spawn("b", "exit 3");

@@ -78,8 +78,7 @@ pub fn terminate(plan: &Plan, table: &mut Table) {
             bare_tree(&bare, shape);
             let began = Instant::now();
             write_and_wait(&bare.path, "cgroup.kill", "1", || !is_set(&bare.path, "populated"));
-            let took = began.elapsed();
-            took.as_secs_f64() * 1e3
+            began.elapsed().as_secs_f64() * 1e3
         };
         let ours = || {
             let top = own_tree(&mut daemon, shape);

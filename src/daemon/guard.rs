@@ -23,8 +23,7 @@ pub(super) fn protect() -> Option<i8> {
 /// called when everything is ready: what only the start has used goes.
 pub(super) fn hold_memory() -> Option<Sparse> {
     let sparse = told("of its program comes in more than is used", program::sparse());
-    let forgotten = program::forget().and_then(|()| program::forget_stack());
-    told("what only its start has used stays in memory", forgotten);
+    told("what only its start has used stays in memory", program::forget());
     told("memory is not locked", guard::lock_memory());
     sparse
 }

@@ -48,7 +48,7 @@ pub fn sparse() -> Result<Sparse> {
     let userfaultfd = unsafe { rustix::mm::userfaultfd(UserfaultfdFlags::CLOEXEC | USER_MODE_ONLY) };
     let userfaultfd = userfaultfd.map_err(failed("userfaultfd"))?;
     request(&userfaultfd, UFFDIO_API, &mut [UFFD_API, UFFD_FEATURE_WP_ASYNC, 0]).map_err(failed("UFFDIO_API"))?;
-    for pages in unwritten()? {
+    for pages in unwritten(&smaps()?) {
         let mut register = [pages.start as u64, pages.len() as u64, UFFDIO_REGISTER_MODE_WP, 0];
         request(&userfaultfd, UFFDIO_REGISTER, &mut register).map_err(failed("UFFDIO_REGISTER"))?;
     }
@@ -75,7 +75,8 @@ fn request<const N: usize>(
     Ok(())
 }
 
-/// Lets go of all text and constants that were used so far: what is needed from now on comes back from the page cache. To be called
+/// Lets go of all text and constants that were used so far: what is needed from now on comes back from the page cache. In the main
+/// thread also of what its stack was used for beyond where it is now: a start goes deeper than what comes after it. To be called
 /// before [`guard::lock_memory`](super::guard::lock_memory), which keeps what was ever used.
 ///
 /// # Errors
@@ -85,40 +86,24 @@ fn request<const N: usize>(
 /// `MADV_DONTNEED`, madvise(2); `CONFIG_PROC_PAGE_MONITOR`, proc_pid_smaps(5).
 #[allow(unsafe_code)]
 pub fn forget() -> Result<()> {
-    unwritten()?.into_iter().try_for_each(|pages| {
+    let smaps = smaps()?;
+    unwritten(&smaps).into_iter().chain(spent_stack(&smaps)).try_for_each(|pages| {
         let start = std::ptr::with_exposed_provenance_mut(pages.start);
-        // SAFETY: these pages are mapped from a file, cannot be written to and never were: what comes back is what was there.
+        // SAFETY: these pages are mapped from a file, cannot be written to and never were, and what comes back is what was there;
+        // or they are beyond the top of the stack, where nothing is kept.
         let forgotten = unsafe { rustix::mm::madvise(start, pages.len(), Advice::LinuxDontNeed) };
-        forgotten.map_err(|errno| KernelError::new("madvise", "program text", errno))
+        forgotten.map_err(|errno| KernelError::new("madvise", "what the start has used", errno))
     })
 }
 
-/// Lets go of what the stack was used for beyond where it is now: a start goes deeper than what comes after it. Does nothing but in the
-/// main thread, whose stack is alone in its mapping.
-///
-/// # Errors
-/// Those of reading procfs.
-///
-/// # Kernel
-/// `MADV_DONTNEED`, madvise(2).
-#[allow(unsafe_code)]
-pub fn forget_stack() -> Result<()> {
+/// Finds in `smaps` what of the calling thread's stack is beyond where it is, if that is the main thread's: it is alone in its mapping.
+fn spent_stack(smaps: &str) -> Option<Range<usize>> {
     let local = 0u8;
     let here = std::ptr::from_ref(&local).addr();
-    let smaps = smaps()?;
-    let is_ours = |it: &Mapping<'_>| it.name == "[stack]" && it.range.contains(&here);
-    let Some(stack) = smaps.lines().filter_map(mapping).find(is_ours) else { return Ok(()) };
+    let stack = smaps.lines().filter_map(mapping).find(|it| it.name == "[stack]" && it.range.contains(&here))?;
     // It grows downwards.
     let end = here.saturating_sub(STACK_LEFT) & !(rustix::param::page_size() - 1);
-    let start = std::ptr::with_exposed_provenance_mut(stack.range.start);
-    // SAFETY: nothing is kept beyond the top of a stack, and what calls from here need of it is left.
-    let forgotten = unsafe { rustix::mm::madvise(start, end.saturating_sub(stack.range.start), Advice::LinuxDontNeed) };
-    forgotten.map_err(|errno| KernelError::new("madvise", "the stack", errno))
-}
-
-/// Finds where this process's program and libraries are as in their files.
-fn unwritten() -> Result<Vec<Range<usize>>> {
-    smaps().map(|smaps| unwritten_of(&smaps))
+    Some(stack.range.start..end)
 }
 
 /// Reads what this process has mapped.
@@ -139,7 +124,7 @@ struct Mapping<'a> {
 
 /// Finds in `smaps` what is as in its file, and stays so, of programs and libraries: of files that are mapped to be executed, too.
 /// Those stay; what else is mapped, a thread may be about to give up.
-fn unwritten_of(smaps: &str) -> Vec<Range<usize>> {
+fn unwritten(smaps: &str) -> Vec<Range<usize>> {
     let mut mappings: Vec<Mapping<'_>> = Vec::new();
     for line in smaps.lines() {
         match line.strip_prefix("Anonymous:") {
@@ -192,7 +177,20 @@ Anonymous:             0 kB
 
     #[test]
     fn what_is_as_in_its_file_is_found() {
-        assert_eq!(unwritten_of(SMAPS), [0x55e6..0x55f0, 0x55f0..0x56f0]);
-        assert!(unwritten_of("").is_empty());
+        assert_eq!(unwritten(SMAPS), [0x55e6..0x55f0, 0x55f0..0x56f0]);
+        assert!(unwritten("").is_empty());
+    }
+    #[test]
+    fn what_was_let_go_of_is_out_of_memory_until_it_is_used() {
+        let resident = || {
+            let smaps = smaps().unwrap();
+            let is_text = |line: &str| mapping(line).is_some_and(|it| it.access == "r-xp" && it.name.starts_with('/'));
+            let rss =
+                smaps.lines().skip_while(|line| !is_text(line)).find_map(|line| line.strip_prefix("Rss:")).unwrap();
+            rss.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+        };
+        let before = resident();
+        forget().unwrap();
+        assert!(resident() < before, "of {before} kB");
     }
 }
