@@ -16,8 +16,7 @@ const KERNELS: [&str; 2] = ["6.12", "6.1"];
 
 /// The test binaries that ask nothing of the kernel, or nothing that the others do not, or a whole machine; all others run in
 /// guests, too.
-const ELSEWHERE: [&str; 13] = [
-    "after",
+const ELSEWHERE: [&str; 12] = [
     "apply",
     "check",
     "cli_usage",
