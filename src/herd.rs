@@ -85,6 +85,16 @@ impl Iterator for OutputStream {
     }
 }
 
+impl OutputStream {
+    /// Does as [`EventStream::set_timeout`].
+    ///
+    /// # Errors
+    /// A duration of zero.
+    pub fn set_timeout(&self, timeout: Option<Duration>) -> Result<(), Error> {
+        self.client.set_timeout(timeout)
+    }
+}
+
 impl Herd {
     /// Starts a supervisor within this process.
     ///

@@ -455,7 +455,9 @@ pub fn errors(herd: &Herd, id: &AgentId) -> Vec<u8> {
 /// Waits until a file in an agent's output says so: until a line is there.
 pub fn await_line(herd: &Herd, id: &AgentId, line: &str) {
     let mut text = Vec::new();
-    for note in herd.follow_output(id).unwrap() {
+    let notes = herd.follow_output(id).unwrap();
+    notes.set_timeout(Some(PATIENCE)).unwrap();
+    for note in notes {
         text.extend(note.output.pieces.iter().flat_map(|piece| piece.data.clone()));
         if String::from_utf8_lossy(&text).lines().any(|found| found == line) {
             return;
