@@ -62,13 +62,19 @@ pub(super) fn tell(error: &Error, is_json: bool) {
         }
         text
     };
-    // Where stderr is closed there is nobody to tell.
-    writeln!(io::stderr().lock(), "{text}").unwrap_or_default();
+    say(text);
 }
 
 /// Tells a remark on stderr.
 pub(super) fn note(text: &str) {
-    writeln!(io::stderr().lock(), "treeherd: {text}").unwrap_or_default();
+    say(format!("treeherd: {text}"));
+}
+
+/// Writes a text and its newline at once: nobody else's line comes in between.
+fn say(mut text: String) {
+    text.push('\n');
+    // Where stderr is closed there is nobody to tell.
+    io::stderr().write_all(text.as_bytes()).unwrap_or_default();
 }
 
 /// Tells what is wrong with the command line, or the help that was asked for, and returns the exit status.

@@ -454,16 +454,20 @@ pub fn errors(herd: &Herd, id: &AgentId) -> Vec<u8> {
 
 /// Waits until a file in an agent's output says so: until a line is there.
 pub fn await_line(herd: &Herd, id: &AgentId, line: &str) {
-    let mut text = Vec::new();
+    // Apart: a piece of one may begin in the middle of the other's line.
+    let mut said = std::collections::BTreeMap::<&str, Vec<u8>>::new();
     let notes = herd.follow_output(id).unwrap();
     notes.set_timeout(Some(PATIENCE)).unwrap();
     for note in notes {
-        text.extend(note.output.pieces.iter().flat_map(|piece| piece.data.clone()));
-        if String::from_utf8_lossy(&text).lines().any(|found| found == line) {
+        for piece in note.output.pieces {
+            said.entry(piece.stream.as_str()).or_default().extend(piece.data);
+        }
+        if said.values().any(|text| String::from_utf8_lossy(text).lines().any(|found| found == line)) {
             return;
         }
     }
-    panic!("{id} never said {line:?}: {:?}", String::from_utf8_lossy(&text));
+    let said: Vec<_> = said.iter().map(|(stream, text)| (stream, String::from_utf8_lossy(text))).collect();
+    panic!("{id} never said {line:?}: {said:?}");
 }
 
 /// Waits until something holds that nobody tells of.
