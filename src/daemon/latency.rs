@@ -28,11 +28,14 @@ pub(super) struct Detection {
     causes: BTreeMap<Cause, Series>,
     bound: Duration,
     delay: Option<RunDelay>,
-    /// From when on a fact that this turn handles can date.
-    since: Monotonic,
-    /// When the poll before this turn returned.
+    /// When the poll of this turn began, and the run-queue delay until then, in nanoseconds.
+    before_poll: (Monotonic, Option<u64>),
+    /// When it returned.
     polled: Monotonic,
-    before_poll: Option<(Monotonic, Option<u64>)>,
+    /// Whether it may have left facts for the next one.
+    was_full: bool,
+    /// From when on a fact that this turn handles can date; found out when one is there.
+    since: Option<Monotonic>,
     /// The ends of this turn that are not told yet, and from when on each can date.
     pending: Vec<(Cause, Monotonic)>,
 }
@@ -86,9 +89,10 @@ impl Detection {
             causes: BTreeMap::new(),
             bound,
             delay: RunDelay::of_this_thread(),
-            since: now,
+            before_poll: (now, None),
             polled: now,
-            before_poll: None,
+            was_full: false,
+            since: Some(now),
             pending: Vec::new(),
         }
     }
@@ -98,32 +102,46 @@ impl Detection {
     }
 
     pub fn before_poll(&mut self) {
-        self.before_poll = Some((clock::monotonic(), self.delay.as_ref().and_then(RunDelay::nanoseconds)));
+        // What a full poll has left for this one dates from as long ago as what it brought.
+        let left_over = self.was_full.then(|| self.since());
+        self.since = left_over;
+        self.before_poll = (clock::monotonic(), self.run_delay());
     }
 
-    /// Notes that the poll returned; `was_full` says that it may have left facts for the next one.
-    pub fn after_poll(&mut self, now: Monotonic, was_full: bool) {
-        let Some((before, delay_before)) = self.before_poll.take() else { return };
-        let delay_now = self.delay.as_ref().and_then(RunDelay::nanoseconds);
-        if !was_full {
-            self.since = if now.since(before) < NO_WAIT {
-                self.polled
-            } else {
-                let delayed = delay_now.zip(delay_before).map_or(0, |(now, before)| now.saturating_sub(before));
-                now - Duration::from_nanos(delayed)
-            };
+    /// Notes that the poll returned; `is_full` says that it may have left facts for the next one.
+    pub fn after_poll(&mut self, now: Monotonic, is_full: bool) {
+        let has_waited = now.since(self.before_poll.0) >= NO_WAIT;
+        if !has_waited {
+            self.since.get_or_insert(self.polled);
         }
-        self.polled = now;
+        (self.polled, self.was_full) = (now, is_full);
+    }
+
+    /// Returns from when on a fact that this turn handles can date.
+    fn since(&mut self) -> Monotonic {
+        if let Some(since) = self.since {
+            return since;
+        }
+        let (before, delay_before) = self.before_poll;
+        let delayed = self.run_delay().zip(delay_before).map_or(0, |(now, before)| now.saturating_sub(before));
+        // A delay since the poll is in there, too: but no fact is older than the poll.
+        let since = (self.polled - Duration::from_nanos(delayed)).max(before);
+        *self.since.insert(since)
+    }
+
+    fn run_delay(&self) -> Option<u64> {
+        self.delay.as_ref().and_then(RunDelay::nanoseconds)
     }
 
     /// A deadline is being handled: what follows from it in this turn dates from then, or from before.
     pub fn note_deadline(&mut self, due: Monotonic) {
-        self.since = self.since.min(due);
+        self.since = Some(self.since().min(due));
     }
 
     /// The end of a run was found in this turn.
     pub fn note_end(&mut self, cause: Cause) {
-        self.pending.push((cause, self.since));
+        let since = self.since();
+        self.pending.push((cause, since));
     }
 
     /// Says how many ends are not told yet.
