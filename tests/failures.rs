@@ -3,7 +3,10 @@
 
 mod common;
 
+use assert_cmd::cargo::cargo_bin;
 use common::*;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use treeherd::herd::EventStream;
 use treeherd::model::error::Code;
@@ -182,5 +185,58 @@ fn a_stall_that_is_too_short_or_nobodys_is_refused() {
     stall(&mut group, 1000, Action::Notice);
     let refused = herd.refused(None, group);
     assert!(refused.message.contains("stall: a group has no process"), "{refused}");
+    herd.finish();
+}
+
+/// Asks for a spawn that the kernel holds back: somebody else has frozen the cgroup that the child is born in.
+fn hang(herd: &Own, id: &AgentId, freezer: &Path) -> Child {
+    std::fs::write(freezer, "1").unwrap();
+    let mut spawn = Command::new(cargo_bin!("treeherd"));
+    spawn.arg("--socket").arg(herd.socket()).args(["spawn", id.as_str(), "--parent", "boss", "--", "sleep", "1000"]);
+    let spawn = spawn.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    until("it is on its way", || herd.agent_status(id).is_ok_and(|it| it.state == State::Starting));
+    spawn
+}
+
+#[test]
+fn a_spawn_that_hangs_holds_nobody_up() {
+    let herd = herd_with(|settings| settings.herd.spawn_timeout = Duration::from_secs(3600));
+    let boss = herd.sleeper(None, "boss");
+    let freezer = Path::new(&herd.agent_status(&boss).unwrap().cgroup).join("cgroup.freeze");
+    for round in 0..3 {
+        let (slow, quick) = (name(&format!("slow{round}")), format!("quick{round}"));
+        let mut hung = hang(&herd, &slow, &freezer);
+        // What comes meanwhile is answered, started and told.
+        let mut events = herd.follow();
+        let quick = herd.spawn(&quick, "exit 3");
+        assert_eq!(await_event(&mut events, Kind::Failed, &quick).exit.unwrap().status, Some(3));
+        assert_eq!(herd.agent_status(&slow).unwrap().state, State::Starting);
+        std::fs::write(&freezer, "0").unwrap();
+        assert!(hung.wait().unwrap().success());
+        assert_eq!(herd.agent_status(&slow).unwrap().state, State::Running);
+        // Whoever carried it out is back.
+        let last = herd.spawn(&format!("last{round}"), "exit 0");
+        await_event(&mut events, Kind::Completed, &last);
+    }
+    herd.finish();
+}
+
+#[test]
+fn a_spawn_that_hangs_for_too_long_is_ended_and_told() {
+    let herd = herd_with(|settings| settings.herd.spawn_timeout = Duration::from_secs(1));
+    let boss = herd.sleeper(None, "boss");
+    let freezer = Path::new(&herd.agent_status(&boss).unwrap().cgroup).join("cgroup.freeze");
+    let hung = hang(&herd, &name("slow"), &freezer).wait_with_output().unwrap();
+    assert!(!hung.status.success());
+    let why = String::from_utf8_lossy(&hung.stderr).into_owned();
+    assert!(
+        why.contains(
+            "spawn slow: its program did not start within 1s
+  help: "
+        ),
+        "{why}"
+    );
+    assert!(herd.agent_status(&name("slow")).is_err(), "half a spawn never exists");
+    // What it was started below is still frozen, and ends all the same.
     herd.finish();
 }

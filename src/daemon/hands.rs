@@ -82,7 +82,7 @@ impl Hands {
 }
 
 /// Does for the next spawn what needs no knowledge of it: so it is done already when somebody asks for one.
-fn get_ready(tools: &Tools) {
+pub(super) fn get_ready(tools: &Tools) {
     let ready = spawn::get_ready().map_err(|failure| failure.message);
     if let Err(error) = ready.and_then(|()| tools.store.stock().map_err(|error| error.to_string())) {
         tracing::warn!("get ready to spawn: {error}");

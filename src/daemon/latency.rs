@@ -88,13 +88,20 @@ impl Detection {
             all: Series::new(),
             causes: BTreeMap::new(),
             bound,
-            delay: RunDelay::of_this_thread(),
+            delay: None,
             before_poll: (now, None),
             polled: now,
             was_full: false,
             since: Some(now),
             pending: Vec::new(),
         }
+    }
+
+    /// The loop is turned by the calling thread from now on: it is whose delay counts.
+    pub fn is_turned_here(&mut self) {
+        self.delay = RunDelay::of_this_thread();
+        // What is left of another thread's figures says nothing.
+        self.before_poll.1 = None;
     }
 
     pub fn set_bound(&mut self, bound: Duration) {

@@ -10,8 +10,9 @@
 //!                           machine
 //! ```
 //!
-//! One thread decides, a few hands act. The loop sleeps in one `epoll_wait` until something happens or the machine's next
-//! deadline comes; an idle herd has neither.
+//! One thread decides, a few hands act; a spawn that comes alone the loop's own thread carries out, and a stand-in turns the loop if
+//! that takes long. The loop sleeps in one `epoll_wait` until something happens or the machine's next deadline comes; an idle herd has
+//! neither.
 
 mod accept;
 mod adopt;
@@ -43,6 +44,7 @@ mod reread;
 mod rules;
 mod service;
 mod settings;
+mod stand_in;
 mod start;
 mod supervisor;
 mod watched;

@@ -12,20 +12,27 @@ use crate::model::stream::Stream;
 impl Supervisor {
     pub(super) fn take_outcomes(&mut self) {
         while let Ok(outcome) = self.outcomes.try_recv() {
-            match outcome {
-                Outcome::Fact(fact) => self.take_fact(fact),
-                Outcome::Born(born) => self.born(*born),
-                Outcome::Limited(change, places) => {
-                    self.feed(Input::LimitsSet(change));
-                    self.watch_limits(&places);
-                }
-                Outcome::Laggards { found, reply } => self.laggards_found(&found, reply),
-                Outcome::Dug(agent, dug) => self.hole_dug(agent, dug),
-                Outcome::Identified(stream, peer) => self.arrived(stream, peer),
-                Outcome::Measured { call, herd, agents } => self.measured(call, herd, agents),
-                Outcome::Fault(error) => tracing::warn!("{error}"),
-                Outcome::Nothing => {}
+            if matches!(outcome, Outcome::Born(_) | Outcome::Fact(Input::SpawnFailed { .. })) {
+                self.spawns_out -= 1;
             }
+            self.take_outcome(outcome);
+        }
+    }
+
+    pub(super) fn take_outcome(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::Fact(fact) => self.take_fact(fact),
+            Outcome::Born(born) => self.born(*born),
+            Outcome::Limited(change, places) => {
+                self.feed(Input::LimitsSet(change));
+                self.watch_limits(&places);
+            }
+            Outcome::Laggards { found, reply } => self.laggards_found(&found, reply),
+            Outcome::Dug(agent, dug) => self.hole_dug(agent, dug),
+            Outcome::Identified(stream, peer) => self.arrived(stream, peer),
+            Outcome::Measured { call, herd, agents } => self.measured(call, herd, agents),
+            Outcome::Fault(error) => tracing::warn!("{error}"),
+            Outcome::Nothing => {}
         }
     }
 

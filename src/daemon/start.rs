@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 
 use mio::unix::SourceFd;
 use mio::{Interest, Poll, Waker};
+use rustix::pipe::PipeFlags;
 
 use super::adopt::{self, Estate};
 use super::hands::Hands;
@@ -20,6 +21,7 @@ use super::records::Records;
 use super::rules::Rulebook;
 use super::service::Service;
 use super::settings::{Residence, Settings};
+use super::stand_in;
 use super::supervisor::{Source, Supervisor, now};
 use crate::kernel::cgroup::{self, Cgroups, Place, Removal, RootClaim};
 use crate::kernel::host::Host;
@@ -121,7 +123,9 @@ struct Herdsman {
     _claim: socket::StateDir,
     /// The socket's path, unless it is the service manager's.
     own_socket: Option<std::path::PathBuf>,
-    supervisor: Supervisor,
+    /// None in somebody else's program.
+    orphans: Option<Orphans>,
+    supervisor: Box<Supervisor>,
 }
 
 /// The cgroups, taken back if the start fails.
@@ -200,18 +204,23 @@ impl Herdsman {
         };
         let root = format!("{}/{}", host.cgroup2.display(), settings.cgroup.trim_matches('/'));
         let machine = Machine::new(herd, root.clone(), not_offered, clock::wall().0);
-        let parts = Parts { settings, manner, orphans, tools, listener, inbox, records, journal, poll, machine, root };
+        let parts = Parts { settings, manner, tools, listener, inbox, records, journal, poll, machine, root };
         let mut supervisor = parts.assemble()?;
         supervisor.announce(estate);
         let sparse = match residence {
             Residence::OwnLeaf => super::guard::hold_memory(),
             Residence::Stay => None,
         };
-        Ok(Self { supervisor, own_socket, _sparse: sparse, _root_claim: root_claim, _claim: claim })
+        let supervisor = Box::new(supervisor);
+        Ok(Self { supervisor, orphans, own_socket, _sparse: sparse, _root_claim: root_claim, _claim: claim })
     }
 
     fn run(mut self) -> Result<(), Error> {
-        let outcome = self.supervisor.run();
+        let outcome;
+        (self.supervisor, outcome) = match self.orphans {
+            None => stand_in::turn_until_over(self.supervisor),
+            Some(orphans) => turn_beside(&orphans, self.supervisor),
+        };
         if outcome.is_ok() {
             self.supervisor.records.remove();
         }
@@ -223,6 +232,32 @@ impl Herdsman {
         remove_root(&self.supervisor.tools.cgroups);
         outcome
     }
+}
+
+/// Turns the loop in a thread of its own: to this one, the main thread, orphans are given. They are the only children that it has.
+fn turn_beside(orphans: &Orphans, supervisor: Box<Supervisor>) -> (Box<Supervisor>, Result<(), Error>) {
+    let failed = |why: String| Error::new(Code::Kernel, format!("start the loop's thread: {why}"));
+    let (is_over, turns) = match rustix::pipe::pipe_with(PipeFlags::CLOEXEC) {
+        Ok(ends) => ends,
+        Err(errno) => return (supervisor, Err(failed(errno.to_string()))),
+    };
+    let (give, given) = channel::<Box<Supervisor>>();
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("loop".to_owned()).spawn_scoped(scope, move || {
+            // Closed when this thread ends, however it does.
+            let _turns = turns;
+            given.recv().ok().map(stand_in::turn_until_over)
+        });
+        let thread = match thread {
+            Ok(thread) => thread,
+            Err(error) => return (supervisor, Err(failed(error.to_string()))),
+        };
+        give.send(supervisor).expect("the thread waits for it");
+        if let Err(error) = orphans.reap_until_closed(&is_over) {
+            tracing::error!("orphans are not reaped: {error}");
+        }
+        thread.join().ok().flatten().expect("the loop's thread does not panic")
+    })
 }
 
 /// Refuses a configuration with limits that the host does not enforce.
@@ -275,7 +310,6 @@ pub(super) fn canary(cgroups: &Cgroups) -> Result<Way, Error> {
 struct Parts {
     settings: Settings,
     manner: Manner,
-    orphans: Option<Orphans>,
     tools: Tools,
     listener: std::os::unix::net::UnixListener,
     records: Records,
@@ -289,9 +323,10 @@ struct Parts {
 impl Parts {
     fn assemble(self) -> Result<Supervisor, Error> {
         let failed = |what: &str, error: std::io::Error| Error::new(Code::Kernel, format!("{what}: {error}"));
-        let Self { settings, manner, orphans, tools, listener, inbox, records, journal, poll, machine, root } = self;
+        let Self { settings, manner, tools, listener, inbox, records, journal, poll, machine, root } = self;
         let registry = poll.registry();
         let waker = Waker::new(registry, Source::Waker.token()).map_err(|error| failed("make a waker", error))?;
+        let waker = Arc::new(waker);
         let watches = tools.watches.as_fd().as_raw_fd();
         registry
             .register(&mut SourceFd(&watches), Source::Watches.token(), Interest::READABLE)
@@ -316,14 +351,9 @@ impl Parts {
                 Some(signals)
             }
         };
-        if let Some(orphans) = &orphans {
-            registry
-                .register(&mut SourceFd(&orphans.as_fd().as_raw_fd()), Source::Orphans.token(), Interest::READABLE)
-                .map_err(|error| failed("poll for orphans", error))?;
-        }
         let (sender, outcomes) = channel();
         let tools = Arc::new(tools);
-        let hands = Hands::start(&tools, &sender, &Arc::new(waker))?;
+        let hands = Hands::start(&tools, &sender, &waker)?;
         let detection = Detection::new(settings.herd.failure_detection_timeout);
         Ok(Supervisor {
             settings,
@@ -331,12 +361,13 @@ impl Parts {
             tools,
             hands,
             held: Vec::new(),
+            own_spawn: None,
+            spawns_out: 0,
             outcomes,
             tidying: Vec::new(),
             poll,
+            waker,
             signals,
-            orphans,
-            are_orphans_due: false,
             listener: Some(listener),
             arriving: 0,
             clients: BTreeMap::new(),

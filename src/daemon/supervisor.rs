@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
-use mio::{Events, Poll, Token};
+use mio::{Events, Poll, Token, Waker};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::body::{Body, Watched};
@@ -26,8 +26,7 @@ use super::service::Service;
 use super::settings::Settings;
 use crate::kernel::cgroup::Place;
 use crate::kernel::clock;
-use crate::kernel::orphans::Orphans;
-use crate::kernel::watch::{Left, WatchId};
+use crate::kernel::watch::WatchId;
 use crate::machine::{AgentKey, Caller, Effect, Input, Machine, Now};
 use crate::model::error::{Code, Error};
 use crate::model::event::{Event, Kind};
@@ -38,16 +37,13 @@ use crate::model::stream::Stream;
 use crate::model::time::Monotonic;
 
 /// How many events one poll takes in.
-const EVENTS: usize = 1024;
+pub(super) const EVENTS: usize = 1024;
 
 /// How many deaths are written down and told together.
 const DEATHS_A_TELL: usize = 32;
 
 /// How late the loop wakes at least if it was frozen, or the machine slept: no load makes it that late.
 const STOPPED_FROM: Duration = Duration::from_secs(1);
-
-/// How long an orphan that has ended waits to be reaped: where a thousand die at once, nobody waits for that.
-const REAP_DELAY: Duration = Duration::from_millis(50);
 
 /// What a token stands for: the kind in its lowest bits, a number above.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +58,6 @@ pub(super) enum Source {
     Pressure(u64),
     Notify,
     Newline(AgentKey),
-    Orphans,
 }
 
 impl Source {
@@ -79,7 +74,6 @@ impl Source {
             Self::Notify => Token(7),
             Self::Newline(key) => number(8, key.0),
             Self::Pressure(id) => number(9, id),
-            Self::Orphans => Token(10),
         }
     }
 
@@ -95,8 +89,7 @@ impl Source {
             6 => Self::Memory(token.0 >> 4),
             7 => Self::Notify,
             8 => Self::Newline(AgentKey(number)),
-            9 => Self::Pressure(number),
-            _ => Self::Orphans,
+            _ => Self::Pressure(number),
         }
     }
 }
@@ -120,8 +113,6 @@ pub(super) enum Chore {
     Hits(Place, Knob),
     /// Tell what an agent's rules have found meanwhile.
     Found(AgentKey),
-    /// Reap orphans.
-    Orphans,
     /// Tell the service manager the counts.
     Status,
     /// Tell the service manager that the loop turns.
@@ -136,15 +127,17 @@ pub(super) struct Supervisor {
     pub hands: Hands,
     /// Jobs for the hands, until what was decided is written down.
     pub held: Vec<Job>,
+    /// The only spawn of this turn, while none is with the hands.
+    pub own_spawn: Option<Job>,
+    /// How many spawns are with the hands.
+    pub spawns_out: usize,
     pub outcomes: Receiver<Outcome>,
     /// Removals that wait for the end of this turn.
     pub tidying: Vec<Job>,
     pub poll: Poll,
+    /// Ends the sleep of whoever turns the loop.
+    pub waker: Arc<Waker>,
     pub signals: Option<signal_hook_mio::v1_0::Signals>,
-    /// None in somebody else's program.
-    pub orphans: Option<Orphans>,
-    /// Whether some of them are to be reaped.
-    pub are_orphans_due: bool,
     pub listener: Option<mio::net::UnixListener>,
     /// Connections of which a hand finds out whose they are.
     pub arriving: usize,
@@ -192,21 +185,17 @@ pub(super) fn now() -> Now {
 }
 
 impl Supervisor {
-    /// Turns until the herd has ended.
-    pub fn run(&mut self) -> Result<(), Error> {
-        let mut events = Events::with_capacity(EVENTS);
-        while !self.is_over {
-            self.turn(&mut events)?;
-        }
+    /// The herd has ended: tells what there is to tell, and has done.
+    pub fn take_leave(&mut self) {
         self.write_down();
         for client in self.clients.values_mut() {
             client.polled();
             client.flush();
         }
-        Ok(())
     }
 
-    fn turn(&mut self, events: &mut Events) -> Result<(), Error> {
+    /// Sleeps until something happens, and does what follows from it.
+    pub fn turn(&mut self, events: &mut Events) -> Result<(), Error> {
         let timeout = self.timeout();
         self.rules_room = TURN_MOST;
         self.detection.before_poll();
@@ -246,7 +235,7 @@ impl Supervisor {
                 Source::Memory(id) => self.memory_fired(id),
                 Source::Pressure(id) => self.pressure_fired(id),
                 Source::Waker => {}
-                Source::Signals | Source::Listener | Source::Client(_) | Source::Orphans => {}
+                Source::Signals | Source::Listener | Source::Client(_) => {}
                 Source::Notify | Source::Newline(_) => {}
             }
         }
@@ -255,7 +244,6 @@ impl Supervisor {
         for source in sources {
             match source {
                 Source::Signals => self.signals_came(),
-                Source::Orphans => self.orphans_told(),
                 Source::Listener => self.accept(),
                 Source::Client(id) => {
                     self.clients.entry(id).and_modify(Client::polled);
@@ -281,7 +269,7 @@ impl Supervisor {
     }
 
     /// Writes down and sends out what this turn has brought.
-    fn tell(&mut self) {
+    pub fn tell(&mut self) {
         self.write_down();
         for id in std::mem::take(&mut self.stirred) {
             self.pump(id);
@@ -352,28 +340,10 @@ impl Supervisor {
                 Some((_, Chore::Memory(place))) => self.look_at_memory(&place),
                 Some((_, Chore::Hits(place, knob))) => self.look_at_hits(&place, knob),
                 Some((_, Chore::Found(key))) => self.tell_found(key),
-                Some((_, Chore::Orphans)) => self.reap_orphans(),
                 Some((_, Chore::Status)) => self.status_is_due(),
                 Some((_, Chore::Heartbeat)) => self.beat(),
                 None => {}
             }
-        }
-    }
-
-    /// A child has ended: an orphan, or an agent's own process, of which its pidfd tells.
-    fn orphans_told(&mut self) {
-        let Some(orphans) = &self.orphans else { return };
-        if !self.are_orphans_due && orphans.have_ended() {
-            self.are_orphans_due = true;
-            self.chores.insert((clock::monotonic() + REAP_DELAY, Chore::Orphans));
-        }
-    }
-
-    fn reap_orphans(&mut self) {
-        let Some(orphans) = &self.orphans else { return };
-        self.are_orphans_due = orphans.reap() == Left::Maybe;
-        if self.are_orphans_due {
-            self.chores.insert((clock::monotonic(), Chore::Orphans));
         }
     }
 
@@ -423,10 +393,39 @@ impl Supervisor {
     pub fn hand(&mut self, job: Job) {
         if matches!(job, Job::RemoveRun { .. } | Job::Remove { .. }) {
             self.tidying.push(job);
+        } else if matches!(job, Job::Spawn(_)) {
+            self.hand_spawn(job);
         } else if job.is_unrecorded() {
             self.hands.take(job);
         } else {
             self.held.push(job);
         }
+    }
+
+    /// Keeps a spawn that comes alone for whoever turns the loop; of several none waits for another.
+    fn hand_spawn(&mut self, spawn: Job) {
+        if self.own_spawn.is_none() && self.spawns_out == 0 {
+            self.own_spawn = Some(spawn);
+            return;
+        }
+        for spawn in self.own_spawn.take().into_iter().chain([spawn]) {
+            self.hand_out(spawn);
+        }
+    }
+
+    /// Takes the spawn that came alone in this turn, if nothing else waits for the next one.
+    pub fn take_own_spawn(&mut self) -> Option<Job> {
+        let spawn = self.own_spawn.take()?;
+        if self.eager.is_empty() && !self.mailbox.has_more {
+            return Some(spawn);
+        }
+        self.hand_out(spawn);
+        None
+    }
+
+    /// Gives a spawn to the hands.
+    pub fn hand_out(&mut self, spawn: Job) {
+        self.spawns_out += 1;
+        self.hands.take(spawn);
     }
 }

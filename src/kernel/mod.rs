@@ -1,5 +1,6 @@
 //! ACTS and cannot decide. One file for each interface of the kernel.
 
+pub mod alarm;
 pub mod cgroup;
 pub mod clock;
 pub(crate) mod controllers;

@@ -6,21 +6,21 @@
 //! An orphan becomes a child of the main thread, and what another thread has cloned is a child of that one: so whoever waits for
 //! children of the main thread alone takes nobody else's status away.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::OwnedFd;
 
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{WaitId, WaitIdOptions, getpid, set_child_subreaper, waitid};
 use rustix::thread::gettid;
 
 use super::error::{KernelError, Result};
-use super::watch::Left;
 
-/// How many are reaped in one call: less than a millisecond of the kernel's work.
-const REAPED_MOST: usize = 128;
+/// How long an orphan that has ended waits to be reaped: where a thousand die at once, nobody waits for that.
+const DELAY: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 
-/// This process as the one to whom orphans are given. Readable when a child has ended, which may be one.
+/// This process as the one to whom orphans are given.
 #[derive(Debug)]
 pub struct Orphans {
     deaths: SignalFd,
@@ -55,31 +55,37 @@ impl Orphans {
         Ok(Some(Self { deaths }))
     }
 
-    /// Says whether there is an orphan to reap: if not, whoever ends from here on makes the descriptor readable again. Until
-    /// [`Orphans::reap`] nobody else does. To be called in the main thread, as that is.
-    #[must_use]
-    pub fn have_ended(&self) -> bool {
-        self.listen();
-        matches!(wait(WaitIdOptions::NOWAIT), Ok(Some(_)) | Err(Errno::INTR))
-    }
-
-    /// Reaps orphans that have ended, as many as one call may.
+    /// Reaps orphans when they have ended, until the other end of this pipe is closed. To be called in the main thread, as that is
+    /// whose children they are.
+    ///
+    /// # Errors
+    /// ENOMEM.
     ///
     /// # Kernel
     /// Linux 4.7 (`__WNOTHREAD` for waitid(2)).
-    pub fn reap(&self) -> Left {
-        self.listen();
-        for _ in 0..REAPED_MOST {
-            match wait(WaitIdOptions::empty()) {
-                Ok(Some(_)) | Err(Errno::INTR) => {}
-                // None has ended, or there is none.
-                Ok(None) | Err(_) => return Left::Nothing,
+    pub fn reap_until_closed(&self, pipe: &OwnedFd) -> Result<()> {
+        let wait_for = |fds: &mut [PollFd<'_>], timeout| match poll(fds, timeout) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(errno) => Err(KernelError::new("poll", "orphans", errno)),
+        };
+        let mut closed = PollFd::new(pipe, PollFlags::empty());
+        loop {
+            let mut fds = [closed.clone(), PollFd::new(&self.deaths, PollFlags::IN)];
+            wait_for(&mut fds, None)?;
+            if !fds[0].revents().is_empty() {
+                return Ok(());
             }
+            self.listen();
+            // An agent's own process tells of its end, too: it is nobody's orphan.
+            if matches!(wait(WaitIdOptions::NOWAIT), Ok(None) | Err(Errno::CHILD)) {
+                continue;
+            }
+            wait_for(std::slice::from_mut(&mut closed), Some(&DELAY))?;
+            while matches!(wait(WaitIdOptions::empty()), Ok(Some(_)) | Err(Errno::INTR)) {}
         }
-        Left::Maybe
     }
 
-    /// Takes the signal: as long as it is there, no other one is told.
+    /// Takes the signal: as long as it is there, no other one is told. Whoever ends from here on is told again.
     fn listen(&self) {
         while let Ok(Some(_)) = self.deaths.read_signal() {}
     }
@@ -89,10 +95,4 @@ fn wait(options: WaitIdOptions) -> rustix::io::Result<Option<rustix::process::Wa
     /// `__WNOTHREAD`.
     const OF_THIS_THREAD: WaitIdOptions = WaitIdOptions::from_bits_retain(libc::__WNOTHREAD.cast_unsigned());
     waitid(WaitId::All, WaitIdOptions::EXITED | WaitIdOptions::NOHANG | OF_THIS_THREAD | options)
-}
-
-impl AsFd for Orphans {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.deaths.as_fd()
-    }
 }

@@ -88,11 +88,22 @@ impl Machine {
         }
     }
 
+    /// What is wrong with a spawn that was ended for its time.
+    fn did_not_start(&self) -> String {
+        format!("its program did not start within {}", humantime::format_duration(self.config.spawn_timeout))
+    }
+
     pub(super) fn spawn_failed(&mut self, step: &mut Step, key: AgentKey, failure: &SpawnFailure) {
         let Some(agent) = self.agents.get(&key) else { return };
-        if !matches!(agent.phase, Phase::Spawning { .. }) {
-            return;
-        }
+        let Phase::Spawning { deadline } = agent.phase else { return };
+        let late;
+        let failure = if failure.stage == Stage::Killed && deadline.is_none() {
+            let remedy = "look for a frozen cgroup above it and a file system that hangs, or raise spawn_timeout";
+            late = SpawnFailure { message: self.did_not_start(), remedy: Some(remedy.to_owned()), ..failure.clone() };
+            &late
+        } else {
+            failure
+        };
         let reply = agent.reply;
         let is_first = agent.home == Home::Making && agent.run <= Run(1);
         self.spawn_is_over(key, Home::None);
@@ -129,10 +140,9 @@ impl Machine {
             record.by = Some(by.to_string());
         } else if let (Some(Ladder::Late(_)), Cause::Signal) = (ladder, record.cause) {
             // It was ours: the end is that of a spawn which took too long, not of a program.
-            let timeout = humantime::format_duration(self.config.spawn_timeout);
             record.cause = Cause::Exec;
             record.stage = Some(Stage::Killed);
-            record.error = Some(format!("its program did not start within {timeout}"));
+            record.error = Some(self.did_not_start());
         }
         self.stamp(step, key, &mut record);
         if left_behind == 0 {
