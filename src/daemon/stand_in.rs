@@ -42,21 +42,31 @@ struct State {
     is_over: bool,
 }
 
-/// Turns the loop until the herd has ended.
-pub(super) fn turn_until_over(supervisor: Box<Supervisor>) -> (Box<Supervisor>, Result<(), Error>) {
+/// Turns the loop until the herd has ended, then clears up while no thread is at its end: one that is cannot leave its cgroup any more,
+/// and the cgroup cannot go before it has.
+pub(super) fn turn_until_over(
+    mut supervisor: Box<Supervisor>,
+    clear_up: impl FnOnce(&mut Supervisor, &Result<(), Error>),
+) -> (Box<Supervisor>, Result<(), Error>) {
     let alarm = match Alarm::new() {
         Ok(alarm) => alarm,
-        Err(error) => return (supervisor, Err(error.into())),
+        Err(error) => {
+            let outcome = Err(error.into());
+            clear_up(&mut supervisor, &outcome);
+            return (supervisor, outcome);
+        }
     };
     let waker = supervisor.waker.clone();
     let desk = Desk { state: Mutex::default(), given_back: Condvar::new(), alarm, waker };
     std::thread::scope(|scope| {
         let _closing = Closing(&desk);
         let stand_in = std::thread::Builder::new().name("stand-in".to_owned());
-        match stand_in.spawn_scoped(scope, || desk.stand_in()) {
+        let (mut supervisor, outcome) = match stand_in.spawn_scoped(scope, || desk.stand_in()) {
             Ok(_) => desk.turn_until_over(supervisor),
             Err(error) => (supervisor, Err(Error::new(Code::Kernel, format!("start thread stand-in: {error}")))),
-        }
+        };
+        clear_up(&mut supervisor, &outcome);
+        (supervisor, outcome)
     })
 }
 

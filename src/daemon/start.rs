@@ -216,46 +216,57 @@ impl Herdsman {
     }
 
     fn run(mut self) -> Result<(), Error> {
+        let own_socket = self.own_socket;
+        let clear_up = |supervisor: &mut Supervisor, outcome: &Result<(), Error>| {
+            if outcome.is_ok() {
+                supervisor.records.remove();
+            }
+            for socket in own_socket.into_iter().chain([supervisor.settings.notify_socket()]) {
+                if let Err(error) = std::fs::remove_file(&socket) {
+                    tracing::warn!("remove {}: {error}", socket.display());
+                }
+            }
+            remove_root(&supervisor.tools.cgroups);
+        };
         let outcome;
         (self.supervisor, outcome) = match self.orphans {
-            None => stand_in::turn_until_over(self.supervisor),
-            Some(orphans) => turn_beside(&orphans, self.supervisor),
+            None => stand_in::turn_until_over(self.supervisor, clear_up),
+            Some(orphans) => turn_beside(&orphans, self.supervisor, clear_up),
         };
-        if outcome.is_ok() {
-            self.supervisor.records.remove();
-        }
-        for socket in self.own_socket.into_iter().chain([self.supervisor.settings.notify_socket()]) {
-            if let Err(error) = std::fs::remove_file(&socket) {
-                tracing::warn!("remove {}: {error}", socket.display());
-            }
-        }
-        remove_root(&self.supervisor.tools.cgroups);
         outcome
     }
 }
 
 /// Turns the loop in a thread of its own: to this one, the main thread, orphans are given. They are the only children that it has.
-fn turn_beside(orphans: &Orphans, supervisor: Box<Supervisor>) -> (Box<Supervisor>, Result<(), Error>) {
-    let failed = |why: String| Error::new(Code::Kernel, format!("start the loop's thread: {why}"));
+fn turn_beside(
+    orphans: &Orphans,
+    supervisor: Box<Supervisor>,
+    clear_up: impl FnOnce(&mut Supervisor, &Result<(), Error>) + Send,
+) -> (Box<Supervisor>, Result<(), Error>) {
+    let not_reaped = |why: &dyn std::fmt::Display| tracing::error!("orphans are not reaped: {why}");
     let (is_over, turns) = match rustix::pipe::pipe_with(PipeFlags::CLOEXEC) {
         Ok(ends) => ends,
-        Err(errno) => return (supervisor, Err(failed(errno.to_string()))),
+        Err(errno) => {
+            not_reaped(&errno);
+            return stand_in::turn_until_over(supervisor, clear_up);
+        }
     };
-    let (give, given) = channel::<Box<Supervisor>>();
+    let (give, given) = channel();
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("loop".to_owned()).spawn_scoped(scope, move || {
             // Closed when this thread ends, however it does.
             let _turns = turns;
-            given.recv().ok().map(stand_in::turn_until_over)
+            given.recv().ok().map(|(supervisor, clear_up)| stand_in::turn_until_over(supervisor, clear_up))
         });
         let thread = match thread {
             Ok(thread) => thread,
-            Err(error) => return (supervisor, Err(failed(error.to_string()))),
+            Err(error) => {
+                not_reaped(&error);
+                return stand_in::turn_until_over(supervisor, clear_up);
+            }
         };
-        give.send(supervisor).expect("the thread waits for it");
-        if let Err(error) = orphans.reap_until_closed(&is_over) {
-            tracing::error!("orphans are not reaped: {error}");
-        }
+        give.send((supervisor, clear_up)).expect("the thread waits for it");
+        orphans.reap_until_closed(&is_over).unwrap_or_else(|error| not_reaped(&error));
         thread.join().ok().flatten().expect("the loop's thread does not panic")
     })
 }
