@@ -27,7 +27,7 @@ use crate::kernel::cgroup::{self, Cgroups, Place, Removal, RootClaim};
 use crate::kernel::host::Host;
 use crate::kernel::notify::Inbox;
 use crate::kernel::orphans::Orphans;
-use crate::kernel::program::Sparse;
+use crate::kernel::program::{self, Sparse};
 use crate::kernel::spawn::{self, Way};
 use crate::kernel::watch::Watches;
 use crate::kernel::{clock, process, socket};
@@ -151,7 +151,13 @@ impl Herdsman {
     fn build(settings: Settings, manner: Manner) -> Result<Self, Error> {
         settings.herd.check()?;
         // Before there are other threads.
-        let orphans = if manner == Manner::Daemon { Orphans::take_in()? } else { None };
+        let orphans = match manner {
+            Manner::Daemon => {
+                program::share_heap();
+                Orphans::take_in()?
+            }
+            Manner::Library => None,
+        };
         let claim = socket::claim_state_dir(&settings.state_dir)?;
         let host = Arc::new(Host::discover()?);
         let not_offered = check_offers(&host, &settings)?;
@@ -373,6 +379,7 @@ impl Parts {
             hands,
             held: Vec::new(),
             own_spawn: None,
+            keeps_a_spawn: false,
             spawns_out: 0,
             outcomes,
             tidying: Vec::new(),

@@ -127,8 +127,10 @@ pub(super) struct Supervisor {
     pub hands: Hands,
     /// Jobs for the hands, until what was decided is written down.
     pub held: Vec<Job>,
-    /// The only spawn of this turn, while none is with the hands.
+    /// The only spawn that clients have asked for in this turn, while none is with the hands.
     pub own_spawn: Option<Job>,
+    /// Whether a spawn that is ordered now may be that one. What follows from news is on its way while they are told.
+    pub keeps_a_spawn: bool,
     /// How many spawns are with the hands.
     pub spawns_out: usize,
     pub outcomes: Receiver<Outcome>,
@@ -253,9 +255,11 @@ impl Supervisor {
                 _ => {}
             }
         }
+        self.keeps_a_spawn = true;
         for id in std::mem::take(&mut self.eager) {
             self.serve_client(id);
         }
+        self.keeps_a_spawn = false;
         self.do_chores();
         if let Some(due) = self.machine.next_deadline().filter(|due| *due <= clock::monotonic()) {
             self.detection.note_deadline(due);
@@ -404,7 +408,7 @@ impl Supervisor {
 
     /// Keeps a spawn that comes alone for whoever turns the loop; of several none waits for another.
     fn hand_spawn(&mut self, spawn: Job) {
-        if self.own_spawn.is_none() && self.spawns_out == 0 {
+        if self.keeps_a_spawn && self.own_spawn.is_none() && self.spawns_out == 0 {
             self.own_spawn = Some(spawn);
             return;
         }

@@ -55,6 +55,19 @@ pub fn sparse() -> Result<Sparse> {
     Ok(Sparse { _userfaultfd: userfaultfd })
 }
 
+/// Has all threads share one heap: of glibc's, one for each thread, each keeps what was once needed in it. To be called before there
+/// are other threads. Other C libraries have one anyway.
+///
+/// `M_ARENA_MAX`, mallopt(3).
+pub fn share_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it changes a setting of the allocator, which takes any value.
+    #[allow(unsafe_code)]
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
 /// Makes a request that takes, and answers in, so many numbers.
 #[allow(unsafe_code)]
 fn request<const N: usize>(
