@@ -42,9 +42,10 @@ pub struct Peer {
 }
 
 /// What is never measured, and why.
-pub const ABSENT: [(&str, &str); 3] = [
+pub const ABSENT: [(&str, &str); 4] = [
     ("pueue", "runs what is queued once: it restarts nothing"),
     ("pitchfork", "comes as sources that take longer to compile than all of this to run"),
+    ("process-compose", "is in none of these archives: its sources want modules that are in none of them either"),
     (
         "monit",
         "starts only programs that go into the background and write a pid file, and looks at those at best once a second",
