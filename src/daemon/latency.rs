@@ -110,8 +110,7 @@ impl Detection {
 
     pub fn before_poll(&mut self) {
         // What a full poll has left for this one dates from as long ago as what it brought.
-        let left_over = self.was_full.then(|| self.since());
-        self.since = left_over;
+        self.since = self.was_full.then(|| self.since());
         self.before_poll = (clock::monotonic(), self.run_delay());
     }
 

@@ -11,8 +11,8 @@
 //! ```
 //!
 //! One thread decides, a few hands act; a spawn that is asked for alone the loop's own thread carries out, and a stand-in turns the
-//! loop if that takes long. The loop sleeps in one `epoll_wait` until something happens or the machine's next deadline comes; an idle herd has
-//! neither.
+//! loop if that takes long. The loop sleeps in one `epoll_wait` until something happens or the machine's next deadline comes; an
+//! idle herd has neither.
 
 mod accept;
 mod adopt;

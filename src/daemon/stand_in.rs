@@ -1,8 +1,9 @@
 //! Who turns the loop: its own thread, and a stand-in while that one is away.
 //!
-//! A spawn that a client asks for alone is carried out by the loop's own thread: to wake a hand and to be woken by it would take a fifth
-//! of its time. (A restart is on its way in a hand while its cause is told.) But it may also block, for as long as somebody holds a lock in the kernel. So before it the thread leaves the supervisor on
-//! the desk and sets an alarm; if it is not back in time the stand-in takes over, until it is.
+//! A spawn that a client asks for alone is carried out by the loop's own thread: to wake a hand and to be woken by it would take a
+//! fifth of its time. (A restart is on its way in a hand while its cause is told.) But it may also block, for as long as somebody
+//! holds a lock in the kernel. So before it the thread leaves the supervisor on the desk and sets an alarm; if it is not back in
+//! time the stand-in takes over, until it is.
 //!
 //! ```text
 //!  loop's own thread   turns ──── leaves, spawns ──── comes back, turns ───── leaves, spawns . . . . . . . . . comes back, turns

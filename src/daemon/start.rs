@@ -217,8 +217,14 @@ impl Herdsman {
             Residence::OwnLeaf => super::guard::hold_memory(),
             Residence::Stay => None,
         };
-        let supervisor = Box::new(supervisor);
-        Ok(Self { supervisor, orphans, own_socket, _sparse: sparse, _root_claim: root_claim, _claim: claim })
+        Ok(Self {
+            _sparse: sparse,
+            _root_claim: root_claim,
+            _claim: claim,
+            own_socket,
+            orphans,
+            supervisor: Box::new(supervisor),
+        })
     }
 
     fn run(mut self) -> Result<(), Error> {

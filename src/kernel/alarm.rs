@@ -29,7 +29,7 @@ impl Alarm {
         timer.map(|timer| Self { timer }).map_err(|errno| KernelError::new("timerfd_create", "an alarm", errno))
     }
 
-    /// Has it go off after this time, a nanosecond at least; and not at the time that was set before.
+    /// Has it go off after this time, from a nanosecond (less is one) to `i64::MAX` seconds; and not at the time that was set before.
     pub fn set(&self, after: Duration) {
         self.write(after.max(Duration::from_nanos(1)));
     }
@@ -40,9 +40,8 @@ impl Alarm {
     }
 
     fn write(&self, after: Duration) {
-        let nanoseconds = i64::from(after.subsec_nanos());
-        let it_value = Timespec { tv_sec: after.as_secs().cast_signed(), tv_nsec: nanoseconds };
-        let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value };
+        let it_value = after.try_into().expect("the seconds fit into an i64");
+        let once = Itimerspec { it_interval: Timespec::default(), it_value };
         // The descriptor is a timer, and the time is one: there is nothing else to fail.
         timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once).expect("a timer can be set");
     }

@@ -254,7 +254,7 @@ impl Machine {
             Input::Asked(to, caller, request) => self.asked(step, to, &caller, request),
             Input::Departed(client) => self.departed(client),
             Input::Spawned { agent, pid } => self.spawned(step, agent, pid),
-            Input::SpawnFailed { agent, failure } => self.spawn_failed(step, agent, &failure),
+            Input::SpawnFailed { agent, failure } => self.spawn_failed(step, agent, failure),
             Input::Exited { agent, run, exit, rusage, oom, descendants } => {
                 self.exited(step, agent, run, run::Death { exit, rusage, oom, descendants });
             }

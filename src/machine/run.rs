@@ -93,17 +93,13 @@ impl Machine {
         format!("its program did not start within {}", humantime::format_duration(self.config.spawn_timeout))
     }
 
-    pub(super) fn spawn_failed(&mut self, step: &mut Step, key: AgentKey, failure: &SpawnFailure) {
+    pub(super) fn spawn_failed(&mut self, step: &mut Step, key: AgentKey, mut failure: SpawnFailure) {
         let Some(agent) = self.agents.get(&key) else { return };
         let Phase::Spawning { deadline } = agent.phase else { return };
-        let late;
-        let failure = if failure.stage == Stage::Killed && deadline.is_none() {
+        if failure.stage == Stage::Killed && deadline.is_none() {
             let remedy = "look for a frozen cgroup above it and a file system that hangs, or raise spawn_timeout";
-            late = SpawnFailure { message: self.did_not_start(), remedy: Some(remedy.to_owned()), ..failure.clone() };
-            &late
-        } else {
-            failure
-        };
+            (failure.message, failure.remedy) = (self.did_not_start(), Some(remedy.to_owned()));
+        }
         let reply = agent.reply;
         let is_first = agent.home == Home::Making && agent.run <= Run(1);
         self.spawn_is_over(key, Home::None);
@@ -114,13 +110,13 @@ impl Machine {
         if let (true, Some(reply)) = (is_first, reply) {
             self.publish(step, Kind::Failed, key, |event| event.exit = Some(record.clone()));
             *self.ends.entry(Cause::Exec).or_default() += 1;
-            let error = spawn_error(&self.agents[&key].spec.id, failure);
+            let error = spawn_error(&self.agents[&key].spec.id, &failure);
             self.agent_mut(key).last = Some(Box::new(record));
             self.expunge(step, key);
             return step.reply(reply, Err(error));
         }
         if let Some(reply) = reply {
-            step.reply(reply, Err(spawn_error(&self.agents[&key].spec.id, failure)));
+            step.reply(reply, Err(spawn_error(&self.agents[&key].spec.id, &failure)));
         }
         self.run_is_over(step, key, record);
     }

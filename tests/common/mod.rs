@@ -455,12 +455,12 @@ pub fn errors(herd: &Herd, id: &AgentId) -> Vec<u8> {
 /// Waits until a file in an agent's output says so: until a line is there.
 pub fn await_line(herd: &Herd, id: &AgentId, line: &str) {
     // Apart: a piece of one may begin in the middle of the other's line.
-    let mut said = std::collections::BTreeMap::<&str, Vec<u8>>::new();
+    let mut said = std::collections::BTreeMap::<_, Vec<u8>>::new();
     let notes = herd.follow_output(id).unwrap();
     notes.set_timeout(Some(PATIENCE)).unwrap();
     for note in notes {
         for piece in note.output.pieces {
-            said.entry(piece.stream.as_str()).or_default().extend(piece.data);
+            said.entry(piece.stream).or_default().extend(piece.data);
         }
         if said.values().any(|text| String::from_utf8_lossy(text).lines().any(|found| found == line)) {
             return;
