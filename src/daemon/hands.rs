@@ -2,9 +2,9 @@
 //!
 //! A spawn blocks its thread until `exec`, and a kill of 50,000 processes takes seconds: neither may hold up the news of
 //! another agent's death. Jobs go in over a queue, outcomes come back over a channel that wakes the loop. Spawns have
-//! threads of their own, so that a hanging spawn never waits in front of the kill that frees it. So has giving output's space
-//! back: it waits for a lock that a writer holds, and a writer may be given no CPU in the middle of its write. All threads live as
-//! long as the supervisor: a child's parent-death signal and a vfork are bound to its spawner's thread.
+//! threads of their own, so that a hanging spawn never waits in front of the kill that frees it. So has giving space and
+//! memory back: it waits for a lock that a writer holds, and a writer may be given no CPU in the middle of its write; or for a disk.
+//! All threads live as long as the supervisor: a child's parent-death signal and a vfork are bound to its spawner's thread.
 
 use std::collections::VecDeque;
 use std::sync::mpsc::Sender;
@@ -19,7 +19,7 @@ use crate::model::error::{Code, Error};
 /// Threads that spawn.
 const SPAWNERS: usize = 4;
 
-/// Threads that give output's space back.
+/// Threads that give space and memory back.
 const DIGGERS: usize = 2;
 
 /// Threads that do everything else.
@@ -73,7 +73,7 @@ impl Hands {
     pub fn take(&self, job: Job) {
         let queue = match job {
             Job::Spawn(_) => &self.spawns,
-            Job::Dig { .. } => &self.holes,
+            Job::Dig { .. } | Job::Reclaim { .. } => &self.holes,
             _ => &self.acts,
         };
         queue.lock().waiting.push_back(job);

@@ -83,6 +83,10 @@ pub(super) enum Job {
     Tighten(Place),
     /// Set `memory.high` back; nobody waits for the outcome.
     Loosen(Place, Limits),
+    Reclaim {
+        agent: AgentKey,
+        place: Place,
+    },
     FindLaggards {
         agents: Vec<(AgentKey, Place)>,
         reply: Option<ReplyTo>,
@@ -118,6 +122,8 @@ pub(super) struct SpawnJob {
     pub home: Place,
     /// The limits of the agent's cgroup, if that is to be made.
     pub make: Option<Limits>,
+    /// Whether its memory is accounted for, even without a limit.
+    pub accounts_memory: bool,
     /// The place and limits of the cgroup of its siblings together, if that is to be made.
     pub make_level: Option<(Place, Limits)>,
     /// Whether its spool files are to be made.
@@ -202,6 +208,10 @@ impl Job {
             Self::SetLimits { change, settings } => set_limits(cgroups, change, &settings),
             Self::Tighten(place) => done(pressure::tighten(cgroups, &place)),
             Self::Loosen(place, limits) => done(cgroups.set_limits(&place, &limits)),
+            Self::Reclaim { agent, place } => match cgroups.reclaim(&place) {
+                Ok(true) => Outcome::Fact(Input::Reclaimed(agent)),
+                other => nothing(other),
+            },
             Self::FindLaggards { agents, reply } => {
                 let found = agents.into_iter().map(|(key, place)| (key, laggards(cgroups, &place))).collect();
                 Outcome::Laggards { found, reply }
@@ -336,6 +346,11 @@ impl SpawnJob {
         if let Some(limits) = &self.make {
             cgroups.make(&self.home, limits).map_err(|error| at(Stage::Cgroup, error))?;
             made.home = Some(self.home.clone());
+            if self.accounts_memory
+                && let Err(error) = cgroups.account_memory(&self.home)
+            {
+                tracing::warn!("a pause for memory will take none of it back: {error}");
+            }
         }
         if self.spec.is_group() {
             return Ok(born);

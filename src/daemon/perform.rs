@@ -63,6 +63,11 @@ pub(super) fn perform(shell: &mut Supervisor, effect: Effect) {
                 shell.loosen(&of, place);
             }
         }
+        Effect::Reclaim(agent) => {
+            if let Some(place) = home(shell, agent) {
+                shell.hand(Job::Reclaim { agent, place });
+            }
+        }
         Effect::FindLaggards { agents, reply } => {
             let agents = agents.into_iter().filter_map(|key| Some((key, home(shell, key)?))).collect();
             shell.hand(Job::FindLaggards { agents, reply });
@@ -116,6 +121,7 @@ fn spawn(shell: &mut Supervisor, order: SpawnOrder) {
         agent: key,
         run: order.run,
         home,
+        accounts_memory: order.make.is_some() && shell.machine.may_be_paused_for_memory(key),
         make: order.make,
         make_level: order.make_level.map(|limits| (above, limits)),
         make_spool,

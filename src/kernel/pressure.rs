@@ -44,6 +44,26 @@ impl Cgroups {
         self.trigger(place, "cpu.pressure", "some 40000 2000000")
     }
 
+    /// Has the kernel take back up to 16 MiB of a subtree's memory that stands still: what is cached goes, the rest to where there is
+    /// swap. Says whether there may be more.
+    ///
+    /// By itself the kernel may never do so: with the multi-generational LRU the pages of who is frozen stay as young as they were for
+    /// as long as it finds others. Where memory is bound to v1, or the file is not there, nothing is taken back.
+    ///
+    /// # Errors
+    /// What the write answered, other than that not so much could be taken back.
+    ///
+    /// # Kernel
+    /// 5.19; cgroup-v2.rst, "Memory Interface Files", `memory.reclaim`; multigen_lru.rst.
+    pub fn reclaim(&self, place: &Place) -> Result<bool> {
+        const PIECE: u64 = 16 << 20;
+        match self.dir(place).and_then(|dir| dir.write("memory.reclaim", &PIECE.to_string())) {
+            Ok(()) => Ok(true),
+            Err(error) if error.is_gone() || error.errno == Errno::AGAIN => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     fn trigger(&self, place: &Place, file: &str, text: &str) -> Result<OwnedFd> {
         let dir = self.dir(place)?;
         let trigger = dir.open(file, OFlags::RDWR | OFlags::NONBLOCK)?;

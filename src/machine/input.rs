@@ -189,6 +189,8 @@ pub enum Input {
     RemoveRefused(AgentKey),
     /// Tasks have waited for longer than a rule on pressure allows.
     Pressed(PressKey),
+    /// Some of an agent's memory was taken back, as was ordered, and there may be more.
+    Reclaimed(AgentKey),
     /// A change of limits is done.
     LimitsSet(u64),
     /// A change of limits was refused by the kernel, and nothing was changed.
@@ -304,6 +306,8 @@ pub enum Effect {
     Tighten(LimitPlace),
     /// Set `memory.high` back to what was asked for.
     Loosen(LimitPlace),
+    /// Have the kernel take back some of the memory of an agent that is frozen. Answered by `Reclaimed` if there may be more.
+    Reclaim(AgentKey),
     /// Tell which processes neither freeze nor die: as an event, and to whoever waits.
     FindLaggards {
         /// Below which agents.

@@ -272,6 +272,7 @@ impl Machine {
             Input::Removed(agent) => self.removed(agent),
             Input::RemoveRefused(agent) => self.remove_refused(step, agent),
             Input::Pressed(key) => self.pressed(step, key),
+            Input::Reclaimed(agent) => self.reclaim(step, agent),
             Input::LimitsSet(change) => self.limits_set(step, change),
             Input::LimitsRefused(change, error) => self.limits_refused(step, change, error),
             Input::Ticked => {}

@@ -179,6 +179,7 @@ impl Machine {
             freezer.told = Frost::Frozen;
             self.unrecorded.insert(key);
             self.publish(step, Kind::Paused, key, |_| {});
+            self.reclaim(step, key);
         }
     }
 

@@ -6,6 +6,9 @@
 //!                                                       └────pressed──────┴──▶ resume, resume … (last one first) ──▶ gone
 //! ```
 //!
+//! Who is paused for memory gives what it has to the others: the kernel is asked to take it back, piece by piece, until there is no
+//! more or it is resumed.
+//!
 //! A pause by a rule and a user's pause are two wishes: an agent runs when nobody holds it. So what a user has paused no rule
 //! resumes, and a user's resume lifts both; whoever was resumed by a user is not paused again by that rule before the pressure is gone.
 
@@ -181,6 +184,23 @@ impl Machine {
     fn set_hold(&mut self, step: &Step, key: AgentKey, frost: Frost) {
         self.agent_mut(key).freezer.hold = frost;
         self.freezer_is_wanted(step.now, key);
+    }
+
+    /// Says whether a rule may pause an agent for memory: then what it has should be told apart from what the others have.
+    #[must_use]
+    pub fn may_be_paused_for_memory(&self, key: AgentKey) -> bool {
+        let is_one = |rule: &PressureRule| rule.resource == Resource::Memory && rule.steps.contains(&Measure::Pause);
+        let above = [None, Some(key)].into_iter().chain(self.ancestors(key).map(Some));
+        above.flat_map(|place| self.pressure_rules(place)).any(is_one)
+    }
+
+    /// Has an agent give its memory to the others, piece by piece, as long as a rule on memory pauses it.
+    pub(super) fn reclaim(&self, step: &mut Step, key: AgentKey) {
+        let pauses = |press: &Press| press.rule.resource == Resource::Memory && press.holds(key);
+        let stands_still = |agent: &Agent| agent.down.is_none() && agent.freezer.is_confirmed();
+        if self.agents.get(&key).is_some_and(stands_still) && self.presses.values().any(pauses) {
+            step.order(Effect::Reclaim(key));
+        }
     }
 
     fn end_for_pressure(&mut self, step: &mut Step, key: PressKey, victim: AgentKey) {

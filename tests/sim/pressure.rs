@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use treeherd::machine::{AgentKey, Input, PressKey};
+use treeherd::machine::{AgentKey, Effect, Input, PressKey};
 use treeherd::model::config::HerdConfig;
 use treeherd::model::event::Kind;
 use treeherd::model::request::{Request, Target};
@@ -73,6 +73,37 @@ fn the_lowest_is_paused_first_one_is_left_and_all_are_resumed_in_reverse() {
         [Kind::PressurePauses, Kind::Paused, Kind::PressureResumes, Kind::Resumed],
         "every step is told"
     );
+}
+
+#[test]
+fn who_is_paused_for_memory_gives_it_back_until_there_is_no_more_or_it_is_resumed() {
+    let rounds = |rule: &str| {
+        let (mut life, keys) = herd(rule, &[1, 9]);
+        press(&mut life, None);
+        assert_eq!(paused(&life, &keys), [true, false]);
+        let asks = |life: &mut Life| life.world.step(Input::Reclaimed(keys[0])) == [Effect::Reclaim(keys[0])];
+        let while_paused = [asks(&mut life), asks(&mut life)];
+        assert_eq!(life.world.step(Input::Reclaimed(keys[1])), [], "who runs keeps what it has");
+        life.ask(Request::Resume(only("a")));
+        (while_paused, asks(&mut life))
+    };
+    assert_eq!(rounds("memory 10% 2s pause"), ([true; 2], false));
+    assert_eq!(rounds("cpu 10% 2s pause"), ([false; 2], false), "who waits for a CPU gets no more of it so");
+}
+
+#[test]
+fn whose_memory_is_told_apart_is_whoever_a_rule_may_pause_for_it() {
+    let may = |herd: &str, own: &str| {
+        let config = HerdConfig { pressure: vec![herd.parse().unwrap()], ..HerdConfig::default() };
+        let mut life = Life::new(config);
+        let above = life.spawn("above", None, |spec| spec.pressure = vec![own.parse().unwrap()]);
+        let below = life.spawn("below", Some("above"), |_| {});
+        let beside = life.spawn("beside", None, |_| {});
+        [above, below, beside].map(|key| life.world.machine.may_be_paused_for_memory(key))
+    };
+    assert_eq!(may("memory 10% 2s warn,pause", "cpu 10% 2s warn"), [true; 3]);
+    assert_eq!(may("cpu 10% 2s pause", "memory 10% 2s pause"), [true, true, false], "its own is about all below it");
+    assert_eq!(may("memory 10% 2s warn", "memory 10% 2s terminate"), [false; 3]);
 }
 
 #[test]

@@ -314,6 +314,7 @@ fn swarm() {
         "pressure:resumes",
         "pressure:terminates",
         "pressure:gone",
+        "memory taken back",
         "process:gave-up",
         "process:queued",
         "timeout",

@@ -29,6 +29,8 @@ pub enum Lane {
     Limits(u64),
     /// A look at a run keeps nobody waiting.
     Look(AgentKey, Run),
+    /// Nobody waits for what is taken back.
+    Memory(AgentKey),
 }
 
 /// What can go wrong in this world, in percent.
@@ -153,6 +155,7 @@ impl World {
             Effect::Spawn(order) => Lane::Agent(order.agent),
             Effect::KillRun { agent, run } => Lane::Rescue(*agent, *run),
             Effect::Sample { agent, run } => Lane::Look(*agent, *run),
+            Effect::Reclaim(agent) => Lane::Memory(*agent),
             Effect::Signal { agent, .. }
             | Effect::Kill { agent, .. }
             | Effect::Freeze { agent, .. }
@@ -197,7 +200,7 @@ impl World {
                     let before = self.orders.get(&Lane::Agent(*key));
                     before.is_some_and(|it| it.iter().any(|it| matches!(it, Effect::Spawn(it) if it.run == *run)))
                 }
-                Lane::Limits(_) | Lane::Look(..) => false,
+                Lane::Limits(_) | Lane::Look(..) | Lane::Memory(_) => false,
             };
             if !is_held {
                 moves.push(Move::Order(*lane));
@@ -370,6 +373,12 @@ impl World {
                 self.kernel.work((agent, run), Duration::ZERO, 0);
                 self.observer.looked_at(agent, run);
                 Input::Sampled { agent, run, sample: is_there.then(|| self.kernel.work[&(agent, run)]) }
+            }
+            Effect::Reclaim(agent) => {
+                if !self.chance.comes(50) {
+                    return;
+                }
+                Input::Reclaimed(agent)
             }
             Effect::RemoveRun { agent, run } => return self.kernel.remove_run(agent, run),
             Effect::Remove(agent) => match self.kernel.remove(agent) {

@@ -42,6 +42,22 @@ impl Cgroups {
         outcome
     }
 
+    /// Has the kernel keep an account of a place's memory of its own, also where no limit on memory needs it. On a host that binds
+    /// memory to v1 nothing is done.
+    ///
+    /// # Errors
+    /// As [`Cgroups::make`].
+    ///
+    /// # Kernel
+    /// cgroup-v2.rst, "Controlling Controllers".
+    pub fn account_memory(&self, place: &Place) -> Result<()> {
+        if self.host.binding(Controller::Memory) != &Binding::V2 {
+            return Ok(());
+        }
+        let _changing = self.changing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        self.enable(place, &BTreeSet::from([Controller::Memory]), &mut Enabled::new())
+    }
+
     fn make_limited(
         &self,
         place: &Place,

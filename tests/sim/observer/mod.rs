@@ -349,6 +349,12 @@ impl Observer {
                 assert!(!self.told.contains(&(*agent, *run)), "{agent}: run {run} has ended, and it is looked at");
                 assert!(!self.has_run_below(machine, kernel, *agent), "{agent}: it is looked at, and waits for others");
             }
+            Effect::Reclaim(agent) => {
+                assert!(kernel.is_frozen(*agent), "{agent}: it runs, and its memory is taken back");
+                let paused = machine.key_of_paused(*agent);
+                assert_eq!(paused, Some(Paused::Own), "{agent}: its memory is taken back, and nothing pauses it");
+                self.note("memory taken back");
+            }
             Effect::Record(_)
             | Effect::RecordHerd(_)
             | Effect::Signal { .. }
@@ -403,6 +409,7 @@ fn subjects(effect: &Effect) -> Vec<AgentKey> {
         | Effect::Sample { agent, .. }
         | Effect::RemoveRun { agent, .. }
         | Effect::Remove(agent)
+        | Effect::Reclaim(agent)
         | Effect::Forget(agent) => vec![*agent],
         Effect::Kill { agent, runs } => std::iter::once(*agent).chain(runs.iter().map(|(key, _)| *key)).collect(),
         Effect::FindLaggards { agents, .. } => agents.clone(),
