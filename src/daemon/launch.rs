@@ -14,7 +14,7 @@ use crate::kernel::cgroup::Place;
 use crate::kernel::error::KernelError;
 use crate::kernel::process;
 use crate::kernel::spawn::{self, IoPriority, Launch, Resource, Way};
-use crate::kernel::user::{self, Credentials};
+use crate::kernel::user::{self, Account};
 use crate::model::error::{Code, Error};
 use crate::model::spec::{AgentSpec, IoClass, IoNice};
 use crate::model::stage::{SpawnFailure, Stage};
@@ -30,7 +30,7 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 /// What the daemon itself is and has, looked up once.
 #[derive(Debug)]
 pub(super) struct Surroundings {
-    own: Credentials,
+    own: Account,
     /// The nice value of agents that ask for none, where it is not the daemon's own.
     nice: Option<i8>,
     /// Where agents tell how they are.
@@ -50,7 +50,7 @@ impl Surroundings {
             Manner::Daemon => process::ignored_signals()?,
             Manner::Library => u64::MAX,
         };
-        Ok(Self { own: user::lookup(None, None)?, notify_socket, nice, ignored })
+        Ok(Self { own: user::own_account()?, notify_socket, nice, ignored })
     }
 }
 
@@ -66,7 +66,8 @@ pub(super) fn prepare(
         (None, None) => None,
         (user, group) => Some(user::lookup(user.as_deref(), group.as_deref()).map_err(|error| at(Stage::User, error))?),
     };
-    let env = environment(spec, credentials.as_ref(), &tools.surroundings);
+    let account = credentials.as_ref().map_or(&tools.surroundings.own, |user| &user.account);
+    let env = environment(spec, account, &tools.surroundings.notify_socket);
     let path = env.iter().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH);
     let program = &spec.command[0];
     let mut enter = Vec::new();
@@ -104,8 +105,7 @@ pub(super) fn prepare(
 
 /// A clean environment: PATH, HOME, USER and LANG, what is inherited by name, what is given, and what sd_notify(3) and
 /// sd_watchdog_enabled(3) look for in an agent that has something to tell.
-fn environment(spec: &AgentSpec, who: Option<&Credentials>, surroundings: &Surroundings) -> Vec<String> {
-    let who = who.unwrap_or(&surroundings.own);
+fn environment(spec: &AgentSpec, who: &Account, notify_socket: &str) -> Vec<String> {
     let own = |name: &str| std::env::var(name).ok();
     let mut env = std::collections::BTreeMap::from([
         ("PATH".to_owned(), DEFAULT_PATH.to_owned()),
@@ -116,7 +116,7 @@ fn environment(spec: &AgentSpec, who: Option<&Credentials>, surroundings: &Surro
     env.extend(spec.inherit_env.iter().filter_map(|name| Some((name.clone(), own(name)?))));
     env.extend(spec.env.iter().map(|(name, value)| (name.clone(), value.clone())));
     if spec.notifies() {
-        env.insert("NOTIFY_SOCKET".to_owned(), surroundings.notify_socket.clone());
+        env.insert("NOTIFY_SOCKET".to_owned(), notify_socket.to_owned());
     }
     if let Some(watchdog) = spec.watchdog {
         env.insert("WATCHDOG_USEC".to_owned(), watchdog.as_micros().to_string());

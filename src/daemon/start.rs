@@ -174,7 +174,7 @@ impl Herdsman {
         let herd = adopt::with_limits_in_force(&settings.herd, &records, legacy.as_ref());
         let estate = Estate::survey(own, &records, legacy)?;
         prepare_cgroups(own, settings.residence, &herd)?;
-        let way = canary(own)?;
+        let (way, group) = try_and_look_up(own)?;
         let store = Store::open(&settings.state_dir)?;
         store.clear()?;
         if !store.punches() {
@@ -195,7 +195,7 @@ impl Herdsman {
         let own_socket = inherited.is_none().then(|| settings.socket());
         let listener = match inherited {
             Some(listener) => listener,
-            None => socket::bind(&claim, &settings.socket(), None)?,
+            None => socket::bind(&claim, &settings.socket(), group)?,
         };
         let journal = Journal::open(&settings.state_dir)?;
         let poll = Poll::new().map_err(|error| Error::new(Code::Kernel, format!("epoll_create1: {error}")))?;
@@ -311,6 +311,19 @@ fn prepare_cgroups(cgroups: &Cgroups, residence: Residence, herd: &HerdConfig) -
         cgroups.set_limits(&Place::herd(), &herd.limits)?;
     }
     Ok(())
+}
+
+/// Does side by side what takes long at the start: the trial waits for a child, the socket's group for a name service.
+fn try_and_look_up(cgroups: &Cgroups) -> Result<(Way, Option<u32>), Error> {
+    std::thread::scope(|scope| {
+        let names = std::thread::Builder::new().name("names".to_owned()).spawn_scoped(scope, socket::usual_group);
+        let way = canary(cgroups)?;
+        let group = match names {
+            Ok(names) => names.join().ok().flatten(),
+            Err(_) => socket::usual_group(),
+        };
+        Ok((way, group))
+    })
 }
 
 /// Tries once whether a child can be cloned into a cgroup here.

@@ -103,32 +103,37 @@ fn open_state_dir(path: &Path) -> Result<OwnedFd, Error> {
     Ok(dir)
 }
 
-/// Opens a listening socket for clients: mode 0660, of the group that is named, or of the group `treeherd` if there is one,
-/// or of ours.
+/// Looks up the group whose members may use the socket: `treeherd`. A host without it, or without a name service at all, is the
+/// usual one.
+#[must_use]
+pub fn usual_group() -> Option<u32> {
+    super::user::lookup_group("treeherd").ok()
+}
+
+/// Opens a listening socket for clients: mode 0660, of this group if we may give it away, else of ours.
 ///
 /// A socket that a dead daemon left behind is removed: the claim on the state directory is the proof that no other daemon
 /// lives on it.
 ///
 /// # Errors
-/// [`Code::InUse`]: somebody answers on the socket. [`Code::BadValue`]: the path is too long for a socket, or no group is called
-/// so. [`Code::Unsupported`], [`Code::Kernel`]: something that is no socket is in the way (and stays), or a call failed.
+/// [`Code::InUse`]: somebody answers on the socket. [`Code::BadValue`]: the path is too long for a socket.
+/// [`Code::Unsupported`], [`Code::Kernel`]: something that is no socket is in the way (and stays), or a call failed.
 ///
 /// # Kernel
 /// unix(7).
-pub fn bind(_claim: &StateDir, path: &Path, group: Option<&str>) -> Result<UnixListener, Error> {
+pub fn bind(_claim: &StateDir, path: &Path, group: Option<u32>) -> Result<UnixListener, Error> {
     let shown = path.display().to_string();
     let address = address_of(path)?;
-    let gid = find_group(group)?;
     remove_stale(path, &address)?;
     let failed = |operation: &str, errno| Error::from(KernelError::new(operation, shown.as_str(), errno));
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
         .map_err(|errno| failed("make socket", errno))?;
     rustix::net::bind(&socket, &address).map_err(|errno| failed("bind socket", errno))?;
     // Nobody can connect before `listen`, so nobody does before the mode is right.
-    if let Some(id) = gid {
+    if let Some(id) = group {
         match rustix::fs::chownat(CWD, path, None, Some(rustix::fs::Gid::from_raw(id)), AtFlags::SYMLINK_NOFOLLOW) {
-            // Somebody who is not root and not in the usual group keeps the socket to their own.
-            Err(Errno::PERM) if group.is_none() => {}
+            // Somebody who is not root and not in the group keeps the socket to their own.
+            Err(Errno::PERM) => {}
             other => other.map_err(|errno| failed("give socket to group", errno))?,
         }
     }
@@ -183,14 +188,6 @@ pub(super) fn address_of(path: &Path) -> Result<SocketAddrUnix, Error> {
         Error::new(Code::BadValue, format!("socket path {shown} has {length} bytes, and a socket's has {MOST} at most"))
             .remedy("give a shorter --state-dir or --socket")
     })
-}
-
-fn find_group(name: Option<&str>) -> Result<Option<u32>, Error> {
-    match name {
-        Some(name) => super::user::lookup_group(name).map(Some),
-        // A host without this group, or without a name service at all, is the usual one.
-        None => Ok(super::user::lookup_group("treeherd").ok()),
-    }
 }
 
 /// Removes the socket of a dead daemon; whatever else is at the path stays.

@@ -15,12 +15,33 @@ pub struct Credentials {
     pub gid: u32,
     /// The supplementary groups' numbers.
     pub groups: Vec<u32>,
-    /// The home directory, `/` for a number that has no name.
-    pub home: PathBuf,
+    /// What the user database says of the user.
+    pub account: Account,
+}
+
+/// What the user database says of a user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Account {
     /// The user's name, or its number where it has none.
     pub name: String,
-    /// The login shell, `/bin/sh` for a number that has no name.
-    pub shell: PathBuf,
+    /// The home directory, `/` for a number that has no name.
+    pub home: PathBuf,
+}
+
+impl Account {
+    fn nameless(uid: Uid) -> Self {
+        Self { name: uid.to_string(), home: PathBuf::from("/") }
+    }
+}
+
+/// Looks up the user that we are. Its groups are not asked for: to find them, a name service may go a long way.
+///
+/// # Errors
+/// [`Code::Kernel`]: the name service failed.
+pub fn own_account() -> Result<Account, Error> {
+    let uid = Uid::effective();
+    let found = entry(&uid.to_string(), User::from_uid(uid))?;
+    Ok(found.map_or_else(|| Account::nameless(uid), |user| Account { name: user.name, home: user.dir }))
 }
 
 /// Looks up a user and a group, each by name or by number.
@@ -51,9 +72,7 @@ pub fn lookup(user: Option<&str>, group: Option<&str>) -> Result<Credentials, Er
                 uid: uid.as_raw(),
                 gid: gid.as_raw(),
                 groups: vec![gid.as_raw()],
-                home: PathBuf::from("/"),
-                name: uid.to_string(),
-                shell: PathBuf::from("/bin/sh"),
+                account: Account::nameless(uid),
             }),
             None => Err(Error::new(
                 Code::BadValue,
@@ -81,9 +100,7 @@ fn known(user: User, gid: Option<Gid>) -> Result<Credentials, Error> {
         uid: user.uid.as_raw(),
         gid: gid.as_raw(),
         groups: groups.into_iter().map(Gid::as_raw).collect(),
-        home: user.dir,
-        name: user.name,
-        shell: user.shell,
+        account: Account { name: user.name, home: user.dir },
     })
 }
 
@@ -136,7 +153,7 @@ mod tests {
     #[test]
     fn root_is_found_by_name_and_by_number() {
         let root = lookup(Some("root"), None).unwrap();
-        assert_eq!((root.uid, root.gid, root.name.as_str()), (0, 0, "root"));
+        assert_eq!((root.uid, root.gid, root.account.name.as_str()), (0, 0, "root"));
         assert!(root.groups.contains(&0));
         assert_eq!(lookup(Some("0"), None).unwrap(), root);
     }
@@ -154,7 +171,7 @@ mod tests {
         assert_eq!(error.remedy.as_deref(), Some("name a group as well"));
         let nameless = lookup(Some("3999999999"), Some("3999999998")).unwrap();
         assert_eq!((nameless.uid, nameless.gid, nameless.groups), (3_999_999_999, 3_999_999_998, vec![3_999_999_998]));
-        assert_eq!(nameless.name, "3999999999");
+        assert_eq!(nameless.account.name, "3999999999");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::os::fd::AsRawFd;
 
 use treeherd::kernel::pidfd::{Exit, cgroup_of};
 use treeherd::kernel::spawn::{IoPriority, Resource, Rlimit, Way, get_ready, spawn};
-use treeherd::kernel::user::Credentials;
+use treeherd::kernel::user::{Account, Credentials};
 
 use crate::room::{Room, end, shell, sink, text};
 
@@ -13,9 +13,7 @@ fn nobody() -> Credentials {
         uid: 65534,
         gid: 65534,
         groups: vec![65534, 4242],
-        home: "/".into(),
-        name: "nobody".to_owned(),
-        shell: "/bin/sh".into(),
+        account: Account { name: "nobody".to_owned(), home: "/".into() },
     }
 }
 

@@ -77,7 +77,7 @@ fn a_socket_path_has_107_bytes_at_most() {
 }
 
 #[test]
-fn a_socket_goes_to_the_group_that_is_named() {
+fn a_socket_goes_to_its_group() {
     if !rustix::process::geteuid().is_root() {
         eprintln!("skipped: only root gives files away");
         return;
@@ -85,10 +85,9 @@ fn a_socket_goes_to_the_group_that_is_named() {
     let (_guard, path) = temporary();
     let claim = claim_state_dir(&path).unwrap();
     let socket = path.join("s.sock");
-    let listener = bind(&claim, &socket, Some("4242")).unwrap();
+    let listener = bind(&claim, &socket, Some(4242)).unwrap();
     assert_eq!(fs::symlink_metadata(&socket).unwrap().gid(), 4242);
     drop(listener);
-    assert_eq!(bind(&claim, &socket, Some("no-such-group")).unwrap_err().code, Code::BadValue);
 }
 
 #[test]
