@@ -56,6 +56,8 @@ pub(super) fn run(global: &Global, args: RunArgs, screen: &mut Screen) -> Done {
         let error = Error::new(Code::BadTree, format!("{} has no agents", args.file.display()));
         return Err(error.remedy("add one, as in [agents.hello] with command = \"echo hello\"").into());
     }
+    // Before there are other threads.
+    daemon::share_heap();
     // What befalls agents is shown as events.
     log_to_stderr(global.log_format, "error");
     let signals = signals().map_err(|error| Error::new(Code::Kernel, format!("catch signals: {error}")))?;

@@ -22,9 +22,16 @@ pub(super) fn protect() -> Option<i8> {
 /// Keeps in memory what is used from now on, and as little besides as the host allows: for as long as the answer lives. To be
 /// called when everything is ready: what only the start has used goes.
 pub(super) fn hold_memory() -> Option<Sparse> {
+    let sparse = trim_memory();
+    told("memory is not locked", guard::lock_memory());
+    sparse
+}
+
+/// Lets go of what only the start of this process has used of its program, and has no more come in than is used: for as long as the
+/// answer lives.
+pub fn trim_memory() -> Option<Sparse> {
     let sparse = told("of its program comes in more than is used", program::sparse());
     told("what only its start has used stays in memory", program::forget());
-    told("memory is not locked", guard::lock_memory());
     sparse
 }
 

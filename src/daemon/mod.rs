@@ -51,5 +51,8 @@ mod watched;
 
 pub use config::{DEFAULT_CONFIG, Loaded, load};
 pub use doctor::doctor;
+pub use guard::trim_memory;
 pub use settings::{Residence, Settings, default_cgroup, delegated_cgroup};
 pub use start::{Running, serve, start, step_aside};
+
+pub use crate::kernel::program::share_heap;

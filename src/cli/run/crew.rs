@@ -10,6 +10,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use super::super::ahead::Asked;
 use crate::api::client::Client;
 use crate::api::method::{Call, Ending, OfAgents, Selection};
+use crate::daemon;
 use crate::herd::Herd;
 use crate::model::error::{Code, Error};
 use crate::model::id::AgentId;
@@ -104,6 +105,8 @@ struct Work {
 impl Work {
     fn run(mut self, agents: Vec<AgentSpec>) {
         self.spawn_all(agents);
+        // In a cgroup of its own the supervisor has done so already.
+        let _sparse = daemon::trim_memory();
         let message = match self.wait_for_all() {
             Ok(statuses) => Message::Done(statuses),
             Err(error) => Message::Broken(error),
