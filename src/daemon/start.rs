@@ -174,7 +174,8 @@ impl Herdsman {
         let herd = adopt::with_limits_in_force(&settings.herd, &records, legacy.as_ref());
         let estate = Estate::survey(own, &records, legacy)?;
         prepare_cgroups(own, settings.residence, &herd)?;
-        let (way, group) = try_and_look_up(own)?;
+        let inherited = if manner == Manner::Daemon { socket::inherited()? } else { None };
+        let (way, group) = try_and_look_up(own, inherited.is_none())?;
         let store = Store::open(&settings.state_dir)?;
         store.clear()?;
         if !store.punches() {
@@ -191,7 +192,6 @@ impl Herdsman {
         let notify_socket = settings.notify_socket();
         let (watches, surroundings) = (Watches::new()?, Surroundings::look(&notify_socket, nice, manner)?);
         let inbox = Inbox::bind(&claim, &notify_socket)?;
-        let inherited = if manner == Manner::Daemon { socket::inherited()? } else { None };
         let own_socket = inherited.is_none().then(|| settings.socket());
         let listener = match inherited {
             Some(listener) => listener,
@@ -313,14 +313,16 @@ fn prepare_cgroups(cgroups: &Cgroups, residence: Residence, herd: &HerdConfig) -
     Ok(())
 }
 
-/// Does side by side what takes long at the start: the trial waits for a child, the socket's group for a name service.
-fn try_and_look_up(cgroups: &Cgroups) -> Result<(Way, Option<u32>), Error> {
+/// Does side by side what takes long at the start: the trial waits for a child, the group of a socket of our own for a name service.
+fn try_and_look_up(cgroups: &Cgroups, binds: bool) -> Result<(Way, Option<u32>), Error> {
     std::thread::scope(|scope| {
-        let names = std::thread::Builder::new().name("names".to_owned()).spawn_scoped(scope, socket::usual_group);
+        let start = || std::thread::Builder::new().name("names".to_owned()).spawn_scoped(scope, socket::usual_group);
+        let names = binds.then(start);
         let way = canary(cgroups)?;
         let group = match names {
-            Ok(names) => names.join().ok().flatten(),
-            Err(_) => socket::usual_group(),
+            None => None,
+            Some(Ok(names)) => names.join().ok().flatten(),
+            Some(Err(_)) => socket::usual_group(),
         };
         Ok((way, group))
     })

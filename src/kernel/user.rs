@@ -34,14 +34,19 @@ impl Account {
     }
 }
 
+impl From<User> for Account {
+    fn from(user: User) -> Self {
+        Self { name: user.name, home: user.dir }
+    }
+}
+
 /// Looks up the user that we are. Its groups are not asked for: to find them, a name service may go a long way.
 ///
 /// # Errors
 /// [`Code::Kernel`]: the name service failed.
 pub fn own_account() -> Result<Account, Error> {
-    let uid = Uid::effective();
-    let found = entry(&uid.to_string(), User::from_uid(uid))?;
-    Ok(found.map_or_else(|| Account::nameless(uid), |user| Account { name: user.name, home: user.dir }))
+    let (uid, found) = find_ourselves()?;
+    Ok(found.map_or_else(|| Account::nameless(uid), Account::from))
 }
 
 /// Looks up a user and a group, each by name or by number.
@@ -57,13 +62,7 @@ pub fn own_account() -> Result<Account, Error> {
 /// failed.
 pub fn lookup(user: Option<&str>, group: Option<&str>) -> Result<Credentials, Error> {
     let gid = group.map(find_group).transpose()?;
-    let (uid, found) = match user {
-        Some(user) => find_user(user)?,
-        None => {
-            let uid = Uid::effective();
-            (uid, entry(&uid.to_string(), User::from_uid(uid))?)
-        }
-    };
+    let (uid, found) = user.map_or_else(find_ourselves, find_user)?;
     match found {
         Some(found) => known(found, gid),
         // Of ourselves we know the group without being told.
@@ -100,8 +99,13 @@ fn known(user: User, gid: Option<Gid>) -> Result<Credentials, Error> {
         uid: user.uid.as_raw(),
         gid: gid.as_raw(),
         groups: groups.into_iter().map(Gid::as_raw).collect(),
-        account: Account { name: user.name, home: user.dir },
+        account: user.into(),
     })
+}
+
+fn find_ourselves() -> Result<(Uid, Option<User>), Error> {
+    let uid = Uid::effective();
+    Ok((uid, entry(&uid.to_string(), User::from_uid(uid))?))
 }
 
 fn find_user(text: &str) -> Result<(Uid, Option<User>), Error> {

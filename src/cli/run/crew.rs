@@ -105,7 +105,7 @@ struct Work {
 impl Work {
     fn run(mut self, agents: Vec<AgentSpec>) {
         self.spawn_all(agents);
-        // In a cgroup of its own the supervisor has done so already.
+        // Where the supervisor, in a cgroup of its own, holds its memory already, this is refused and changes nothing.
         let _sparse = daemon::trim_memory();
         let message = match self.wait_for_all() {
             Ok(statuses) => Message::Done(statuses),
