@@ -42,9 +42,8 @@ pub struct Peer {
 }
 
 /// What is never measured, and why.
-pub const ABSENT: [(&str, &str); 4] = [
+pub const ABSENT: [(&str, &str); 3] = [
     ("pueue", "runs what is queued once: it restarts nothing"),
-    ("pitchfork", "comes as sources that take longer to compile than all of this to run"),
     ("process-compose", "is in none of these archives: its sources want modules that are in none of them either"),
     (
         "monit",
@@ -57,7 +56,7 @@ pub const DAEMON: &str = "treeherd daemon";
 pub const BARE: &str = "bare loop";
 pub const SYSTEMD: &str = "systemd";
 
-pub const PEERS: [Peer; 12] = [
+pub const PEERS: [Peer; 13] = [
     Peer {
         name: OURS,
         note: "`treeherd run FILE`, which also shows what its agents write",
@@ -140,6 +139,13 @@ pub const PEERS: [Peer; 12] = [
         note: "`strategy = \"always\"`, `backoff = \"0s\"`",
         program: "horust",
         lay: horust,
+        end: End::Signal(libc::SIGTERM),
+    },
+    Peer {
+        name: "pitchfork",
+        note: "`supervisor run --boot`; `retry = true`, for which it looks every `interval`: 1 s here, 10 s by default",
+        program: "pitchfork",
+        lay: pitchfork,
         end: End::Signal(libc::SIGTERM),
     },
     Peer {
@@ -391,6 +397,20 @@ fn horust(kit: &Kit, job: &Job<'_>) -> Command {
     }
     let mut command = kit.command("horust", ["--services-path"], [services]);
     command.arg("--uds-folder-path").arg(job.dir);
+    command
+}
+
+fn pitchfork(kit: &Kit, job: &Job<'_>) -> Command {
+    let mut text = "[settings.general]\ninterval = \"1s\"\n".to_owned();
+    for (index, words) in job.services.iter().enumerate() {
+        let exec = format!("exec {}", words.join(" "));
+        writeln!(text, "[daemons.s{index}]\nrun = {exec:?}\nboot_start = true\nretry = true").unwrap();
+        text += "stop_signal = { signal = \"SIGTERM\", timeout = \"1s\" }\n";
+    }
+    write(&job.dir.join("config/config.toml"), &text);
+    let mut command = kit.command("pitchfork", ["supervisor", "run", "--boot"], []);
+    command.env("PITCHFORK_CONFIG_DIR", job.dir.join("config")).env("PITCHFORK_STATE_DIR", job.dir.join("state"));
+    command.current_dir(job.dir);
     command
 }
 
