@@ -8,8 +8,8 @@ use serde::de::DeserializeOwned;
 
 use crate::api::client::Client;
 use crate::api::method::{
-    Call, Doctor, Ending, EventNote, EventQuery, Events, Grace, LimitChange, LogQuery, Nothing, OfAgent, OfAgents,
-    OfProcess, OfTarget, Offsets, Output, OutputNote, Selection, Shown, Stats, StatsQuery,
+    Call, Doctor, Ending, EventNote, EventQuery, Events, FollowQuery, Grace, LimitChange, LogQuery, Nothing, OfAgent,
+    OfAgents, OfProcess, OfTarget, Offsets, Output, OutputNote, Selection, Shown, Stats, StatsQuery,
 };
 use crate::daemon::{self, Running, Settings};
 use crate::model::error::{Code, Error};
@@ -47,11 +47,13 @@ pub struct Monitor {
 #[derive(Debug)]
 pub struct EventStream(Client);
 
-/// Output as it is written. Ends with the agent.
+/// Output as it is written. Ends with the agent, or, of many, with the herd.
 #[derive(Debug)]
 pub struct OutputStream {
     client: Client,
     is_over: bool,
+    /// Whether it is over when an agent has ended.
+    is_single: bool,
 }
 
 impl Iterator for EventStream {
@@ -80,7 +82,7 @@ impl Iterator for OutputStream {
             return None;
         }
         let note: OutputNote = self.client.note().ok()?.read().ok()?;
-        self.is_over = note.is_last;
+        self.is_over = note.is_last && self.is_single;
         Some(note)
     }
 }
@@ -164,7 +166,7 @@ impl Herd {
     /// [`Code::NoSuchAgent`].
     pub fn agent_status(&self, id: &AgentId) -> Result<AgentStatus, Error> {
         let all: Vec<AgentStatus> = self.select(Some(Target::Ids(vec![id.clone()])), None)?;
-        all.into_iter().next().ok_or_else(|| Error::new(Code::NoSuchAgent, format!("no agent is called {id}")))
+        only(all, id)
     }
 
     /// Tells all of an agent: how it is, what was asked for, what it uses.
@@ -388,7 +390,18 @@ impl Herd {
         let mut client = self.connect_client()?;
         let query = LogQuery { id: id.clone(), stream: None, from: None, lines: None, follow: true };
         let _from: Output = client.call(&Call::Logs(query))?;
-        Ok(OutputStream { client, is_over: false })
+        Ok(OutputStream { client, is_over: false, is_single: true })
+    }
+
+    /// Follows both streams of all agents that a target covers, of those too that begin later, from the first kept bytes on;
+    /// [`OutputNote::id`] tells whose it is.
+    ///
+    /// # Errors
+    /// [`Code::NoSuchAgent`].
+    pub fn follow_outputs(&self, target: Target) -> Result<OutputStream, Error> {
+        let mut client = self.connect_client()?;
+        client.call::<Nothing>(&Call::Follow(FollowQuery { target, stream: None, lines: None }))?;
+        Ok(OutputStream { client, is_over: false, is_single: false })
     }
 
     /// Returns an agent's main process, if its run is going on.
@@ -470,5 +483,7 @@ impl Drop for Herd {
 }
 
 fn only(all: Vec<AgentStatus>, id: &AgentId) -> Result<AgentStatus, Error> {
-    all.into_iter().next().ok_or_else(|| Error::new(Code::NoSuchAgent, format!("no agent is called {id}")))
+    all.into_iter()
+        .find(|agent| agent.id == *id)
+        .ok_or_else(|| Error::new(Code::NoSuchAgent, format!("no agent is called {id}")))
 }

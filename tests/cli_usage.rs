@@ -29,6 +29,9 @@ fn usage_errors_have_status_2_and_go_to_stderr() {
         &["limit", "a"],
         &["limit", "pids_max=4"],
         &["terminate", "a", "--grace", "soon"],
+        &["logs"],
+        &["logs", "a", "--all"],
+        &["logs", "a", "b"],
         &["daemon", "--max-levels", "0", "--state-dir", "/nonexistent/dir"],
         &["daemon", "--config", "/nonexistent/file"],
     ] {

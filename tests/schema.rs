@@ -139,6 +139,7 @@ fn what_a_real_daemon_takes_and_gives_is_what_the_schema_says() {
     checked.ask("spawn", json!({ "id": "fleet" }));
     let spawned = checked.ask("spawn", worker());
     checked.ask("logs", json!({ "id": "worker", "follow": true }));
+    checked.ask("follow", json!({ "target": { "level": 1 }, "stream": "stderr", "lines": 3 }));
     checked.await_note("output", |note| note["params"]["pieces"][0]["data"] == "dXAK");
     checked.await_note("notice", |note| note["params"]["event"]["found"]["rule"] == "warned");
     checked.await_note("readiness", |note| note["params"]["event"]["kind"] == "process:ready");

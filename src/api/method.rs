@@ -94,6 +94,9 @@ methods! {
     Events(EventQuery) -> Events = "events",
     /// Reads output: gives [`Output`], and with `follow` notifications `output` with [`OutputNote`].
     Logs(LogQuery) -> Output = "logs",
+    /// Follows the output of many agents, of those too that begin later: gives [`Nothing`], and notifications `output` with
+    /// [`OutputNote`] until the connection is closed.
+    Follow(FollowQuery) -> Nothing = "follow",
     /// Freezes subtrees: gives the [`AgentStatus`]es when all is seen frozen.
     Pause(OfTarget) -> Vec<AgentStatus> = "pause",
     /// Thaws subtrees: gives the [`AgentStatus`]es.
@@ -322,6 +325,20 @@ pub struct LogQuery {
     pub follow: bool,
 }
 
+/// Whose output is followed, and from where.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FollowQuery {
+    /// Those who are covered when they write: `{"ids": ["a"]}` with all below, `{"level": 1}`, `{"session": "s"}` or `"all"`.
+    pub target: Target,
+    /// Only this stream; both by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stream: Option<Stream>,
+    /// From so many lines of each stream before its end; by default from the first kept bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lines: Option<usize>,
+}
+
 /// A place in the two streams: bytes from the beginning of each. A stream that is not read has none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -370,7 +387,7 @@ pub struct OutputNote {
     /// What was written.
     #[serde(flatten)]
     pub output: Output,
-    /// Whether the agent has ended, and this was the last.
+    /// Whether the agent has ended, and this was the last; of many that are followed, one may be started again.
     pub is_last: bool,
 }
 

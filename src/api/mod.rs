@@ -8,10 +8,10 @@
 //! ```
 //!
 //! * Requests of one connection may be on their way side by side; answers carry the request's `id` and come in any order.
-//! * A line of a request has [`REQUEST_MAX`] bytes at most, a client [`CALLS_MAX`] unanswered calls.
+//! * A line of a request has [`REQUEST_MAX`] bytes at most, a client [`CALLS_MAX`] unanswered calls and as many that follow.
 //! * `error.data.code` is stable ([`Code`](crate::model::error::Code)); the message is for people.
-//! * A following call (`events`, `logs`) is answered at once; what follows comes as notifications that name the call. A slow
-//!   reader loses only its own, and is told how many.
+//! * A following call (`events`, `logs`, `follow`) is answered at once; what follows comes as notifications that name the call. A
+//!   slow reader loses only its own, and is told how many. Output is told after the events that came before it.
 
 pub mod client;
 pub mod message;
@@ -21,7 +21,7 @@ pub mod schema;
 /// The longest line of a request, in bytes.
 pub const REQUEST_MAX: usize = 1 << 20;
 
-/// The most calls of one client that may be unanswered at once.
+/// The most calls of one client that may be unanswered at once, and the most that may follow.
 pub const CALLS_MAX: usize = 1024;
 
 /// The most clients at once.

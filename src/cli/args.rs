@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::spec::{GroupArgs, SpawnArgs};
-use super::target::{Narrowing, Targets};
+use super::target::{Narrowing, Speakers, Targets};
 use crate::model::error::{Code, Error};
 use crate::model::id::{AgentId, Level};
 use crate::model::limits::Limits;
@@ -86,7 +86,7 @@ pub(super) enum Verb {
     Top(TopArgs),
     /// Tell what happened
     Events(EventsArgs),
-    /// Print what an agent wrote
+    /// Print what agents wrote
     Logs(LogsArgs),
     /// Freeze agents with all below them
     Pause(Targets),
@@ -239,19 +239,18 @@ pub(super) struct EventsArgs {
 
 #[derive(Args, Debug)]
 pub(super) struct LogsArgs {
-    /// The agent
-    #[arg(value_name = "ID")]
-    pub id: AgentId,
-    /// Go on until the agent has ended
+    #[command(flatten)]
+    pub speakers: Speakers,
+    /// Go on until the agent has ended; with several, and those of them that begin later, until the herd ends
     #[arg(long, short)]
     pub follow: bool,
-    /// Exactly the kept bytes of its standard output
+    /// Only standard output: of one agent exactly its kept bytes
     #[arg(long, conflicts_with = "stderr")]
     pub stdout: bool,
-    /// Exactly the kept bytes of its standard error
+    /// Only standard error: of one agent exactly its kept bytes
     #[arg(long)]
     pub stderr: bool,
-    /// Only the last lines
+    /// Only the last lines, of each stream
     #[arg(long, short = 'n', value_name = "N")]
     pub lines: Option<usize>,
 }

@@ -1,14 +1,23 @@
-//! What an agent wrote: exactly, or line by line.
+//! What agents wrote: of one exactly or line by line, of many each line behind its agent's name.
 
 use std::io;
 use std::process::ExitCode;
 
 use super::args::{Global, LogsArgs};
-use super::failure::{Done, note};
+use super::failure::{Done, Failure, note};
 use super::link::connect;
 use super::screen::{BAD, DIM, PLAIN, Screen, clock};
+use super::target::Whose;
+use super::voices::Voices;
 use crate::api::client::Client;
-use crate::api::method::{Call, LogQuery, Offsets, Output, OutputNote, OutputPiece};
+use crate::api::method::{
+    Call, EventNote, EventQuery, Events, FollowQuery, LogQuery, Nothing, Offsets, Output, OutputNote, OutputPiece,
+    Selection,
+};
+use crate::model::error::Code;
+use crate::model::event::Kind;
+use crate::model::id::Run;
+use crate::model::status::AgentStatus;
 use crate::model::stream::Stream;
 use crate::output::{Colours, Line, Lines, Piece, escape};
 
@@ -20,21 +29,48 @@ pub(super) fn logs(global: &Global, args: LogsArgs, screen: &mut Screen) -> Done
         (_, true) => Some(Stream::Stderr),
         _ => None,
     };
-    let query = LogQuery { id: args.id, stream, from: None, lines: args.lines, follow: args.follow };
-    let mut printer = Printer::new(stream, screen);
-    if query.follow {
-        follow(&mut daemon, query, &mut printer)?
+    let target = match args.speakers.whose() {
+        Whose::Many(target) => target,
+        Whose::One(id) => {
+            let query = LogQuery { id, stream, from: None, lines: args.lines, follow: args.follow };
+            let mut printer = Printer::new(stream, screen);
+            if query.follow {
+                follow(&mut daemon, query, &mut printer)?
+            } else {
+                pages(&mut daemon, query, |page| printer.show(page))?
+            }
+            printer.finish()?;
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
+    let known = Selection { target: Some(target.clone()), parent: None };
+    let known: Vec<AgentStatus> = daemon.call(&Call::Ps(known))?;
+    let mut voices = Voices::new(known.iter().map(|agent| &agent.id));
+    if args.follow {
+        follow_many(&mut daemon, FollowQuery { target, stream, lines: args.lines }, &mut voices, screen)?;
     } else {
-        page(&mut daemon, query, &mut printer)?
+        for agent in known.into_iter().filter(|agent| agent.run > Run(0)) {
+            let query = LogQuery { id: agent.id.clone(), stream, from: None, lines: args.lines, follow: false };
+            match pages(&mut daemon, query, |page| voices.show(&agent.id, page, screen)) {
+                // It is forgotten already, and with it what it wrote.
+                Err(Failure::Error(error)) if error.code == Code::NoSuchAgent => {}
+                other => other?,
+            }
+            voices.finish(&agent.id, screen)?;
+        }
     }
-    printer.finish()?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn page(daemon: &mut Client, mut query: LogQuery, printer: &mut Printer<'_>) -> Result<(), super::failure::Failure> {
+/// Reads all that is kept of an agent's output.
+fn pages(
+    daemon: &mut Client,
+    mut query: LogQuery,
+    mut show: impl FnMut(&Output) -> io::Result<()>,
+) -> Result<(), Failure> {
     loop {
         let page: Output = daemon.call(&Call::Logs(query.clone()))?;
-        printer.show(&page)?;
+        show(&page)?;
         if page.at_end {
             return Ok(());
         }
@@ -43,7 +79,43 @@ fn page(daemon: &mut Client, mut query: LogQuery, printer: &mut Printer<'_>) -> 
     }
 }
 
-fn follow(daemon: &mut Client, query: LogQuery, printer: &mut Printer<'_>) -> Result<(), super::failure::Failure> {
+/// Shows what many write until the daemon goes: if it said so before, that is an end like any other.
+fn follow_many(
+    daemon: &mut Client,
+    query: FollowQuery,
+    voices: &mut Voices,
+    screen: &mut Screen,
+) -> Result<(), Failure> {
+    match daemon.call::<Events>(&Call::Events(EventQuery { follow: true, ..EventQuery::default() })) {
+        // An agent is not told of the herd; it ends with it.
+        Err(error) if error.code == Code::Forbidden => {}
+        other => drop(other?),
+    }
+    daemon.call::<Nothing>(&Call::Follow(query))?;
+    let mut is_ending = false;
+    loop {
+        if !daemon.has_more() {
+            screen.flush()?;
+        }
+        let note = match daemon.note() {
+            Ok(note) => note,
+            Err(error) if is_ending && error.code == Code::NoDaemon => return Ok(voices.finish_all(screen)?),
+            Err(error) => return Err(error.into()),
+        };
+        if note.method == "event" {
+            let event = note.read::<EventNote>()?.event;
+            is_ending |= event.is_some_and(|event| event.kind == Kind::HerdStopping);
+            continue;
+        }
+        let note: OutputNote = note.read()?;
+        voices.show(&note.id, &note.output, screen)?;
+        if note.is_last {
+            voices.finish(&note.id, screen)?;
+        }
+    }
+}
+
+fn follow(daemon: &mut Client, query: LogQuery, printer: &mut Printer<'_>) -> Result<(), Failure> {
     let first: Output = daemon.call(&Call::Logs(query))?;
     printer.show(&first)?;
     loop {

@@ -33,6 +33,7 @@ mod stats;
 mod target;
 mod tell;
 mod top;
+mod voices;
 
 use std::io::ErrorKind;
 use std::process::ExitCode;

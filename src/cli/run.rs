@@ -13,11 +13,12 @@ mod crew;
 mod summary;
 mod view;
 
+use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read};
 use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -31,10 +32,11 @@ use super::link::SOCKET_VARIABLE;
 use super::screen::Screen;
 use super::serve::log_to_stderr;
 use crate::api::client::Client;
-use crate::api::method::{Call, EventQuery, Events, Selection};
+use crate::api::method::{Call, EventQuery, Events, FollowQuery, Nothing, Selection};
 use crate::daemon::{self, Residence, Settings};
 use crate::herd::Herd;
 use crate::model::error::{Code, Error};
+use crate::model::request::Target;
 use crate::model::spec::AgentSpec;
 use crate::model::status::AgentStatus;
 use crew::{Crew, Message};
@@ -70,13 +72,13 @@ pub(super) fn run(global: &Global, args: RunArgs, screen: &mut Screen) -> Done {
     settings.residence = if delegated.is_some() { Residence::OwnLeaf } else { Residence::Stay };
     settings.cgroup = args.cgroup.or(delegated).unwrap_or_else(|| format!("treeherd-run-{}", std::process::id()));
     let socket = settings.socket();
+    settings.env = told_where(&socket);
     let herd = Herd::start(settings)?;
     if !args.quiet {
         note(&format!("from another terminal: {SOCKET_VARIABLE}={} treeherd ps", socket.display()));
     }
-    let agents: Vec<_> = tree.agents.into_iter().map(|spec| told_where(spec, &socket)).collect();
-    let mut view = View::new(&agents, args.quiet, screen);
-    let outcome = watch(&herd, agents, &signals, &mut view);
+    let mut view = View::new(&tree.agents, args.quiet, screen);
+    let outcome = watch(&herd, tree.agents, &signals, &mut view);
     let ended = herd.shutdown(None);
     match outcome.and_then(|()| Ok(view.finish()?)) {
         // Nobody looks any more: the agents were ended, which is not what they were started for.
@@ -87,16 +89,12 @@ pub(super) fn run(global: &Global, args: RunArgs, screen: &mut Screen) -> Done {
     Ok(if view.all_completed() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
 }
 
-/// Tells an agent where its supervisor is, unless its file says otherwise: a parent may pause and end what is below it.
-fn told_where(mut spec: AgentSpec, socket: &std::path::Path) -> AgentSpec {
-    let program = std::env::current_exe().ok().and_then(|program| program.to_str().map(str::to_owned));
-    let variables = [(SOCKET_VARIABLE, socket.to_str().map(str::to_owned)), (PROGRAM_VARIABLE, program)];
-    for (name, value) in variables {
-        if let Some(value) = value.filter(|_| !spec.is_group()) {
-            spec.env.entry(name.to_owned()).or_insert(value);
-        }
-    }
-    spec
+/// Tells agents where their supervisor is: a parent may pause and end what is below it.
+fn told_where(socket: &Path) -> BTreeMap<String, String> {
+    let paths = [(SOCKET_VARIABLE, std::path::absolute(socket)), (PROGRAM_VARIABLE, std::env::current_exe())];
+    let known =
+        |(name, path): (&str, std::io::Result<PathBuf>)| Some((name.to_owned(), path.ok()?.to_str()?.to_owned()));
+    paths.into_iter().filter_map(known).collect()
 }
 
 /// Where the supervisor keeps its state; a directory of our own goes with us.
@@ -146,8 +144,9 @@ fn signals() -> std::io::Result<UnixStream> {
 fn watch(herd: &Herd, agents: Vec<AgentSpec>, signals: &UnixStream, view: &mut View<'_>) -> Result<(), Failure> {
     let mut client = herd.connect_client()?;
     client.call::<Events>(&Call::Events(EventQuery { follow: true, ..EventQuery::default() }))?;
+    client.call::<Nothing>(&Call::Follow(FollowQuery { target: Target::All, stream: None, lines: None }))?;
     let mut crew = Crew::start(herd, agents)?;
-    let mut asked = 0;
+    let (mut asked, mut has_started, mut sparse) = (0, false, None);
     loop {
         drain(&mut client, view)?;
         match crew.next() {
@@ -155,11 +154,16 @@ fn watch(herd: &Herd, agents: Vec<AgentSpec>, signals: &UnixStream, view: &mut V
                 view.ended(&statuses);
                 return settle(&mut client, view);
             }
+            Some(Message::Spawned) => has_started = true,
             Some(Message::Refused(id, error)) => view.refused(&id, &error)?,
             Some(Message::Broken(error)) => return Err(error.into()),
             Some(Message::NotEnded(error)) => tell(&error, false),
             None => {
                 view.flush()?;
+                if std::mem::take(&mut has_started) {
+                    // Where the supervisor, in a cgroup of its own, holds its memory already, this is refused and changes nothing.
+                    sparse = sparse.or_else(daemon::trim_memory);
+                }
                 if wait(&client, Some((&crew.wake, signals)), None)? {
                     take(&mut client, view)?;
                 }
@@ -183,8 +187,7 @@ fn drain(client: &mut Client, view: &mut View<'_>) -> Result<(), Failure> {
 
 /// Shows the next notification; waits for it if it is not here.
 fn take(client: &mut Client, view: &mut View<'_>) -> Result<(), Failure> {
-    let note = client.note()?;
-    view.take(note, client)
+    view.take(&client.note()?)
 }
 
 /// Shows the last of what the agents, which have all ended, wrote.

@@ -41,6 +41,35 @@ pub(super) struct Narrowing {
     pub parent: Option<AgentId>,
 }
 
+/// One agent alone, or several.
+#[derive(Args, Clone, Debug, PartialEq)]
+#[group(required = true, multiple = false)]
+pub(super) struct Speakers {
+    /// One agent, without those below it
+    #[arg(value_name = "ID")]
+    id: Option<AgentId>,
+    /// An agent with everything below it
+    #[arg(long, value_name = "ID")]
+    subtree: Option<AgentId>,
+    /// Every agent of a level
+    #[arg(long, value_name = "N")]
+    level: Option<u16>,
+    /// Every agent of a session
+    #[arg(long, value_name = "SESSION")]
+    session: Option<SessionId>,
+    /// Every agent
+    #[arg(long)]
+    all: bool,
+}
+
+/// Whose output is read.
+pub(super) enum Whose {
+    /// One agent's.
+    One(AgentId),
+    /// That of many.
+    Many(Target),
+}
+
 fn address(ids: Vec<AgentId>, level: Option<u16>, session: Option<SessionId>) -> Option<Target> {
     let of_level = level.map(|level| Target::Level(Level(level)));
     let of_ids = (!ids.is_empty()).then_some(Target::Ids(ids));
@@ -52,6 +81,19 @@ impl Targets {
     pub(super) fn target(self) -> Target {
         // The parser let exactly one kind through: without the three others it is --all.
         address(self.ids, self.level, self.session).unwrap_or(Target::All)
+    }
+}
+
+impl Speakers {
+    /// Returns whose output is asked for.
+    pub(super) fn whose(self) -> Whose {
+        match self.id {
+            Some(id) => Whose::One(id),
+            None => {
+                let ids = self.subtree.into_iter().collect();
+                Whose::Many(address(ids, self.level, self.session).unwrap_or(Target::All))
+            }
+        }
     }
 }
 

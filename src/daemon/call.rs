@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::client::{EventFollow, OutputFollow};
+use super::client::{Client, EventFollow, Lasts, OutputFollow, WideFollow};
 use super::follow::read;
 use super::job::{Job, Measured};
 use super::reread::OURSELVES;
@@ -14,7 +14,8 @@ use super::supervisor::{Supervisor, now};
 use crate::api::CALLS_MAX;
 use crate::api::message::{Incoming, Outcome, result};
 use crate::api::method::{
-    Call, EventQuery, Events, Hello, LogQuery, Offsets, Selection, Shown, Stats, StatsQuery, grace,
+    Call, EventQuery, Events, FollowQuery, Hello, LogQuery, Nothing, Offsets, Selection, Shown, Stats, StatsQuery,
+    grace,
 };
 use crate::kernel::cgroup::Place;
 use crate::kernel::pidfd;
@@ -25,7 +26,7 @@ use crate::model::request::{Answer, Request, Target};
 use crate::model::status::{AgentStatus, millis};
 use crate::model::stream::Stream;
 use crate::model::usage::Usage;
-use crate::output::Cursor;
+use crate::output::{Cursor, Spool};
 
 /// Figures of the herd and of each agent, kept for an interval.
 #[derive(Clone, Debug, Default)]
@@ -113,6 +114,7 @@ impl Supervisor {
             Call::Process(of) => return now_with(&self.process(of.pid)?),
             Call::Events(query) => return now_with(&self.events(client_id, id, query)?),
             Call::Logs(query) => return self.logs(client_id, id, &query),
+            Call::Follow(query) => return now_with(&self.follow(client_id, id, query)?),
             Call::Doctor(_) => return now_with(&super::doctor::doctor(&self.settings)),
             Call::Show(of) => {
                 let key = self.readable(client_id, &of.id)?;
@@ -202,8 +204,7 @@ impl Supervisor {
     }
 
     fn may_read(&self, client_id: u64, key: AgentKey) -> bool {
-        let own = self.clients.get(&client_id).and_then(|client| client.caller.agent);
-        own.is_none_or(|own| self.machine.is_within(key, own))
+        self.clients.get(&client_id).is_none_or(|client| self.machine.may_read(&client.caller, key))
     }
 
     fn process(&self, pid: i32) -> Result<AgentStatus, Error> {
@@ -229,6 +230,7 @@ impl Supervisor {
             self.write_down();
             return self.journal.read(&query);
         }
+        self.check_follows(client_id)?;
         let last = self.journal.last();
         let next = query.since.map_or(last, |since| since.min(last)) + 1;
         if let Some(client) = self.clients.get_mut(&client_id) {
@@ -245,38 +247,92 @@ impl Supervisor {
             let error = Error::new(Code::WrongState, format!("logs {}: it never ran and has no output", query.id));
             return Err(error.remedy("name an agent with a command"));
         };
-        let streams: Vec<Stream> = query.stream.map_or_else(|| Stream::ALL.to_vec(), |stream| vec![stream]);
-        let mut cursor = match (query.lines, query.from) {
-            (Some(lines), None) => spool.from_tail(&self.tools.store, &query.id, &streams, lines)?,
-            (None, Some(from)) => Cursor { stdout: from.stdout, stderr: from.stderr },
-            (None, None) => {
-                let mut cursor = Cursor::default();
-                for stream in &streams {
-                    cursor.set(*stream, Some(spool.bounds(*stream).0));
-                }
+        let mut cursor = match query.from {
+            Some(from) if query.lines.is_none() => {
+                let mut cursor = Cursor { stdout: from.stdout, stderr: from.stderr };
+                Stream::ALL.into_iter().filter(|it| query.stream.is_some_and(|only| only != *it)).for_each(|stream| {
+                    cursor.set(stream, None);
+                });
                 cursor
             }
-            (Some(_), Some(_)) => {
+            Some(_) => {
                 return Err(
                     Error::new(Code::BadValue, "logs: both lines and from are given").remedy("give one of them")
                 );
             }
+            None => self.first_cursor(spool, &query.id, query.stream, query.lines)?,
         };
-        for stream in Stream::ALL.into_iter().filter(|stream| !streams.contains(stream)) {
-            cursor.set(stream, None);
-        }
         if !query.follow {
             return now_with(&read(self, spool, &query.id, &mut cursor)?);
         }
+        self.check_follows(client_id)?;
         let next = Offsets { stdout: cursor.stdout, stderr: cursor.stderr };
         let first = crate::api::method::Output { next, ..Default::default() };
         if let Some(client) = self.clients.get_mut(&client_id) {
-            let follow = OutputFollow { call: id.cloned().unwrap_or_default(), id: query.id.clone(), cursor };
+            let (call, id) = (id.cloned().unwrap_or_default(), query.id.clone());
+            let follow = OutputFollow { call, id, cursor, lasts: Lasts::UntilItEnds };
             client.outputs.entry(key).or_default().push(follow);
             client.news.insert(key);
             self.stirred.insert(client_id);
         }
         now_with(&first)
+    }
+
+    /// Returns where a reader begins: so many lines before the end, or at the first kept byte.
+    fn first_cursor(
+        &self,
+        spool: &Spool,
+        id: &AgentId,
+        stream: Option<Stream>,
+        lines: Option<usize>,
+    ) -> Result<Cursor, Error> {
+        let streams: Vec<Stream> = stream.map_or_else(|| Stream::ALL.to_vec(), |stream| vec![stream]);
+        if let Some(lines) = lines {
+            return spool.from_tail(&self.tools.store, id, &streams, lines);
+        }
+        let mut cursor = Cursor::default();
+        streams.iter().for_each(|stream| cursor.set(*stream, Some(spool.bounds(*stream).0)));
+        Ok(cursor)
+    }
+
+    fn follow(&mut self, client_id: u64, id: Option<&Value>, query: FollowQuery) -> Result<Nothing, Error> {
+        let is_agent = self.clients.get(&client_id).is_some_and(|client| client.caller.agent.is_some());
+        match &query.target {
+            Target::Ids(ids) => ids.iter().try_for_each(|id| self.readable(client_id, id).map(drop))?,
+            _ if is_agent => {
+                let error = Error::new(Code::Forbidden, "an agent may follow only itself and the agents below it");
+                return Err(error.remedy("name them by their ids"));
+            }
+            _ => {}
+        }
+        self.check_follows(client_id)?;
+        let mut began = Vec::new();
+        for key in self.machine.select(&query.target)? {
+            self.catch_up(key);
+            let Some(body) = self.bodies.get(&key) else { continue };
+            if let Some(spool) = &body.spool {
+                began.push((key, body.id.clone(), self.first_cursor(spool, &body.id, query.stream, query.lines)?));
+            }
+        }
+        let Some(client) = self.clients.get_mut(&client_id) else { return Ok(Nothing {}) };
+        let (call, wide) = (id.cloned().unwrap_or_default(), client.wide.len());
+        for (key, id, cursor) in began {
+            let lasts = Lasts::WhileKnown { wide, told: None };
+            client.outputs.entry(key).or_default().push(OutputFollow { call: call.clone(), id, cursor, lasts });
+            client.news.insert(key);
+        }
+        client.wide.push(WideFollow { call, query });
+        self.stirred.insert(client_id);
+        Ok(Nothing {})
+    }
+
+    /// Refuses a call that follows if the client has too many of them.
+    fn check_follows(&self, client_id: u64) -> Result<(), Error> {
+        if self.clients.get(&client_id).is_none_or(Client::may_follow) {
+            return Ok(());
+        }
+        let error = Error::new(Code::TooManyClients, format!("{CALLS_MAX} calls of this connection follow already"));
+        Err(error.remedy("follow many agents with one call of follow, or use another connection"))
     }
 
     fn stats(&mut self, client_id: u64, id: Option<&Value>, query: StatsQuery) -> Result<Answered, Error> {

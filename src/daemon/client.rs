@@ -7,11 +7,11 @@ use mio::net::UnixStream;
 use serde_json::Value;
 
 use crate::api::message::{Outcome, answer_line, notification_line};
-use crate::api::method::EventQuery;
+use crate::api::method::{EventQuery, FollowQuery};
 use crate::api::{CALLS_MAX, REQUEST_MAX};
 use crate::machine::{AgentKey, Caller};
 use crate::model::error::{Code, Error};
-use crate::model::id::AgentId;
+use crate::model::id::{AgentId, Run};
 use crate::output::Cursor;
 
 /// How much may wait to be sent before notifications wait for the reader.
@@ -42,6 +42,8 @@ pub(super) struct Client {
     pub calls: BTreeMap<u64, Option<Value>>,
     pub events: Vec<EventFollow>,
     pub outputs: BTreeMap<AgentKey, Vec<OutputFollow>>,
+    /// Those that follow many: each has a place in `outputs` for every agent that it covers and that has had something to tell.
+    pub wide: Vec<WideFollow>,
     /// Those of the agents in `outputs` that may have something to tell: nobody else's files are looked at.
     pub news: BTreeSet<AgentKey>,
     state: State,
@@ -71,6 +73,23 @@ pub(super) struct OutputFollow {
     pub id: AgentId,
     /// From this place on; it waits in the spool, not here.
     pub cursor: Cursor,
+    pub lasts: Lasts,
+}
+
+/// For how long an agent's output is followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lasts {
+    /// Until the agent has ended.
+    UntilItEnds,
+    /// As long as the agent is known, for this one of those that follow many, which has been told of the end of this run.
+    WhileKnown { wide: usize, told: Option<Run> },
+}
+
+/// The output of many agents that a client follows.
+#[derive(Debug)]
+pub(super) struct WideFollow {
+    pub call: Value,
+    pub query: FollowQuery,
 }
 
 impl Client {
@@ -87,6 +106,7 @@ impl Client {
             calls: BTreeMap::new(),
             events: Vec::new(),
             outputs: BTreeMap::new(),
+            wide: Vec::new(),
             news: BTreeSet::new(),
             state: State::Open,
         }
@@ -185,6 +205,11 @@ impl Client {
 
     pub fn may_call(&self) -> bool {
         self.calls.len() < CALLS_MAX
+    }
+
+    pub fn may_follow(&self) -> bool {
+        let single = self.outputs.values().flatten().filter(|follow| follow.lasts == Lasts::UntilItEnds);
+        self.events.len() + self.wide.len() + single.count() < CALLS_MAX
     }
 
     /// The poll has told something of the connection: perhaps the reader has made room.

@@ -3,11 +3,12 @@
 
 use mio::Interest;
 
-use super::client::{Client, EventFollow, OutputFollow};
+use super::client::{Client, EventFollow, Lasts, OutputFollow, WideFollow};
 use super::supervisor::{Source, Supervisor};
 use crate::api::method::{EventNote, EventQuery, Offsets, Output, OutputNote, OutputPiece};
-use crate::machine::AgentKey;
+use crate::machine::{AgentKey, Machine};
 use crate::model::event::Event;
+use crate::model::stream::Stream;
 use crate::output::{Cursor, Read, Spool};
 
 /// How many bytes of output one message carries at most.
@@ -45,7 +46,14 @@ impl Supervisor {
 
     /// Has the followers of an agent's output looked after at the end of the turn.
     pub(super) fn stir_followers(&mut self, key: AgentKey) {
+        let spool = self.bodies.get(&key).and_then(|body| body.spool.as_ref());
+        let has_written = spool.is_some_and(|spool| Stream::ALL.iter().any(|stream| spool.bounds(*stream).1 > 0));
+        // Who has nothing to tell costs those who follow many nothing.
+        let is_news = has_written || self.machine.has_ended(key);
         for (id, client) in &mut self.clients {
+            if is_news {
+                join(&self.machine, client, key);
+            }
             if client.outputs.contains_key(&key) {
                 client.news.insert(key);
                 self.stirred.insert(*id);
@@ -65,8 +73,11 @@ impl Supervisor {
                 has_moved |= client.has_room() && self.pump_events(&mut client, follow);
             }
             client.events = events;
-            for key in std::mem::take(&mut client.news) {
-                has_moved |= self.pump_outputs(&mut client, key);
+            // What an agent wrote is told after its start.
+            if client.events.iter().all(|follow| follow.next > self.journal.last()) {
+                for key in std::mem::take(&mut client.news) {
+                    has_moved |= self.pump_outputs(&mut client, key);
+                }
             }
             is_hungry = has_moved;
             if !has_moved {
@@ -126,9 +137,9 @@ impl Supervisor {
                 client.news.insert(key);
                 return true;
             }
-            let (moved, is_last) = self.pump_output(client, key, follow);
+            let (moved, is_over) = self.pump_output(client, key, follow);
             has_moved |= moved;
-            !is_last
+            !is_over
         });
         if !follows.is_empty() {
             client.outputs.insert(key, follows);
@@ -139,32 +150,60 @@ impl Supervisor {
         has_moved
     }
 
-    /// Returns whether anything was told, and whether it was the last.
+    /// Returns whether anything was told, and whether there will be no more.
     fn pump_output(&mut self, client: &mut Client, agent: AgentKey, follow: &mut OutputFollow) -> (bool, bool) {
-        let OutputFollow { call, id, cursor } = follow;
+        let OutputFollow { call, id, cursor, lasts } = follow;
+        let is_single = *lasts == Lasts::UntilItEnds;
         let has_ended = self.machine.has_ended(agent);
         if has_ended {
             self.catch_up(agent);
         }
-        let Some(body) = self.bodies.get(&agent) else { return (false, true) };
-        let Some(spool) = &body.spool else { return (false, has_ended) };
-        let Ok(output) = read(self, spool, id, cursor) else { return (false, true) };
-        let is_last = has_ended && output.at_end;
+        let Some(body) = self.bodies.get(&agent) else { return (false, is_single) };
+        let Some(spool) = &body.spool else { return (false, is_single && has_ended) };
+        let Ok(output) = read(self, spool, id, cursor) else { return (false, is_single) };
+        let mut is_last = has_ended && output.at_end;
+        if let Lasts::WhileKnown { told, .. } = lasts {
+            let run = self.machine.run_of(agent);
+            is_last &= *told != run;
+            *told = if is_last { run } else { *told };
+        }
         let is_news = is_news(&output);
         if is_news || is_last {
             client.notify("output", &OutputNote { call: call.clone(), id: id.clone(), output, is_last });
         }
-        (is_news, is_last)
+        (is_news, is_single && is_last)
     }
 
     /// An agent is forgotten: whoever follows its output has had the last of it.
     pub(super) fn end_follows(&mut self, key: AgentKey) {
         for (client_id, client) in &mut self.clients {
-            for OutputFollow { call, id, .. } in client.outputs.remove(&key).into_iter().flatten() {
+            for OutputFollow { call, id, lasts, .. } in client.outputs.remove(&key).into_iter().flatten() {
+                if matches!(lasts, Lasts::WhileKnown { told: Some(_), .. }) {
+                    continue;
+                }
                 client.notify("output", &OutputNote { call, id, output: Output::default(), is_last: true });
                 self.stirred.insert(*client_id);
             }
         }
+    }
+}
+
+/// Gives those of a client that follow many a place at an agent that they cover, and that has something to tell for the first
+/// time: whoever had something to tell when they began has one already.
+fn join(machine: &Machine, client: &mut Client, key: AgentKey) {
+    for (wide, WideFollow { call, query }) in client.wide.iter().enumerate() {
+        let is_its = |follow: &OutputFollow| matches!(follow.lasts, Lasts::WhileKnown { wide: of, .. } if of == wide);
+        let has_place = client.outputs.get(&key).is_some_and(|follows| follows.iter().any(is_its));
+        if has_place || !machine.covers(&query.target, key) || !machine.may_read(&client.caller, key) {
+            continue;
+        }
+        let Some(id) = machine.id_of(key).cloned() else { return };
+        let mut cursor = Cursor::default();
+        for stream in Stream::ALL.into_iter().filter(|stream| query.stream.is_none_or(|only| only == *stream)) {
+            cursor.set(stream, Some(0));
+        }
+        let follow = OutputFollow { call: call.clone(), id, cursor, lasts: Lasts::WhileKnown { wide, told: None } };
+        client.outputs.entry(key).or_default().push(follow);
     }
 }
 

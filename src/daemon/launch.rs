@@ -1,5 +1,6 @@
 //! From a specification to everything that a child needs: its environment, its user, its files.
 
+use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -9,6 +10,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::pipe::PipeFlags;
 
 use super::job::{Tools, at};
+use super::settings::Settings;
 use super::start::Manner;
 use crate::kernel::cgroup::Place;
 use crate::kernel::error::KernelError;
@@ -35,13 +37,16 @@ pub(super) struct Surroundings {
     nice: Option<i8>,
     /// Where agents tell how they are.
     notify_socket: String,
+    /// What is in every agent's environment.
+    env: BTreeMap<String, String>,
     /// The signals that this process may ignore.
     ignored: u64,
 }
 
 impl Surroundings {
     /// Looks up who we are. In a process of our own nobody changes later which signals are ignored.
-    pub fn look(notify_socket: &Path, nice: Option<i8>, manner: Manner) -> Result<Self, Error> {
+    pub fn look(settings: &Settings, nice: Option<i8>, manner: Manner) -> Result<Self, Error> {
+        let notify_socket = settings.notify_socket();
         let notify_socket = notify_socket.to_str().map(str::to_owned).ok_or_else(|| {
             Error::new(Code::BadValue, format!("{} is not UTF-8", notify_socket.display()))
                 .remedy("give another --state-dir")
@@ -50,7 +55,7 @@ impl Surroundings {
             Manner::Daemon => process::ignored_signals()?,
             Manner::Library => u64::MAX,
         };
-        Ok(Self { own: user::own_account()?, notify_socket, nice, ignored })
+        Ok(Self { own: user::own_account()?, notify_socket, env: settings.env.clone(), nice, ignored })
     }
 }
 
@@ -67,7 +72,7 @@ pub(super) fn prepare(
         (user, group) => Some(user::lookup(user.as_deref(), group.as_deref()).map_err(|error| at(Stage::User, error))?),
     };
     let account = credentials.as_ref().map_or(&tools.surroundings.own, |user| &user.account);
-    let env = environment(spec, account, &tools.surroundings.notify_socket);
+    let env = environment(spec, account, &tools.surroundings);
     let path = env.iter().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH);
     let program = &spec.command[0];
     let mut enter = Vec::new();
@@ -103,20 +108,21 @@ pub(super) fn prepare(
     })
 }
 
-/// A clean environment: PATH, HOME, USER and LANG, what is inherited by name, what is given, and what sd_notify(3) and
-/// sd_watchdog_enabled(3) look for in an agent that has something to tell.
-fn environment(spec: &AgentSpec, who: &Account, notify_socket: &str) -> Vec<String> {
+/// A clean environment: PATH, HOME, USER and LANG, what every agent is given, what is inherited by name, what this one is given,
+/// and what sd_notify(3) and sd_watchdog_enabled(3) look for in an agent that has something to tell.
+fn environment(spec: &AgentSpec, who: &Account, surroundings: &Surroundings) -> Vec<String> {
     let own = |name: &str| std::env::var(name).ok();
-    let mut env = std::collections::BTreeMap::from([
+    let mut env = BTreeMap::from([
         ("PATH".to_owned(), DEFAULT_PATH.to_owned()),
         ("HOME".to_owned(), who.home.to_string_lossy().into_owned()),
         ("USER".to_owned(), who.name.clone()),
         ("LANG".to_owned(), own("LANG").unwrap_or_else(|| "C.UTF-8".to_owned())),
     ]);
+    env.extend(surroundings.env.clone());
     env.extend(spec.inherit_env.iter().filter_map(|name| Some((name.clone(), own(name)?))));
     env.extend(spec.env.iter().map(|(name, value)| (name.clone(), value.clone())));
     if spec.notifies() {
-        env.insert("NOTIFY_SOCKET".to_owned(), notify_socket.to_owned());
+        env.insert("NOTIFY_SOCKET".to_owned(), surroundings.notify_socket.clone());
     }
     if let Some(watchdog) = spec.watchdog {
         env.insert("WATCHDOG_USEC".to_owned(), watchdog.as_micros().to_string());

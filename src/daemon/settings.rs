@@ -29,6 +29,8 @@ pub struct Settings {
     pub config: Option<PathBuf>,
     /// Whether the supervisor moves into a cgroup of its own.
     pub residence: Residence,
+    /// What is in every agent's environment, unless its own spec says otherwise, beside what always is.
+    pub env: BTreeMap<String, String>,
 }
 
 /// Where the supervising process itself lives.
@@ -70,6 +72,7 @@ impl Settings {
             origins: BTreeMap::new(),
             config: None,
             residence: Residence::default(),
+            env: BTreeMap::new(),
         }
     }
 

@@ -189,9 +189,8 @@ impl Herdsman {
             Residence::OwnLeaf => super::guard::protect(),
             Residence::Stay => None,
         };
-        let notify_socket = settings.notify_socket();
-        let (watches, surroundings) = (Watches::new()?, Surroundings::look(&notify_socket, nice, manner)?);
-        let inbox = Inbox::bind(&claim, &notify_socket)?;
+        let (watches, surroundings) = (Watches::new()?, Surroundings::look(&settings, nice, manner)?);
+        let inbox = Inbox::bind(&claim, &settings.notify_socket())?;
         let own_socket = inherited.is_none().then(|| settings.socket());
         let listener = match inherited {
             Some(listener) => listener,

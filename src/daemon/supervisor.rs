@@ -386,7 +386,7 @@ impl Supervisor {
         super::perform::log(&event);
         self.tell_followers(&event);
         self.note_for_service(&event);
-        if let Some(key) = key {
+        if let Some(key) = key.filter(|key| self.machine.has_ended(*key)) {
             // It may have been the end of what somebody follows.
             self.stir_followers(key);
         }

@@ -88,17 +88,23 @@ fn request<const N: usize>(
     Ok(())
 }
 
-/// Lets go of all text and constants that were used so far: what is needed from now on comes back from the page cache. In the main
-/// thread also of what its stack was used for beyond where it is now: a start goes deeper than what comes after it. To be called
-/// before [`guard::lock_memory`](super::guard::lock_memory), which keeps what was ever used.
+/// Lets go of all text and constants that were used so far: what is needed from now on comes back from the page cache. So it does of
+/// what is free in the heap, glibc's, and in the main thread of what its stack was used for beyond where it is now: a start goes
+/// deeper than what comes after it. To be called before [`guard::lock_memory`](super::guard::lock_memory), which keeps what was ever
+/// used.
 ///
 /// # Errors
 /// Those of reading procfs.
 ///
 /// # Kernel
-/// `MADV_DONTNEED`, madvise(2); `CONFIG_PROC_PAGE_MONITOR`, proc_pid_smaps(5).
+/// `MADV_DONTNEED`, madvise(2); `CONFIG_PROC_PAGE_MONITOR`, proc_pid_smaps(5); malloc_trim(3).
 #[allow(unsafe_code)]
 pub fn forget() -> Result<()> {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it gives back pages that hold nothing, under the allocator's own lock.
+    unsafe {
+        libc::malloc_trim(0);
+    }
     let smaps = smaps()?;
     unwritten(&smaps).into_iter().chain(spent_stack(&smaps)).try_for_each(|pages| {
         let start = std::ptr::with_exposed_provenance_mut(pages.start);

@@ -102,6 +102,12 @@ impl Machine {
         key == top || self.ancestors(key).any(|above| above == top)
     }
 
+    /// Says whether somebody may read what an agent wrote and how it is set up: an agent may of itself and of those below it.
+    #[must_use]
+    pub fn may_read(&self, caller: &Caller, key: AgentKey) -> bool {
+        caller.agent.is_none_or(|own| self.is_within(key, own))
+    }
+
     /// Says whether an agent's cgroup is there.
     #[must_use]
     pub fn has_cgroup(&self, key: AgentKey) -> bool {
@@ -125,12 +131,33 @@ impl Machine {
         path
     }
 
-    /// Finds the agents that a reading request is about, in the order of their making.
+    /// Finds the agents that a reading request is about, in the order of their making: an agent stands for its subtree.
     ///
     /// # Errors
     /// As for the requests that change something: an unknown agent or session.
     pub fn select(&self, target: &Target) -> Result<Vec<AgentKey>, Error> {
-        self.targets(target)
+        let mut keys = self.targets(target)?;
+        if let Target::Ids(_) = target {
+            keys = keys.into_iter().flat_map(|key| self.subtree(key)).collect();
+            keys.sort_unstable();
+            keys.dedup();
+        }
+        Ok(keys)
+    }
+
+    /// Says whether [`Machine::select`] finds an agent.
+    #[must_use]
+    pub fn covers(&self, target: &Target, key: AgentKey) -> bool {
+        let Some(agent) = self.agents.get(&key) else { return false };
+        match target {
+            Target::Ids(ids) => {
+                let is_named = |key: &AgentKey| self.agents.get(key).is_some_and(|agent| ids.contains(&agent.spec.id));
+                is_named(&key) || self.ancestors(key).any(|above| is_named(&above))
+            }
+            Target::Level(level) => agent.level == *level,
+            Target::Session(session) => agent.spec.session.as_ref() == Some(session),
+            Target::All => true,
+        }
     }
 
     /// Lists the agents right below one.

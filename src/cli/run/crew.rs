@@ -10,7 +10,6 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use super::super::ahead::Asked;
 use crate::api::client::Client;
 use crate::api::method::{Call, Ending, OfAgents, Selection};
-use crate::daemon;
 use crate::herd::Herd;
 use crate::model::error::{Code, Error};
 use crate::model::id::AgentId;
@@ -20,6 +19,8 @@ use crate::model::status::{AgentStatus, Receipt};
 
 /// What the threads tell.
 pub(super) enum Message {
+    /// All agents were asked for, and each has started, waits for something, or was refused.
+    Spawned,
     /// An agent was not started.
     Refused(AgentId, Error),
     /// All agents with a command have ended; these are the ones that are not forgotten.
@@ -105,8 +106,7 @@ struct Work {
 impl Work {
     fn run(mut self, agents: Vec<AgentSpec>) {
         self.spawn_all(agents);
-        // Where the supervisor, in a cgroup of its own, holds its memory already, this is refused and changes nothing.
-        let _sparse = daemon::trim_memory();
+        self.teller.tell(Message::Spawned);
         let message = match self.wait_for_all() {
             Ok(statuses) => Message::Done(statuses),
             Err(error) => Message::Broken(error),

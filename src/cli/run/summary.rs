@@ -20,11 +20,11 @@ struct Record {
     /// None if it was not started, or never told of.
     state: Option<State>,
     runs: u32,
-    exit: Option<ExitRecord>,
+    exit: Option<Box<ExitRecord>>,
     started: Option<Wall>,
     ended: Option<Wall>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    refused: Option<Error>,
+    refused: Option<Box<Error>>,
 }
 
 /// What is known of all agents, in the order of the file; those that agents spawned come after.
@@ -72,7 +72,7 @@ impl Summary {
         if event.kind == Kind::Started {
             record.started.get_or_insert(event.time);
         } else {
-            record.exit.clone_from(&event.exit);
+            record.exit = event.exit.clone().map(Box::new);
             record.ended = Some(event.time);
         }
     }
@@ -85,13 +85,13 @@ impl Summary {
         let record = self.record(&status.id);
         record.state = Some(status.state);
         record.runs = status.run.0;
-        record.exit = status.exit.clone().or(record.exit.take());
+        record.exit = status.exit.clone().map(Box::new).or(record.exit.take());
         record.started = record.started.into_iter().chain(status.started).min();
         record.ended = status.ended.or(record.ended);
     }
 
     pub(super) fn refused(&mut self, id: &AgentId, error: &Error) {
-        self.record(id).refused = Some(error.clone());
+        self.record(id).refused = Some(Box::new(error.clone()));
     }
 
     /// Says whether an event has told that an agent failed.
