@@ -69,7 +69,7 @@ impl EventStream {
     ///
     /// # Errors
     /// A duration of zero.
-    pub fn set_timeout(&self, timeout: Option<Duration>) -> Result<(), Error> {
+    pub fn set_timeout(&mut self, timeout: Option<Duration>) -> Result<(), Error> {
         self.0.set_timeout(timeout)
     }
 }
@@ -92,7 +92,7 @@ impl OutputStream {
     ///
     /// # Errors
     /// A duration of zero.
-    pub fn set_timeout(&self, timeout: Option<Duration>) -> Result<(), Error> {
+    pub fn set_timeout(&mut self, timeout: Option<Duration>) -> Result<(), Error> {
         self.client.set_timeout(timeout)
     }
 }

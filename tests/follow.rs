@@ -48,7 +48,7 @@ impl Heard {
 }
 
 fn followed(herd: &Own, target: Target) -> OutputStream {
-    let stream = herd.follow_outputs(target).unwrap();
+    let mut stream = herd.follow_outputs(target).unwrap();
     stream.set_timeout(Some(PATIENCE)).unwrap();
     stream
 }

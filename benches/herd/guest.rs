@@ -8,6 +8,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, poll};
 use treeherd::api::client::Client;
 use treeherd::api::message::Outgoing;
 use treeherd::api::method::{Call, Ending, EventNote, EventQuery, Events, Grace, Hello, Nothing, OfAgents, OfTarget};
@@ -305,9 +306,10 @@ impl Wire {
         line
     }
 
-    /// Sends a request and waits for its answer.
+    /// Sends a request and waits for its answer, as the library's client does: not in the read itself.
     pub fn ask(&mut self, line: &[u8]) {
         self.0.get_mut().write_all(line).unwrap();
+        poll(&mut [PollFd::new(self.0.get_ref(), PollFlags::IN)], None).unwrap();
         let mut answer = String::new();
         self.0.read_line(&mut answer).unwrap();
         assert!(answer.contains("\"result\""), "{answer}");

@@ -1,12 +1,13 @@
 //! The blocking client: calls, and the notifications of calls that follow.
 
 use std::collections::VecDeque;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -19,6 +20,8 @@ use crate::model::error::{Code, Error};
 #[derive(Debug)]
 pub struct Client {
     stream: BufReader<UnixStream>,
+    /// How long a read may take.
+    timeout: Option<Timespec>,
     next: u64,
     notes: VecDeque<Note>,
 }
@@ -50,7 +53,7 @@ impl Client {
     pub fn connect(socket: &Path) -> Result<Self, Error> {
         let stream = UnixStream::connect(socket).map_err(|error| {
             let remedy = match error.kind() {
-                std::io::ErrorKind::PermissionDenied => "you need to be root or a member of the socket's group",
+                io::ErrorKind::PermissionDenied => "you need to be root or a member of the socket's group",
                 _ => "start one with `treeherd daemon`, or name its socket with --socket or TREEHERD_SOCKET",
             };
             Error::new(Code::NoDaemon, format!("no daemon answers on {}: {error}", socket.display())).remedy(remedy)
@@ -61,7 +64,7 @@ impl Client {
     /// Talks over a stream that is connected already.
     #[must_use]
     pub fn over(stream: UnixStream) -> Self {
-        Self { stream: BufReader::with_capacity(1 << 16, stream), next: 0, notes: VecDeque::new() }
+        Self { stream: BufReader::with_capacity(1 << 16, stream), timeout: None, next: 0, notes: VecDeque::new() }
     }
 
     /// Sends a call and waits for its answer; notifications that come meanwhile are kept for [`Client::note`].
@@ -147,11 +150,27 @@ impl Client {
     ///
     /// # Errors
     /// A duration of zero.
-    pub fn set_timeout(&self, timeout: Option<Duration>) -> Result<(), Error> {
-        self.stream.get_ref().set_read_timeout(timeout).map_err(|error| broken(&error.to_string()))
+    pub fn set_timeout(&mut self, timeout: Option<Duration>) -> Result<(), Error> {
+        self.stream.get_ref().set_read_timeout(timeout).map_err(|error| broken(&error.to_string()))?;
+        self.timeout = timeout.and_then(|timeout| timeout.try_into().ok());
+        Ok(())
+    }
+
+    /// Sleeps until there is something to read. Who sleeps in the read itself is woken for nothing when the daemon takes its request,
+    /// and the daemon pays for that before it has read on.
+    fn await_bytes(&self) -> io::Result<()> {
+        if !self.stream.buffer().is_empty() {
+            return Ok(());
+        }
+        match poll(&mut [PollFd::new(self.stream.get_ref(), PollFlags::IN)], self.timeout.as_ref()) {
+            Ok(0) => Err(io::ErrorKind::TimedOut.into()),
+            // Whatever is wrong, the read finds out.
+            _ => Ok(()),
+        }
     }
 
     fn receive(&mut self) -> Result<Reply, Error> {
+        self.await_bytes().map_err(|error| gone(&error))?;
         let mut line = Vec::new();
         let read = self.stream.read_until(b'\n', &mut line).map_err(|error| gone(&error))?;
         if read == 0 {
@@ -172,8 +191,8 @@ pub(crate) fn read<T: DeserializeOwned>(content: &RawValue, method: &str) -> Res
     serde_json::from_str(content.get()).map_err(|error| broken(&format!("{method}: {error}")))
 }
 
-fn gone(error: &std::io::Error) -> Error {
-    if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) {
+fn gone(error: &io::Error) -> Error {
+    if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) {
         return Error::new(Code::TimedOut, "the daemon did not answer in time");
     }
     Error::new(Code::NoDaemon, format!("the daemon went away: {error}"))

@@ -280,7 +280,7 @@ impl Supervisor {
         if let Some(last) = &mut heir.record.last {
             body.last_lines = std::mem::take(&mut last.last_lines);
         }
-        self.bodies.insert(key, body);
+        self.bodies.insert(key, Box::new(body));
     }
 
     /// Has the rules of an agent look at what it writes from now on: how far they had come is not known.

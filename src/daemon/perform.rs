@@ -109,7 +109,7 @@ fn spawn(shell: &mut Supervisor, order: SpawnOrder) {
         None => Place::herd(),
     };
     let id = order.spec.id.clone();
-    let body = shell.bodies.entry(key).or_insert_with(|| Body::new(id.clone(), above.join(id.as_str())));
+    let body = shell.bodies.entry(key).or_insert_with(|| Box::new(Body::new(id.clone(), above.join(id.as_str()))));
     let make_spool = !order.spec.is_group() && body.spool.is_none();
     if make_spool {
         body.spool = Some(Spool::new(order.spec.output_max));

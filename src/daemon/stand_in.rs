@@ -21,7 +21,7 @@ use crate::kernel::alarm::Alarm;
 use crate::model::error::{Code, Error};
 
 /// How long the loop's own thread may be away: three times as long as a spawn takes, and next to nothing to who waits for news.
-const AWAY_MOST: Duration = Duration::from_millis(1);
+const AWAY_MOST: Duration = Duration::from_millis(4);
 
 /// Where the supervisor is left.
 struct Desk {

@@ -148,7 +148,8 @@ pub(super) struct Supervisor {
     pub eager: BTreeSet<u64>,
     /// Clients that have something to send, or follow something that moved.
     pub stirred: BTreeSet<u64>,
-    pub bodies: HashMap<AgentKey, Body>,
+    /// Each in a place of its own, as the machine has its agents.
+    pub bodies: HashMap<AgentKey, Box<Body>>,
     pub watched: HashMap<WatchId, Watched>,
     pub memory: Memory,
     pub hits: Hits,

@@ -44,7 +44,7 @@ impl Machine {
             parent.live_children += 1;
         }
         let priority = agent.spec.priority;
-        self.agents.insert(key, agent);
+        self.agents.insert(key, Box::new(agent));
         self.follow(key);
         self.count_spawned(key, |count| count + 1);
         if is_queued {
@@ -171,7 +171,7 @@ impl Machine {
             Err(error.remedy(format!("wait until one ends, ask for admission = \"queue\", or raise {name}")))
         };
         // Whoever holds a place while it waits for one that has none could hold the last one.
-        let mut before = parent.map(|parent| &self.agents[&parent]).into_iter().chain(self.followed(after));
+        let mut before = parent.map(|parent| &*self.agents[&parent]).into_iter().chain(self.followed(after));
         if let Some(first) = before.find(|it| matches!(it.phase, Phase::Queued)) {
             let is_parent = parent == Some(first.key);
             let whose = if is_parent { "its parent " } else { "it starts after " };

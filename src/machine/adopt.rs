@@ -149,7 +149,7 @@ impl Machine {
         if let Phase::Queued = agent.phase {
             self.queue.insert((std::cmp::Reverse(agent.spec.priority), key));
         }
-        self.agents.insert(key, agent);
+        self.agents.insert(key, Box::new(agent));
         self.follow(key);
         self.next = self.next.max(birth.key);
         if let Some(parent) = parent.map(|parent| self.agent_mut(parent)) {

@@ -96,7 +96,7 @@ impl Machine {
 
     /// Walks over those of these names that there are.
     pub(super) fn followed<'a>(&'a self, after: &'a BTreeSet<AgentId>) -> impl Iterator<Item = &'a Agent> {
-        after.iter().filter_map(|id| self.agents.get(self.ids.get(id)?))
+        after.iter().filter_map(|id| self.agents.get(self.ids.get(id)?).map(Box::as_ref))
     }
 
     /// Walks over the agents that the next start of one waits for.

@@ -91,7 +91,8 @@ pub struct Machine {
     root: String,
     /// The knobs that this host does not offer, each with the error that says so.
     not_offered: BTreeMap<Knob, Error>,
-    agents: BTreeMap<AgentKey, Agent>,
+    /// Each in a place of its own: a map keeps as many empty ones as full ones, and moves them.
+    agents: BTreeMap<AgentKey, Box<Agent>>,
     ids: BTreeMap<AgentId, AgentKey>,
     /// Who starts after whoever has this name.
     followers: BTreeMap<AgentId, BTreeSet<AgentKey>>,

@@ -19,7 +19,7 @@ impl Machine {
         for key in std::mem::take(&mut self.unrecorded) {
             // Until its spawn is answered, nobody was told of an agent.
             let is_known = |agent: &Agent| agent.recorded.is_some() || agent.reply.is_none();
-            if self.agents.get(&key).is_some_and(is_known) {
+            if self.agents.get(&key).is_some_and(|agent| is_known(agent)) {
                 self.write_down(step, key);
             }
         }

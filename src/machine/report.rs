@@ -74,7 +74,7 @@ impl Machine {
     /// Says whether an agent has ended, or is forgotten.
     #[must_use]
     pub fn has_ended(&self, key: AgentKey) -> bool {
-        self.agents.get(&key).is_none_or(super::agent::Agent::has_ended)
+        self.agents.get(&key).is_none_or(|agent| agent.has_ended())
     }
 
     /// Says whether a run of an agent is being started.
@@ -262,7 +262,7 @@ impl Machine {
             run: agent.map(|agent| agent.run),
             parent: agent.and_then(|agent| self.id_of(agent.parent?)).cloned(),
             session: agent.and_then(|agent| agent.spec.session.clone()),
-            pid: agent.and_then(super::agent::Agent::pid),
+            pid: agent.and_then(|agent| agent.pid()),
             ..Event::new(now.wall, kind)
         }
     }

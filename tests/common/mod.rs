@@ -312,7 +312,7 @@ impl Own {
     }
 
     pub fn follow(&self) -> EventStream {
-        let events = self.follow_events(Default::default()).unwrap();
+        let mut events = self.follow_events(Default::default()).unwrap();
         events.set_timeout(Some(PATIENCE)).unwrap();
         events
     }
@@ -456,7 +456,7 @@ pub fn errors(herd: &Herd, id: &AgentId) -> Vec<u8> {
 pub fn await_line(herd: &Herd, id: &AgentId, line: &str) {
     // Apart: a piece of one may begin in the middle of the other's line.
     let mut said = std::collections::BTreeMap::<_, Vec<u8>>::new();
-    let notes = herd.follow_output(id).unwrap();
+    let mut notes = herd.follow_output(id).unwrap();
     notes.set_timeout(Some(PATIENCE)).unwrap();
     for note in notes {
         for piece in note.output.pieces {
