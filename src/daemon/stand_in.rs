@@ -20,7 +20,9 @@ use super::supervisor::{EVENTS, Supervisor};
 use crate::kernel::alarm::Alarm;
 use crate::model::error::{Code, Error};
 
-/// How long the loop's own thread may be away: three times as long as a spawn takes, and next to nothing to who waits for news.
+/// How long the loop's own thread may be away: ten times as long as a spawn takes, and next to nothing to who waits for news. And as
+/// long as the tick of most kernels: an alarm that is due before it has a clock programmed, which takes a virtual machine as long as
+/// the rest of the way to the first kernel call.
 const AWAY_MOST: Duration = Duration::from_millis(4);
 
 /// Where the supervisor is left.
