@@ -1,5 +1,6 @@
 //! From a specification to everything that a child needs: its environment, its user, its files.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
 use std::os::fd::OwnedFd;
@@ -111,25 +112,25 @@ pub(super) fn prepare(
 /// A clean environment: PATH, HOME, USER and LANG, what every agent is given, what is inherited by name, what this one is given,
 /// and what sd_notify(3) and sd_watchdog_enabled(3) look for in an agent that has something to tell.
 fn environment(spec: &AgentSpec, who: &Account, surroundings: &Surroundings) -> Vec<String> {
-    let own = |name: &str| std::env::var(name).ok();
-    let mut env = BTreeMap::from([
-        ("PATH".to_owned(), DEFAULT_PATH.to_owned()),
-        ("HOME".to_owned(), who.home.to_string_lossy().into_owned()),
-        ("USER".to_owned(), who.name.clone()),
-        ("LANG".to_owned(), own("LANG").unwrap_or_else(|| "C.UTF-8".to_owned())),
+    let own = |name: &str| std::env::var(name).ok().map(Cow::from);
+    let mut env: BTreeMap<&str, Cow<'_, str>> = BTreeMap::from([
+        ("PATH", DEFAULT_PATH.into()),
+        ("HOME", who.home.to_string_lossy()),
+        ("USER", who.name.as_str().into()),
+        ("LANG", own("LANG").unwrap_or("C.UTF-8".into())),
     ]);
-    env.extend(surroundings.env.clone());
-    env.extend(spec.inherit_env.iter().filter_map(|name| Some((name.clone(), own(name)?))));
-    env.extend(spec.env.iter().map(|(name, value)| (name.clone(), value.clone())));
+    env.extend(surroundings.env.iter().map(|(name, value)| (name.as_str(), value.into())));
+    env.extend(spec.inherit_env.iter().filter_map(|name| Some((name.as_str(), own(name)?))));
+    env.extend(spec.env.iter().map(|(name, value)| (name.as_str(), value.into())));
     if spec.notifies() {
-        env.insert("NOTIFY_SOCKET".to_owned(), surroundings.notify_socket.clone());
+        env.insert("NOTIFY_SOCKET", surroundings.notify_socket.as_str().into());
     }
     if let Some(watchdog) = spec.watchdog {
-        env.insert("WATCHDOG_USEC".to_owned(), watchdog.as_micros().to_string());
+        env.insert("WATCHDOG_USEC", watchdog.as_micros().to_string().into());
         // Only the child knows this one.
         env.remove("WATCHDOG_PID");
     }
-    env.iter().map(|(name, value)| format!("{name}={value}")).collect()
+    env.iter().map(|(name, value)| [name, "=", value].concat()).collect()
 }
 
 /// Makes the pipe on which a run tells by a newline that it is ready: our end, which never blocks, and its.
