@@ -12,8 +12,8 @@ use assert_cmd::cargo::cargo_bin;
 use common::raw::Raw;
 use common::*;
 use serde_json::{Value, json};
-use treeherd::api::CALLS_MAX;
 use treeherd::api::method::OutputNote;
+use treeherd::api::{CALLS_MAX, WIDE_MAX};
 use treeherd::herd::OutputStream;
 use treeherd::model::error::Code;
 use treeherd::model::id::Level;
@@ -156,20 +156,23 @@ fn a_connection_has_a_bounded_number_of_follows() {
     let herd = herd();
     let mut raw = Raw::connect(&herd.socket());
     herd.sleeper(None, "a");
-    let follows = [
-        ("events", json!({ "follow": true, "agent": "nobody" })),
-        ("follow", json!({ "target": { "level": 7 } })),
-        ("logs", json!({ "id": "a", "follow": true })),
-    ];
-    for (method, params) in follows.iter().cycle().take(CALLS_MAX) {
+    let follow = ("follow", json!({ "target": { "level": 7 } }));
+    let single =
+        [("events", json!({ "follow": true, "agent": "nobody" })), ("logs", json!({ "id": "a", "follow": true }))];
+    let refused = |raw: &mut Raw, (method, params): &(&str, Value), remedy: &str| {
+        let answer = raw.call(method, params);
+        assert_eq!(answer["error"]["data"]["code"], "too_many_clients", "{answer}");
+        assert!(answer["error"]["data"]["remedy"].as_str().unwrap().contains(remedy), "{answer}");
+    };
+    for _ in 0..WIDE_MAX {
+        assert!(raw.call(follow.0, &follow.1)["error"].is_null());
+    }
+    refused(&mut raw, &follow, "a wider target");
+    for (method, params) in single.iter().cycle().take(CALLS_MAX - WIDE_MAX) {
         let answer = raw.call(method, params);
         assert!(answer["error"].is_null(), "{answer}");
     }
-    for (method, params) in &follows {
-        let answer = raw.call(method, params);
-        assert_eq!(answer["error"]["data"]["code"], "too_many_clients", "{answer}");
-        assert!(answer["error"]["data"]["remedy"].as_str().unwrap().contains("one call of follow"), "{answer}");
-    }
+    single.iter().chain([&follow]).for_each(|call| refused(&mut raw, call, "one call of follow"));
     let mut other = Raw::connect(&herd.socket());
     assert!(other.call("follow", &json!({ "target": "all" }))["error"].is_null(), "another one may");
     herd.finish();

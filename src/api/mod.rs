@@ -8,7 +8,8 @@
 //! ```
 //!
 //! * Requests of one connection may be on their way side by side; answers carry the request's `id` and come in any order.
-//! * A line of a request has [`REQUEST_MAX`] bytes at most, a client [`CALLS_MAX`] unanswered calls and as many that follow.
+//! * A line of a request has [`REQUEST_MAX`] bytes at most, a client [`CALLS_MAX`] unanswered calls and as many that follow,
+//!   [`WIDE_MAX`] of them many agents.
 //! * `error.data.code` is stable ([`Code`](crate::model::error::Code)); the message is for people.
 //! * A following call (`events`, `logs`, `follow`) is answered at once; what follows comes as notifications that name the call. A
 //!   slow reader loses only its own, and is told how many. Output is told after the events that came before it.
@@ -23,6 +24,9 @@ pub const REQUEST_MAX: usize = 1 << 20;
 
 /// The most calls of one client that may be unanswered at once, and the most that may follow.
 pub const CALLS_MAX: usize = 1024;
+
+/// The most of them that follow many agents each: every one costs a place for each agent.
+pub const WIDE_MAX: usize = 16;
 
 /// The most clients at once.
 pub const CLIENTS_MAX: usize = 512;

@@ -11,12 +11,12 @@ use super::follow::read;
 use super::job::{Job, Measured};
 use super::reread::OURSELVES;
 use super::supervisor::{Supervisor, now};
-use crate::api::CALLS_MAX;
 use crate::api::message::{Incoming, Outcome, result};
 use crate::api::method::{
     Call, EventQuery, Events, FollowQuery, Hello, LogQuery, Nothing, Offsets, Selection, Shown, Stats, StatsQuery,
     grace,
 };
+use crate::api::{CALLS_MAX, WIDE_MAX};
 use crate::kernel::cgroup::Place;
 use crate::kernel::pidfd;
 use crate::machine::{AgentKey, Input, ReplyTo};
@@ -306,6 +306,13 @@ impl Supervisor {
             _ => {}
         }
         self.check_follows(client_id)?;
+        if self.clients.get(&client_id).is_some_and(|client| client.wide.len() >= WIDE_MAX) {
+            let error = Error::new(
+                Code::TooManyClients,
+                format!("{WIDE_MAX} calls of this connection follow many agents already"),
+            );
+            return Err(error.remedy("follow with a wider target, or use another connection"));
+        }
         let mut began = Vec::new();
         for key in self.machine.select(&query.target)? {
             self.catch_up(key);
