@@ -44,10 +44,6 @@ fn touch(file: &Path) {
     std::fs::write(file, "").unwrap();
 }
 
-fn treeherd(herd: &Own, words: &[&str]) -> Output {
-    Command::new(cargo_bin!("treeherd")).arg("--socket").arg(herd.socket()).args(words).output().unwrap()
-}
-
 fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }

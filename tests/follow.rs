@@ -5,7 +5,7 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use assert_cmd::cargo::cargo_bin;
@@ -280,10 +280,6 @@ fn a_run_shows_what_agents_write_that_its_agents_have_spawned() {
     let line = place(&format!("child │ at {}\n", socket.display()));
     assert!(place("child ▶ started") < line && line < place("child │ open\n"), "{said}");
     assert_eq!(leftovers(&cgroup), Vec::<std::path::PathBuf>::new());
-}
-
-fn treeherd(herd: &Own, words: &[&str]) -> Output {
-    Command::new(cargo_bin!("treeherd")).arg("--socket").arg(herd.socket()).args(words).output().unwrap()
 }
 
 fn text(bytes: &[u8]) -> String {

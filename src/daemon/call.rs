@@ -286,13 +286,9 @@ impl Supervisor {
         stream: Option<Stream>,
         lines: Option<usize>,
     ) -> Result<Cursor, Error> {
+        let Some(lines) = lines else { return Ok(Cursor::at(stream, |stream| spool.bounds(stream).0)) };
         let streams: Vec<Stream> = stream.map_or_else(|| Stream::ALL.to_vec(), |stream| vec![stream]);
-        if let Some(lines) = lines {
-            return spool.from_tail(&self.tools.store, id, &streams, lines);
-        }
-        let mut cursor = Cursor::default();
-        streams.iter().for_each(|stream| cursor.set(*stream, Some(spool.bounds(*stream).0)));
-        Ok(cursor)
+        spool.from_tail(&self.tools.store, id, &streams, lines)
     }
 
     fn follow(&mut self, client_id: u64, id: Option<&Value>, query: FollowQuery) -> Result<Nothing, Error> {

@@ -198,10 +198,7 @@ fn join(machine: &Machine, client: &mut Client, key: AgentKey) {
             continue;
         }
         let Some(id) = machine.id_of(key).cloned() else { return };
-        let mut cursor = Cursor::default();
-        for stream in Stream::ALL.into_iter().filter(|stream| query.stream.is_none_or(|only| only == *stream)) {
-            cursor.set(stream, Some(0));
-        }
+        let cursor = Cursor::at(query.stream, |_| 0);
         let follow = OutputFollow { call: call.clone(), id, cursor, lasts: Lasts::WhileKnown { wide, told: None } };
         client.outputs.entry(key).or_default().push(follow);
     }

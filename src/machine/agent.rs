@@ -18,6 +18,7 @@ use crate::model::limits::Limits;
 use crate::model::note::Told;
 use crate::model::record::Course;
 pub(super) use crate::model::record::Outcome;
+use crate::model::request::Target;
 use crate::model::spec::AgentSpec;
 use crate::model::status::{Cause, ExitRecord, Paused, State};
 use crate::model::time::{Monotonic, Wall};
@@ -291,6 +292,16 @@ impl Agent {
 
     pub fn has_ended(&self) -> bool {
         matches!(self.phase, Phase::Ended { .. })
+    }
+
+    /// Says whether a target names this very agent, and not only one above it.
+    pub fn is_named(&self, target: &Target) -> bool {
+        match target {
+            Target::Ids(ids) => ids.contains(&self.spec.id),
+            Target::Level(level) => self.level == *level,
+            Target::Session(session) => self.spec.session.as_ref() == Some(session),
+            Target::All => true,
+        }
     }
 
     /// Says whether agents may be put below it: it neither ends nor has ended.

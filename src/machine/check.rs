@@ -38,7 +38,7 @@ impl Machine {
             }
         }
         for (key, press) in &self.presses {
-            let is_over = key.place.is_some_and(|place| self.agents.get(&place).is_none_or(|agent| agent.has_ended()));
+            let is_over = key.place.is_some_and(|place| self.has_ended(place));
             assert!(!is_over, "{key:?}: a rule on pressure ends with its place");
             assert!(press.has_timer(*key, &self.timers), "{key:?}: what a rule does is undone in time");
         }

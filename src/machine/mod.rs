@@ -471,29 +471,18 @@ impl Machine {
 
     /// Resolves a target into keys, in the order of their making.
     fn targets(&self, target: &Target) -> Result<Vec<AgentKey>, Error> {
-        let all = |wanted: &dyn Fn(&Agent) -> bool| {
-            self.agents.values().filter(|agent| wanted(agent)).map(|agent| agent.key).collect::<Vec<_>>()
-        };
-        match target {
-            Target::Ids(ids) => {
-                let mut keys = ids.iter().map(|id| self.find(id)).collect::<Result<Vec<_>, _>>()?;
-                keys.sort_unstable();
-                keys.dedup();
-                Ok(keys)
-            }
-            Target::Level(level) => Ok(all(&|agent| agent.level == *level)),
-            Target::Session(session) => {
-                let keys = all(&|agent| agent.spec.session.as_ref() == Some(session));
-                if keys.is_empty() {
-                    let message = format!("no agent belongs to session {session}");
-                    return Err(
-                        Error::new(Code::NoSuchAgent, message).remedy("`treeherd ps` lists all, with their sessions")
-                    );
-                }
-                Ok(keys)
-            }
-            Target::All => Ok(all(&|_| true)),
+        if let Target::Ids(ids) = target {
+            let mut keys = ids.iter().map(|id| self.find(id)).collect::<Result<Vec<_>, _>>()?;
+            keys.sort_unstable();
+            keys.dedup();
+            return Ok(keys);
         }
+        let keys: Vec<_> = self.agents.values().filter(|agent| agent.is_named(target)).map(|agent| agent.key).collect();
+        if let (Target::Session(session), true) = (target, keys.is_empty()) {
+            let error = Error::new(Code::NoSuchAgent, format!("no agent belongs to session {session}"));
+            return Err(error.remedy("`treeherd ps` lists all, with their sessions"));
+        }
+        Ok(keys)
     }
 
     /// Returns only those keys that have no other of them above.

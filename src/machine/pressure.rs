@@ -15,7 +15,6 @@
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
-use super::agent::Agent;
 use super::input::{AgentKey, Effect, Frost, LimitPlace, PressKey};
 use super::{Machine, Step, Timer};
 use crate::model::event::Kind;
@@ -74,7 +73,7 @@ impl Machine {
 
     /// A rule's share of a window was exceeded: takes its next step.
     pub(super) fn pressed(&mut self, step: &mut Step, key: PressKey) {
-        let is_over = key.place.is_some_and(|place| self.agents.get(&place).is_none_or(|agent| agent.has_ended()));
+        let is_over = key.place.is_some_and(|place| self.has_ended(place));
         let Some(rule) = self.pressure_rules(key.place).get(key.rule).filter(|_| !is_over).cloned() else { return };
         let calm_at = step.now.mono + rule.window * CALM_WINDOWS;
         self.presses.entry(key).or_insert_with(|| Press {
@@ -197,8 +196,9 @@ impl Machine {
     /// Has an agent give its memory to the others, piece by piece, as long as a rule on memory pauses it.
     pub(super) fn reclaim(&self, step: &mut Step, key: AgentKey) {
         let pauses = |press: &Press| press.rule.resource == Resource::Memory && press.holds(key);
-        let stands_still = |agent: &Agent| agent.down.is_none() && agent.freezer.is_confirmed();
-        if self.agents.get(&key).is_some_and(|agent| stands_still(agent)) && self.presses.values().any(pauses) {
+        let agent = self.agents.get(&key);
+        let stands_still = agent.is_some_and(|agent| agent.down.is_none() && agent.freezer.is_confirmed());
+        if stands_still && self.presses.values().any(pauses) {
             step.order(Effect::Reclaim(key));
         }
     }

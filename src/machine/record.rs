@@ -18,8 +18,8 @@ impl Machine {
     pub(super) fn settle_records(&mut self, step: &mut Step) {
         for key in std::mem::take(&mut self.unrecorded) {
             // Until its spawn is answered, nobody was told of an agent.
-            let is_known = |agent: &Agent| agent.recorded.is_some() || agent.reply.is_none();
-            if self.agents.get(&key).is_some_and(|agent| is_known(agent)) {
+            let agent = self.agents.get(&key);
+            if agent.is_some_and(|agent| agent.recorded.is_some() || agent.reply.is_none()) {
                 self.write_down(step, key);
             }
         }

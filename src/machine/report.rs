@@ -148,16 +148,8 @@ impl Machine {
     /// Says whether [`Machine::select`] finds an agent.
     #[must_use]
     pub fn covers(&self, target: &Target, key: AgentKey) -> bool {
-        let Some(agent) = self.agents.get(&key) else { return false };
-        match target {
-            Target::Ids(ids) => {
-                let is_named = |key: &AgentKey| self.agents.get(key).is_some_and(|agent| ids.contains(&agent.spec.id));
-                is_named(&key) || self.ancestors(key).any(|above| is_named(&above))
-            }
-            Target::Level(level) => agent.level == *level,
-            Target::Session(session) => agent.spec.session.as_ref() == Some(session),
-            Target::All => true,
-        }
+        let is_named = |key: AgentKey| self.agents.get(&key).is_some_and(|agent| agent.is_named(target));
+        is_named(key) || matches!(target, Target::Ids(_)) && self.ancestors(key).any(is_named)
     }
 
     /// Lists the agents right below one.

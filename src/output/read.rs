@@ -44,6 +44,13 @@ pub struct Cursor {
 }
 
 impl Cursor {
+    /// Returns a cursor for one stream, or for both, at these offsets.
+    #[must_use]
+    pub fn at(only: Option<Stream>, offset: impl Fn(Stream) -> u64) -> Self {
+        let at = |stream| only.is_none_or(|only| only == stream).then(|| offset(stream));
+        Self { stdout: at(Stream::Stdout), stderr: at(Stream::Stderr) }
+    }
+
     /// Returns where the reader stands in a stream.
     #[must_use]
     pub fn get(&self, stream: Stream) -> Option<u64> {

@@ -6,7 +6,7 @@ pub mod raw;
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Mutex, PoisonError};
@@ -324,6 +324,12 @@ pub fn name(id: &str) -> AgentId {
 
 pub fn ids(of: &[&AgentId]) -> Target {
     Target::Ids(of.iter().map(|id| (*id).clone()).collect())
+}
+
+/// Asks a herd on the command line.
+pub fn treeherd(herd: &Own, words: &[&str]) -> Output {
+    let mut command = Command::new(assert_cmd::cargo::cargo_bin!("treeherd"));
+    command.arg("--socket").arg(herd.socket()).args(words).output().unwrap()
 }
 
 /// Waits for an event of a kind about an agent.
