@@ -189,7 +189,7 @@ impl Half {
     }
 
     fn read(&self, since: u64, query: &EventQuery, page: &mut Events, budget: &mut u64) -> std::io::Result<()> {
-        let after = self.index.partition_point(|(seq, _)| *seq <= since + 1);
+        let after = self.index.partition_point(|(seq, _)| *seq <= since.saturating_add(1));
         let Some((_, from)) = self.index.get(after.saturating_sub(1)) else { return Ok(()) };
         let mut file = &self.file;
         file.seek(SeekFrom::Start(*from))?;

@@ -33,6 +33,12 @@ const TEST_MOST: Duration = Duration::from_secs(150);
 /// The variable that tells a test binary, started again, what it is to be.
 pub const ROLE: &str = "TREEHERD_TEST_ROLE";
 
+/// Returns how long the runs of `tests/endurance` are to take, if that is not what suits a build: `TREEHERD_ENDURE=1h`.
+pub fn endurance() -> Option<Duration> {
+    let text = std::env::var("TREEHERD_ENDURE").ok()?;
+    Some(humantime::parse_duration(&text).unwrap_or_else(|error| panic!("TREEHERD_ENDURE={text}: {error}")))
+}
+
 /// The root cgroups of all herds of this process that are alive.
 static ALIVE: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
@@ -88,12 +94,13 @@ fn alive() -> std::sync::MutexGuard<'static, BTreeSet<String>> {
 
 /// Ends the whole process, and every herd in it, if a test does not come to its end.
 fn watchdog() -> Sender<()> {
+    let most = TEST_MOST + endurance().unwrap_or_default();
     let name = std::thread::current().name().unwrap_or("a test").to_owned();
     let (sender, end) = channel();
     std::thread::spawn(move || {
-        if end.recv_timeout(TEST_MOST) == Err(RecvTimeoutError::Timeout) {
+        if end.recv_timeout(most) == Err(RecvTimeoutError::Timeout) {
             // Not by eprintln!: what a test prints is kept back until it has ended.
-            drop(writeln!(std::io::stderr(), "{name} hangs: it has not ended within {TEST_MOST:?}"));
+            drop(writeln!(std::io::stderr(), "{name} hangs: it has not ended within {most:?}"));
             alive().iter().for_each(|cgroup| clear(cgroup));
             std::process::exit(101);
         }
@@ -305,6 +312,11 @@ impl Own {
         let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
         // The files of agents to come have names that no agent can have.
         names.filter(|name| !name.starts_with('.')).collect()
+    }
+
+    /// Returns the process of the daemon, where it is one of its own.
+    pub fn daemon_pid(&self) -> u32 {
+        self.daemon.as_ref().unwrap().id()
     }
 
     pub fn socket(&self) -> PathBuf {
