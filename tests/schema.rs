@@ -118,7 +118,7 @@ fn worker() -> Value {
         "command": ["sh", "-c", "echo up; echo a warning >&2; exec sleep 1000"],
         "cwd": "/", "env": { "A": "b" }, "inherit_env": ["LANG"], "stdin": "/dev/null",
         "limits": { "pids_max": 64, "memory_max": "256MiB", "cpu_max": "150%" },
-        "rlimits": { "nofile": 1024, "core": "0:max" }, "oom_score_adj": 100, "nice": 5,
+        "rlimits": { "nofile": 1024, "core": "0:max" }, "oom_score_adj": 100, "nice": 5, "umask": "027",
         "ionice": { "class": "best-effort", "level": 7 },
         "restart": { "policy": "on-failure", "delay": "10ms" }, "children": { "strategy": "one-for-all", "intensity": 3 },
         "spawn_budget": 10, "on_main_exit": "wait", "stop_signal": "INT", "grace": "5s", "run_timeout": 3600,

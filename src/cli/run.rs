@@ -59,6 +59,7 @@ pub(super) fn run(global: &Global, args: RunArgs, screen: &mut Screen) -> Done {
         return Err(error.remedy("add one, as in [agents.hello] with command = \"echo hello\"").into());
     }
     // Before there are other threads.
+    daemon::prepare_process();
     daemon::share_heap();
     // What befalls agents is shown as events.
     log_to_stderr(global.log_format, "error");

@@ -18,6 +18,7 @@ use crate::model::spec::{
 };
 use crate::model::stall::StallRule;
 use crate::model::time::DurationText;
+use crate::model::umask::Umask;
 use crate::model::units::Bytes;
 
 /// One flag for each knob: `--memory-max 512MiB`.
@@ -127,12 +128,15 @@ pub(super) struct SpawnArgs {
     /// How readily the OOM killer chooses it, -1000 to 1000 [default: 0]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     oom_score_adj: Option<i16>,
-    /// Its nice value, -20 to 19
+    /// Its nice value, -20 to 19 [default: 0]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     nice: Option<i8>,
     /// Its I/O priority: realtime, best-effort or idle, and 0 (first) to 7
     #[arg(long, value_name = "CLASS[:LEVEL]", value_parser = ionice)]
     ionice: Option<IoNice>,
+    /// The permissions that its new files do not get, in octal [default: 022]
+    #[arg(long, value_name = "MASK")]
+    umask: Option<Umask>,
     /// What its descendants' fate is when the main process has ended: terminate or wait [default: terminate]
     #[arg(long, value_name = "WHAT", value_parser = word::<OnMainExit>)]
     on_main_exit: Option<OnMainExit>,
@@ -280,6 +284,7 @@ impl SpawnArgs {
         spec.oom_score_adj = self.oom_score_adj;
         spec.nice = self.nice;
         spec.ionice = self.ionice;
+        spec.umask = self.umask;
         spec.on_main_exit = self.on_main_exit.unwrap_or_default();
         spec.stop_signal = self.stop_signal.unwrap_or_default();
         spec.grace = self.grace.unwrap_or(spec.grace);
@@ -396,7 +401,7 @@ mod tests {
     fn every_field_of_an_agent_has_a_flag() {
         let line = "a --parent p --level 1 --after db --type t --priority 9 --session s --capability c --meta k=v --meta n=7 \
                     --cwd /tmp --env A=B --inherit-env TERM --user nobody --group nogroup --stdin /etc/hosts \
-                    --rlimit nofile=100:max --oom-score-adj -5 --nice -3 --ionice idle:7 --restart on-failure \
+                    --rlimit nofile=100:max --oom-score-adj -5 --nice -3 --ionice idle:7 --umask 077 --restart on-failure \
                     --restart-delay 2m --restart-factor 3 --restart-jitter 0 --restart-healthy-after 5s \
                     --restart-intensity 3 --restart-period 1m --significant --strategy rest-for-one \
                     --child-intensity 3 --child-period 5s --spawn-budget 9 --on-main-exit wait --stop-signal INT --grace 250ms \
@@ -409,7 +414,7 @@ mod tests {
             assert!(field == "id" || plain.get(field) != Some(value), "{field} is not set");
         }
         let names = json.as_object().unwrap().len();
-        assert_eq!(names, 36, "a field that no flag reaches, or a new one: {json:#}");
+        assert_eq!(names, 37, "a field that no flag reaches, or a new one: {json:#}");
         assert_eq!(spec.command, ["sh", "-c", "--json"]);
         assert_eq!((spec.metadata["k"].as_str(), spec.metadata["n"].as_i64()), (Some("v"), Some(7)));
     }
@@ -421,6 +426,7 @@ mod tests {
             &["a", "--priority", "11"],
             &["a", "--env", "=x"],
             &["a", "--ionice", "idle:8"],
+            &["a", "--umask", "888"],
             &["a", "--rlimit", "files=1"],
             &["a", "--restart", "sometimes"],
             &["a", "--restart-factor", "0"],

@@ -11,12 +11,18 @@ const NICE: i8 = -10;
 /// Others go first, and long before: as systemd's own daemons have it.
 const OOM_SCORE_ADJ: i16 = -900;
 
-/// Takes what the host offers, and says once what it does not. Returns the nice value that agents are to have, if the
-/// daemon's own is another now. Threads have it only if they are started after this.
-pub(super) fn protect() -> Option<i8> {
+/// Takes what the host offers, and says once what it does not. Threads have the nice value only if they are started after this.
+pub(super) fn protect() {
     told("the OOM killer may end it as soon as others", guard::lower_oom_score(OOM_SCORE_ADJ));
     told("its session is as urgent as others", guard::set_session_nice(NICE));
-    told("it is as urgent as its agents", guard::set_nice(NICE))
+    told("it is as urgent as its agents", guard::set_nice(NICE));
+}
+
+/// Makes a process that is ours alone ready to have children: descriptors as far as the hard limit goes, and of what whoever
+/// started it has left to it, what children inherit from the process and not from a thread.
+pub fn prepare_process() {
+    told("descriptors are few", crate::kernel::process::raise_descriptor_limit());
+    told("agents' core dumps are as its own", guard::reset_core_dumps());
 }
 
 /// Keeps in memory what is used from now on, and as little besides as the host allows: for as long as the answer lives. To be

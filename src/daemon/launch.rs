@@ -7,7 +7,6 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags};
 use rustix::pipe::PipeFlags;
 
 use super::job::{Tools, at};
@@ -18,6 +17,7 @@ use crate::kernel::error::KernelError;
 use crate::kernel::process;
 use crate::kernel::spawn::{self, IoPriority, Launch, Resource, Way};
 use crate::kernel::user::{self, Account};
+use crate::model;
 use crate::model::error::{Code, Error};
 use crate::model::spec::{AgentSpec, IoClass, IoNice};
 use crate::model::stage::{SpawnFailure, Stage};
@@ -30,12 +30,16 @@ const WATCHDOG_PID: &CStr = c"WATCHDOG_PID";
 /// The PATH of an agent that is given none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// The soft limit on descriptors of an agent that asks for none, unless the supervisor was started with less: what select(2) can
+/// take. A program that needs more raises it, as far as the hard limit goes.
+const DESCRIPTORS: u64 = 1024;
+
 /// What the daemon itself is and has, looked up once.
 #[derive(Debug)]
 pub(super) struct Surroundings {
     own: Account,
-    /// The nice value of agents that ask for none, where it is not the daemon's own.
-    nice: Option<i8>,
+    /// The soft limit on descriptors of agents that ask for none.
+    descriptors: u64,
     /// Where agents tell how they are.
     notify_socket: String,
     /// What is in every agent's environment.
@@ -46,7 +50,7 @@ pub(super) struct Surroundings {
 
 impl Surroundings {
     /// Looks up who we are. In a process of our own nobody changes later which signals are ignored.
-    pub fn look(settings: &Settings, nice: Option<i8>, manner: Manner) -> Result<Self, Error> {
+    pub fn look(settings: &Settings, manner: Manner) -> Result<Self, Error> {
         let notify_socket = settings.notify_socket();
         let notify_socket = notify_socket.to_str().map(str::to_owned).ok_or_else(|| {
             Error::new(Code::BadValue, format!("{} is not UTF-8", notify_socket.display()))
@@ -56,7 +60,8 @@ impl Surroundings {
             Manner::Daemon => process::ignored_signals()?,
             Manner::Library => u64::MAX,
         };
-        Ok(Self { own: user::own_account()?, notify_socket, env: settings.env.clone(), nice, ignored })
+        let descriptors = process::descriptor_limit_at_start().min(DESCRIPTORS);
+        Ok(Self { own: user::own_account()?, notify_socket, env: settings.env.clone(), descriptors, ignored })
     }
 }
 
@@ -92,7 +97,7 @@ pub(super) fn prepare(
         pid_variable: spec.watchdog.map(|_| WATCHDOG_PID.to_owned()),
         search: spawn::path_candidates(program, path),
         cwd: CString::new(cwd.as_os_str().as_bytes()).unwrap_or_default(),
-        stdin: spec.stdin.as_deref().map(stdin).transpose()?,
+        stdin: spec.stdin.as_deref().map(|path| CString::new(path.as_os_str().as_bytes()).unwrap_or_default()),
         stdout: inlet.stdout,
         stderr: inlet.stderr,
         passed: None,
@@ -100,10 +105,11 @@ pub(super) fn prepare(
         enter,
         credentials,
         ignored: tools.surroundings.ignored,
-        rlimits: rlimits(spec)?,
+        rlimits: rlimits(spec, tools.surroundings.descriptors)?,
         oom_score_adj: spec.oom_score_adj,
-        nice: spec.nice.or(tools.surroundings.nice),
+        nice: spec.nice,
         ionice: spec.ionice.map(io_priority),
+        umask: spec.umask.unwrap_or_default().bits(),
         no_new_privs: false,
         way: tools.way,
     })
@@ -141,32 +147,20 @@ pub(super) fn newline_pipe() -> Result<(OwnedFd, OwnedFd), SpawnFailure> {
     Ok((read, write))
 }
 
-/// Opens standard input; a fifo without a writer holds nobody up.
-fn stdin(path: &Path) -> Result<OwnedFd, SpawnFailure> {
-    let failed = |operation: &str, errno| {
-        at(Stage::Stdio, KernelError::new(operation, format!("stdin {}", path.display()), errno).into())
-    };
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
-    let file = rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| failed("open", errno))?;
-    rustix::fs::fcntl_setfl(&file, OFlags::empty()).map_err(|errno| failed("set up", errno))?;
-    Ok(file)
-}
-
-fn rlimits(spec: &AgentSpec) -> Result<Vec<spawn::Rlimit>, SpawnFailure> {
+/// What is asked for, and a fixed soft limit on descriptors if that is not.
+fn rlimits(spec: &AgentSpec, descriptors: u64) -> Result<Vec<spawn::Rlimit>, SpawnFailure> {
     let number = |value: Max<u64>| value.value().unwrap_or(u64::MAX);
-    spec.rlimits
-        .iter()
-        .map(|(name, pair)| {
-            let resource = Resource::from_name(&name.to_string());
-            let unknown =
-                || at(Stage::Rlimits, Error::new(Code::BadValue, format!("no resource limit is called {name}")));
-            Ok(spawn::Rlimit {
-                resource: resource.ok_or_else(unknown)?,
-                soft: number(pair.soft),
-                hard: number(pair.hard),
-            })
-        })
-        .collect()
+    let is_asked = spec.rlimits.contains_key(&model::spec::Rlimit::Nofile);
+    let usual = Resource::from_name("nofile").filter(|_| !is_asked).map(|resource| {
+        let hard = process::hard_descriptor_limit();
+        Ok(spawn::Rlimit { resource, soft: descriptors.min(hard), hard })
+    });
+    let asked = spec.rlimits.iter().map(|(name, pair)| {
+        let resource = Resource::from_name(&name.to_string());
+        let unknown = || at(Stage::Rlimits, Error::new(Code::BadValue, format!("no resource limit is called {name}")));
+        Ok(spawn::Rlimit { resource: resource.ok_or_else(unknown)?, soft: number(pair.soft), hard: number(pair.hard) })
+    });
+    usual.into_iter().chain(asked).collect()
 }
 
 fn io_priority(ionice: IoNice) -> IoPriority {

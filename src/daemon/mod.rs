@@ -51,7 +51,7 @@ mod watched;
 
 pub use config::{DEFAULT_CONFIG, Loaded, load};
 pub use doctor::doctor;
-pub use guard::trim_memory;
+pub use guard::{prepare_process, trim_memory};
 pub use settings::{Residence, Settings, default_cgroup, delegated_cgroup};
 pub use start::{Running, serve, start, step_aside};
 

@@ -30,7 +30,7 @@ use crate::kernel::orphans::Orphans;
 use crate::kernel::program::{self, Sparse};
 use crate::kernel::spawn::{self, Way};
 use crate::kernel::watch::Watches;
-use crate::kernel::{clock, process, socket};
+use crate::kernel::{clock, socket};
 use crate::machine::Machine;
 use crate::model::config::HerdConfig;
 use crate::model::error::{Code, Error};
@@ -153,6 +153,7 @@ impl Herdsman {
         // Before there are other threads.
         let orphans = match manner {
             Manner::Daemon => {
+                super::guard::prepare_process();
                 program::share_heap();
                 Orphans::take_in()?
             }
@@ -161,7 +162,6 @@ impl Herdsman {
         let claim = socket::claim_state_dir(&settings.state_dir)?;
         let host = Arc::new(Host::discover()?);
         let not_offered = check_offers(&host, &settings)?;
-        process::raise_descriptor_limit().map_err(|error| tracing::warn!("{error}")).ok();
         let cgroups = Cgroups::create(host.clone(), &settings.cgroup)?;
         // Only what is ours is taken back.
         let root_claim = cgroups.claim()?;
@@ -185,11 +185,10 @@ impl Herdsman {
             );
         }
         let residence = settings.residence;
-        let nice = match residence {
-            Residence::OwnLeaf => super::guard::protect(),
-            Residence::Stay => None,
-        };
-        let (watches, surroundings) = (Watches::new()?, Surroundings::look(&settings, nice, manner)?);
+        if residence == Residence::OwnLeaf {
+            super::guard::protect();
+        }
+        let (watches, surroundings) = (Watches::new()?, Surroundings::look(&settings, manner)?);
         let inbox = Inbox::bind(&claim, &settings.notify_socket())?;
         let own_socket = inherited.is_none().then(|| settings.socket());
         let listener = match inherited {

@@ -9,20 +9,18 @@ use rustix::thread::CapabilitySet;
 
 use super::error::{KernelError, Result};
 
-/// Gives the calling thread, and those that it starts from now on, this nice value, and returns the one before.
+/// Gives the calling thread, and those that it starts from now on, this nice value.
 ///
 /// # Errors
 /// EPERM, EACCES: no CAP_SYS_NICE.
 ///
 /// # Kernel
 /// setpriority(2); on Linux a nice value is a thread's.
-pub fn set_nice(nice: i8) -> Result<i8> {
+pub fn set_nice(nice: i8) -> Result<()> {
     let failed = |errno| {
         KernelError::new("setpriority", nice.to_string(), errno).hint("give it CAP_SYS_NICE, or Nice= in its unit")
     };
-    let before = rustix::process::getpriority_process(None).map_err(failed)?;
-    rustix::process::setpriority_process(None, nice.into()).map_err(failed)?;
-    Ok(i8::try_from(before).unwrap_or(0))
+    rustix::process::setpriority_process(None, nice.into()).map_err(failed)
 }
 
 /// Gives this process's session this nice value among all sessions: where the scheduler groups tasks by session, a nice value
@@ -63,6 +61,22 @@ pub fn lock_memory() -> Result<()> {
         return Err(failed(Errno::PERM));
     }
     rustix::mm::mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT).map_err(failed)
+}
+
+/// Gives this process, and with it all that it starts, the kernel's usual choice of what is in a core dump.
+///
+/// # Errors
+/// Those of procfs.
+///
+/// # Kernel
+/// `/proc/self/coredump_filter`, core(5), "Controlling which mappings are written to the core dump".
+pub fn reset_core_dumps() -> Result<()> {
+    let file = "/proc/self/coredump_filter";
+    std::fs::write(file, "0x33").or_else(|error| match error.kind() {
+        // A kernel without core dumps.
+        std::io::ErrorKind::NotFound => Ok(()),
+        _ => Err(KernelError::from_io("write", file, &error)),
+    })
 }
 
 /// Has the OOM killer take others first: -1000 (never) to 1000. A value that is lower already stays.

@@ -1,10 +1,27 @@
 //! Ourselves: what this process may do, and the one thing that it takes for itself, descriptors.
 
+use std::sync::OnceLock;
+
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::CapabilitySet;
 
 use super::error::{KernelError, Result};
+
+/// The soft limit on descriptors before this process raised it.
+static DESCRIPTORS_AT_START: OnceLock<u64> = OnceLock::new();
+
+/// Returns how many descriptors this process could have when it was started; `u64::MAX` for no limit.
+#[must_use]
+pub fn descriptor_limit_at_start() -> u64 {
+    *DESCRIPTORS_AT_START.get_or_init(|| getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX))
+}
+
+/// Returns how far the number of descriptors that a process may have can be raised; `u64::MAX` for no limit.
+#[must_use]
+pub fn hard_descriptor_limit() -> u64 {
+    getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX)
+}
 
 /// Raises the number of descriptors that this process may have to the most that it is allowed, and returns that;
 /// `u64::MAX` for no limit.
@@ -16,6 +33,7 @@ use super::error::{KernelError, Result};
 /// setrlimit(2).
 pub fn raise_descriptor_limit() -> Result<u64> {
     let now = getrlimit(Resource::Nofile);
+    DESCRIPTORS_AT_START.get_or_init(|| now.current.unwrap_or(u64::MAX));
     let most = now.maximum.unwrap_or(u64::MAX);
     if now.current != now.maximum {
         setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum })

@@ -5,9 +5,9 @@
 //! make everything ready
 //! block all signals
 //! clone3(VM, VFORK, FILES, PIDFD, CLEAR_SIGHAND, INTO_CGROUP) ──> born in the leaf
-//!   :  sleeps                         default signals · v1 mirrors · session · own descriptors · stdio ·
-//!   :                                 nothing else open · oom_score_adj, nice, ionice, rlimits ·
-//!   :                                 groups, gid, uid · cwd · mask
+//!   :  sleeps                         default signals · v1 mirrors · session, keyring · own descriptors ·
+//!   :                                 stdout, stderr, nothing else open · umask, oom_score_adj, scheduling ·
+//!   :                                 rlimits · groups, gid, uid, capabilities · cwd · stdin · mask
 //!   :                                 execve ──────────────> the program
 //! reads the stage and errno that the child left <── or it failed, and ended
 //! ```
@@ -32,6 +32,7 @@ mod child;
 mod cradle;
 mod entry;
 mod raw;
+mod shed;
 mod tell;
 
 use std::cell::RefCell;
@@ -147,8 +148,8 @@ pub struct Launch {
     pub search: Vec<CString>,
     /// The working directory; entered as the user that the child becomes.
     pub cwd: CString,
-    /// What the child reads from as descriptor 0; `None` is `/dev/null`, which the thread has open already.
-    pub stdin: Option<OwnedFd>,
+    /// The file that the child reads from as descriptor 0, opened as the user that it becomes; `None` is `/dev/null`.
+    pub stdin: Option<CString>,
     /// What the child writes to as descriptor 1.
     pub stdout: OwnedFd,
     /// What the child writes to as descriptor 2.
@@ -168,10 +169,12 @@ pub struct Launch {
     pub rlimits: Vec<Rlimit>,
     /// How much the OOM killer likes it, -1000 (never) to 1000. `None` is 0, where the host offers that.
     pub oom_score_adj: Option<i16>,
-    /// CPU niceness, -20 (most urgent) to 19; `None` keeps ours.
+    /// CPU niceness, -20 (most urgent) to 19. `None` is 0, where the host offers that.
     pub nice: Option<i8>,
-    /// I/O priority; `None` keeps ours.
+    /// I/O priority; `None` has none of its own: it follows the niceness.
     pub ionice: Option<IoPriority>,
+    /// The permissions that new files do not get.
+    pub umask: u16,
     /// Whether `exec` can never give it more privileges than it has (`no_new_privs`).
     pub no_new_privs: bool,
     /// How it comes into its leaf.
@@ -197,8 +200,7 @@ pub struct Launched {
 /// Linux 5.9 (`close_range(2)`); [`Way::CloneInto`] 5.7. clone(2), execve(2), cgroups(7).
 pub fn spawn(launch: &Launch) -> Result<Launched, SpawnFailure> {
     with_cradle(|cradle| {
-        let stdin = launch.stdin.as_ref().map(AsFd::as_fd);
-        let laid = cradle.lay(stdin, [launch.stdout.as_fd(), launch.stderr.as_fd()]);
+        let laid = cradle.lay([launch.stdout.as_fd(), launch.stderr.as_fd()]);
         let laid = laid.map_err(|errno| tell::prepare("stdio", errno));
         let launched = laid.and_then(|()| spawn_laid(launch, cradle));
         cradle.clear();
@@ -206,7 +208,7 @@ pub fn spawn(launch: &Launch) -> Result<Launched, SpawnFailure> {
     })
 }
 
-/// Opens what the calling thread keeps for its children. A thread that is to spawn among many descriptors calls this
+/// Opens what the calling thread keeps for its children, and sheds what they must not inherit. A thread that is to spawn among many descriptors calls this
 /// before they are there: each of its children copies the table of descriptors as far as it reaches now.
 ///
 /// # Errors
@@ -259,12 +261,20 @@ fn spawn_laid(launch: &Launch, cradle: &Cradle) -> Result<Launched, SpawnFailure
         ignored: launch.ignored,
         oom_score_adj: (!has_it_by_birth).then_some(&oom_score_adj),
         oom_score_adj_asked: launch.oom_score_adj.is_some(),
-        nice: launch.nice,
+        is_scheduled_otherwise: is_scheduled_otherwise(),
+        nice: launch.nice.unwrap_or(0),
+        nice_asked: launch.nice.is_some(),
+        umask: launch.umask,
         ioprio: launch.ionice.map(IoPriority::bits),
         rlimits: &rlimits,
         no_new_privs: launch.no_new_privs,
         credentials: launch.credentials.as_ref().map(|user| (user.uid, user.gid, user.groups.as_slice())),
+        keeps_capabilities: match &launch.credentials {
+            Some(user) => user.uid == 0,
+            None => rustix::process::geteuid().is_root(),
+        },
         cwd: &launch.cwd,
+        stdin: launch.stdin.as_deref(),
         // Without the null that ends it: this one is walked over by us.
         search: &search[..launch.search.len()],
         argv: &argv,
@@ -286,12 +296,17 @@ impl Orders<'_> {
             ignored: 0,
             oom_score_adj: None,
             oom_score_adj_asked: false,
-            nice: None,
+            is_scheduled_otherwise: false,
+            nice: 0,
+            nice_asked: false,
+            umask: 0,
             ioprio: None,
             rlimits: &[],
             no_new_privs: false,
             credentials: None,
+            keeps_capabilities: true,
             cwd: c"/",
+            stdin: None,
             search: &[],
             argv: &[],
             env: &[],
@@ -300,6 +315,13 @@ impl Orders<'_> {
             which: AtomicUsize::new(0),
         }
     }
+}
+
+/// Says whether the calling thread has another scheduling policy than the usual one, which its child would inherit.
+#[allow(unsafe_code)]
+fn is_scheduled_otherwise() -> bool {
+    // SAFETY: it takes no pointer.
+    unsafe { libc::sched_getscheduler(0) != libc::SCHED_OTHER }
 }
 
 /// Makes the list of pointers that `execve` wants, a null at its end.

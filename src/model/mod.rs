@@ -25,5 +25,6 @@ pub mod status;
 pub mod stream;
 pub mod time;
 pub mod tree;
+pub mod umask;
 pub mod units;
 pub mod usage;

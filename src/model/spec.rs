@@ -18,6 +18,7 @@ pub use super::recovery::{Children, Restart, RestartPolicy, Strategy};
 use super::rule::{self, Rule};
 use super::stall::StallRule;
 use super::time::{DurationText, OptionalDurationText};
+use super::umask::Umask;
 use super::units::{Bytes, Max};
 
 /// The longest command, environment and metadata of one agent together, in bytes as JSON.
@@ -81,7 +82,7 @@ pub struct AgentSpec {
     /// The group to run as, by name or number; the user's own by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
-    /// A file to read standard input from; `/dev/null` by default.
+    /// A file to read standard input from, opened with the agent's own rights; `/dev/null` by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stdin: Option<PathBuf>,
     /// Limits over the agent's subtree.
@@ -94,13 +95,16 @@ pub struct AgentSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = -1000, max = 1000))]
     pub oom_score_adj: Option<i16>,
-    /// The main process's nice value, -20 to 19.
+    /// The main process's nice value, -20 to 19; 0 by default, whatever the daemon's own is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = -20, max = 19))]
     pub nice: Option<i8>,
     /// The main process's I/O priority.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ionice: Option<IoNice>,
+    /// The permissions that files of the main process do not get, in octal; `022` by default, whatever the daemon's own are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub umask: Option<Umask>,
     /// When and how it is started again.
     #[serde(default)]
     pub restart: Restart,
@@ -191,6 +195,7 @@ impl AgentSpec {
             oom_score_adj: None,
             nice: None,
             ionice: None,
+            umask: None,
             restart: Restart::default(),
             children: Children::default(),
             significant: false,

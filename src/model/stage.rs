@@ -44,6 +44,8 @@ pub enum Stage {
     Uid,
     /// Going to its working directory, as the user that it became.
     Cwd,
+    /// Opening the file that is its standard input, as the user that it became.
+    Stdin,
     /// Executing the program.
     Exec,
     /// Not a step: it was ended by a signal before it came to run the program (a deadline, the OOM killer, a terminate).
@@ -52,7 +54,7 @@ pub enum Stage {
 
 impl Stage {
     /// Every stage, in the order in which they are taken.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Prepare,
         Self::User,
         Self::Cgroup,
@@ -69,6 +71,7 @@ impl Stage {
         Self::Gid,
         Self::Uid,
         Self::Cwd,
+        Self::Stdin,
         Self::Exec,
         Self::Killed,
     ];
@@ -93,6 +96,7 @@ impl Stage {
             Self::Gid => "gid",
             Self::Uid => "uid",
             Self::Cwd => "cwd",
+            Self::Stdin => "stdin",
             Self::Exec => "exec",
             Self::Killed => "killed",
         }

@@ -1,10 +1,14 @@
 //! What a child is like when its program begins.
 
-use std::os::fd::AsRawFd;
+use std::ffi::CString;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 
 use treeherd::kernel::pidfd::{Exit, cgroup_of};
 use treeherd::kernel::spawn::{IoPriority, Resource, Rlimit, Way, get_ready, spawn};
 use treeherd::kernel::user::{Account, Credentials};
+use treeherd::model::stage::Stage;
 
 use crate::room::{Room, end, shell, sink, text};
 
@@ -142,8 +146,7 @@ fn a_child_reads_from_a_null_of_its_own_unless_it_is_given_something_else() {
     let what = || shell("readlink /proc/self/fd/0; cat; grep flags /proc/self/fdinfo/0", |_| {});
     let null = "/dev/null\nflags:\t0100000\n";
     assert_eq!(what(), null);
-    let given = sink();
-    shell("true", |launch| launch.stdin = Some(given.try_clone().unwrap()));
+    shell("true", |launch| launch.stdin = Some(c"/etc/hosts".to_owned()));
     assert_eq!(what(), null, "what the child before was given is forgotten");
     get_ready().unwrap();
     assert_eq!(what(), null);
@@ -151,12 +154,14 @@ fn a_child_reads_from_a_null_of_its_own_unless_it_is_given_something_else() {
 
 #[test]
 fn one_file_may_be_stdin_stdout_and_stderr() {
-    let out = sink();
-    let seen = shell("echo out; echo err >&2; readlink /proc/self/fd/0", |launch| {
-        launch.stdin = Some(out.try_clone().unwrap());
+    let file = tempfile::NamedTempFile::new().unwrap();
+    shell("echo out; echo err >&2; readlink /proc/self/fd/0", |launch| {
+        launch.stdin = Some(CString::new(file.path().as_os_str().as_bytes()).unwrap());
+        launch.stdout = file.reopen().unwrap().into();
         launch.stderr = launch.stdout.try_clone().unwrap();
     });
-    assert!(seen.starts_with("out\nerr\n/memfd:th-k2"), "{seen}");
+    let seen = std::fs::read_to_string(file.path()).unwrap();
+    assert_eq!(seen, format!("out\nerr\n{}\n", file.path().display()));
 }
 
 #[test]
@@ -272,4 +277,54 @@ fn a_process_is_found_by_its_cgroup() {
     room.write("cgroup.kill", "1");
     assert_eq!(end(&child).status, Exit::Signal { number: 9, core: false });
     assert_ne!(Room::way(), Way::EnterItself, "this test process's own cgroup was never killed");
+}
+
+#[test]
+fn a_file_that_is_stdin_is_opened_with_the_rights_of_the_user_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let path = |name: &str| CString::new(dir.path().join(name).as_os_str().as_bytes()).unwrap();
+    for (name, mode) in [("secret", 0o600), ("open", 0o644)] {
+        std::fs::write(dir.path().join(name), name).unwrap();
+        std::fs::set_permissions(dir.path().join(name), std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let as_nobody = |name: &str| {
+        let (room, out) = (Room::new(), sink());
+        let mut launch = room.launch(&["cat"], &out);
+        (launch.credentials, launch.stdin) = (Some(nobody()), Some(path(name)));
+        spawn(&launch).map(|child| (end(&child).status, text(&out)))
+    };
+    assert_eq!(as_nobody("open").unwrap(), (Exit::Code(0), "open".to_owned()));
+    let refused = as_nobody("secret").unwrap_err();
+    assert_eq!((refused.stage, refused.errno), (Stage::Stdin, Some(libc::EACCES)), "{refused}");
+    let as_root = shell("cat", |launch| launch.stdin = Some(path("secret")));
+    assert_eq!(as_root, "secret");
+    let missing = as_nobody("missing").unwrap_err();
+    assert_eq!((missing.stage, missing.errno), (Stage::Stdin, Some(libc::ENOENT)), "{missing}");
+}
+
+/// Opens a terminal that nobody has, and returns its master and its path.
+#[allow(unsafe_code)]
+fn terminal() -> (OwnedFd, CString) {
+    let master = std::fs::File::options().read(true).write(true).open("/dev/ptmx").unwrap();
+    let mut name = [0; 64];
+    // SAFETY: the descriptor is a master's, and the name has as much room as is said.
+    unsafe {
+        assert_eq!(libc::unlockpt(master.as_raw_fd()), 0);
+        assert_eq!(libc::ptsname_r(master.as_raw_fd(), name.as_mut_ptr(), name.len()), 0);
+        (master.into(), std::ffi::CStr::from_ptr(name.as_ptr()).to_owned())
+    }
+}
+
+#[test]
+fn a_fifo_or_a_terminal_that_is_stdin_holds_nobody_up_and_becomes_nobodys_terminal() {
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = dir.path().join("fifo");
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let fifo = CString::new(fifo.as_os_str().as_bytes()).unwrap();
+    let seen = shell("cat; grep ^flags /proc/self/fdinfo/0", |launch| launch.stdin = Some(fifo));
+    assert_eq!(seen, "flags:\t0100000\n", "no O_NONBLOCK is left");
+    let (_master, terminal) = terminal();
+    let stat = shell("exec cat /proc/self/stat", |launch| launch.stdin = Some(terminal));
+    assert_eq!(stat.rsplit_once(") ").unwrap().1.split(' ').nth(4), Some("0"), "no controlling terminal");
 }

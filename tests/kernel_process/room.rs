@@ -111,6 +111,7 @@ impl Room {
             oom_score_adj: None,
             nice: None,
             ionice: None,
+            umask: 0o022,
             no_new_privs: false,
             way,
         }

@@ -38,13 +38,22 @@ pub(super) struct Orders<'a> {
     pub oom_score_adj: Option<&'a CStr>,
     /// Whether a host that does not offer the value is a failure (it was asked for) or not (it is our default).
     pub oom_score_adj_asked: bool,
-    pub nice: Option<i8>,
+    /// Whether the child would inherit another scheduling policy than `SCHED_OTHER`.
+    pub is_scheduled_otherwise: bool,
+    pub nice: i8,
+    /// As for `oom_score_adj_asked`.
+    pub nice_asked: bool,
+    pub umask: u16,
     pub ioprio: Option<u16>,
     /// Number, soft and hard limit, as the kernel wants them.
     pub rlimits: &'a [(u32, [u64; 2])],
     pub no_new_privs: bool,
     pub credentials: Option<(u32, u32, &'a [u32])>,
+    /// Whether the user that the child becomes is root, whose capabilities `exec` would give back.
+    pub keeps_capabilities: bool,
     pub cwd: &'a CStr,
+    /// None for the `/dev/null` that is in its place already.
+    pub stdin: Option<&'a CStr>,
     /// Full paths to try in turn; null-terminated lists of the arguments and of the environment.
     pub search: &'a [*const c_char],
     pub argv: &'a [*const c_char],
@@ -63,6 +72,9 @@ impl Orders<'_> {
         self.stage.store(stage as u8, Ordering::Relaxed);
     }
 }
+
+/// How late a timer of the program may be, in nanoseconds: the kernel's own default of 50 µs.
+const TIMER_SLACK: usize = 50_000;
 
 /// A step's failure: which one of several, and the error number.
 type Failed = (usize, i32);
@@ -106,14 +118,14 @@ fn text(text: &CStr) -> usize {
 fn steps(orders: &Orders<'_>) -> Result<Infallible, Failed> {
     stop_ignoring(orders.ignored);
     enter(orders)?;
-    orders.at(Stage::Session);
-    call(libc::SYS_setsid, [0; 5]).map_err(|errno| (0, errno))?;
+    session(orders)?;
     stdio(orders)?;
     scheduling(orders)?;
     rlimits(orders)?;
     privileges(orders)?;
     orders.at(Stage::Cwd);
     call(libc::SYS_chdir, [text(orders.cwd), 0, 0, 0, 0]).map_err(|errno| (0, errno))?;
+    stdin(orders)?;
     if let (Some(entry), Ok(pid)) = (orders.pid_entry, call(libc::SYS_getpid, [0; 5])) {
         entry.set(pid);
     }
@@ -141,6 +153,17 @@ fn enter(orders: &Orders<'_>) -> Result<(), Failed> {
         call(libc::SYS_write, [int(*fd), text(c"0"), 1, 0, 0]).map_err(|errno| (which, errno))?;
     }
     Ok(())
+}
+
+/// Leads a session without a terminal, and with a keyring that holds nobody else's keys. The keyring is made before the user
+/// changes: of its few (`kernel.keys.maxkeys`) none is used up. The kernel may refuse it: its quota, a seccomp filter.
+fn session(orders: &Orders<'_>) -> Result<(), Failed> {
+    const KEYCTL_JOIN_SESSION_KEYRING: usize = 1;
+    orders.at(Stage::Session);
+    call(libc::SYS_setsid, [0; 5]).map_err(|errno| (0, errno))?;
+    match call(libc::SYS_keyctl, [KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0]) {
+        Ok(_) | Err(_) => Ok(()),
+    }
 }
 
 /// Takes a table of descriptors of its own, puts the descriptors in their places and closes every other one.
@@ -174,7 +197,14 @@ fn close_range(first: i32, last: i32) -> Result<(), Failed> {
     call(libc::SYS_close_range, [int(first), last, 0, 0, 0]).map(drop).map_err(|errno| (4, errno))
 }
 
+fn cannot_fail(answer: Answer) {
+    match answer {
+        Ok(_) | Err(_) => {}
+    }
+}
+
 fn scheduling(orders: &Orders<'_>) -> Result<(), Failed> {
+    cannot_fail(call(libc::SYS_umask, [usize::from(orders.umask), 0, 0, 0, 0]));
     if let Some(value) = orders.oom_score_adj {
         orders.at(Stage::OomScoreAdj);
         let written = write_oom_score_adj(value);
@@ -182,9 +212,18 @@ fn scheduling(orders: &Orders<'_>) -> Result<(), Failed> {
             written.map_err(|errno| (0, errno))?;
         }
     }
-    if let Some(nice) = orders.nice {
-        orders.at(Stage::Nice);
-        call(libc::SYS_setpriority, [0, 0, int(i32::from(nice)), 0, 0]).map_err(|errno| (0, errno))?;
+    orders.at(Stage::Nice);
+    if orders.is_scheduled_otherwise {
+        // The kernel's `struct sched_param`: a priority, which only real-time policies have.
+        let priority = 0u32;
+        let param = std::ptr::from_ref(&priority).expose_provenance();
+        call(libc::SYS_sched_setscheduler, [0, int(libc::SCHED_OTHER), param, 0, 0]).map_err(|errno| (0, errno))?;
+    }
+    // Of a real-time thread it is 0, and stays so.
+    cannot_fail(call(libc::SYS_prctl, [int(libc::PR_SET_TIMERSLACK), TIMER_SLACK, 0, 0, 0]));
+    let reniced = call(libc::SYS_setpriority, [0, 0, int(i32::from(orders.nice)), 0, 0]);
+    if orders.nice_asked {
+        reniced.map_err(|errno| (0, errno))?;
     }
     if let Some(ioprio) = orders.ioprio {
         orders.at(Stage::Ionice);
@@ -228,7 +267,35 @@ fn privileges(orders: &Orders<'_>) -> Result<(), Failed> {
         orders.at(Stage::Uid);
         call(libc::SYS_setresuid, [uid, uid, uid, 0, 0]).map_err(|errno| (0, errno))?;
     }
+    if !orders.keeps_capabilities {
+        orders.at(Stage::Uid);
+        drop_capabilities().map_err(|errno| (0, errno))?;
+    }
     Ok(())
+}
+
+/// Gives up every capability. The kernel does so itself only where root becomes another user, and not with every securebit:
+/// a supervisor that is not root but has capabilities would open files for its children with them.
+fn drop_capabilities() -> Answer {
+    // `struct __user_cap_header_struct`: version 3, the calling process; `struct __user_cap_data_struct`, twice.
+    let header = [0x2008_0522u32, 0];
+    let none = [0u32; 6];
+    let (header, none) = (header.as_ptr().expose_provenance(), none.as_ptr().expose_provenance());
+    call(libc::SYS_capset, [header, none, 0, 0, 0])
+}
+
+/// Opens stdin with the rights of the user that the child became, in the place of `/dev/null`. A terminal does not become the
+/// session's, and a FIFO without a writer holds nobody up; the program itself has it as usual.
+fn stdin(orders: &Orders<'_>) -> Result<(), Failed> {
+    let Some(path) = orders.stdin else { return Ok(()) };
+    orders.at(Stage::Stdin);
+    let flags = libc::O_RDONLY | libc::O_NOCTTY | libc::O_NONBLOCK;
+    // The lowest descriptor that is free is the one that is opened.
+    call(libc::SYS_close, [0; 5])
+        .and_then(|_| call(libc::SYS_openat, [int(libc::AT_FDCWD), text(path), int(flags), 0, 0]))
+        .and_then(|fd| call(libc::SYS_fcntl, [fd, int(libc::F_SETFL), 0, 0, 0]))
+        .map(drop)
+        .map_err(|errno| (0, errno))
 }
 
 /// Tries the candidates in turn as execvp does: a missing one is passed over, a forbidden one too but remembered.

@@ -11,6 +11,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::{self, DupFlags};
 
 use super::raw::Stack;
+use super::shed::shed_inheritance;
 
 /// What one thread keeps.
 pub(super) struct Cradle {
@@ -26,6 +27,7 @@ pub(super) struct Cradle {
 
 impl Cradle {
     pub fn new() -> io::Result<Self> {
+        shed_inheritance();
         let null = rustix::fs::open("/dev/null", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
         let place = || io::fcntl_dupfd_cloexec(&null, 3);
         let places = [place()?, place()?, place()?];
@@ -33,7 +35,7 @@ impl Cradle {
         Ok(Self { stack: Stack::new()?, places, nothing: place()?, has_null: false, oom_score_adj })
     }
 
-    /// Opens the `/dev/null` that the next child reads from, if it is given nothing else. Each has one of its own: what one
+    /// Opens the `/dev/null` that the next child reads from, until it opens something else. Each has one of its own: what one
     /// does to it (a lock, a flag) is no other's business.
     pub fn stock(&mut self) -> io::Result<()> {
         if !self.has_null {
@@ -44,12 +46,9 @@ impl Cradle {
         Ok(())
     }
 
-    /// Puts a child's stdin (`/dev/null` if there is none), stdout and stderr into their places.
-    pub fn lay(&mut self, stdin: Option<BorrowedFd<'_>>, outputs: [BorrowedFd<'_>; 2]) -> io::Result<()> {
-        match stdin {
-            Some(fd) => io::dup3(fd, &mut self.places[0], DupFlags::CLOEXEC)?,
-            None => self.stock()?,
-        }
+    /// Puts `/dev/null` and a child's stdout and stderr into their places.
+    pub fn lay(&mut self, outputs: [BorrowedFd<'_>; 2]) -> io::Result<()> {
+        self.stock()?;
         self.places[1..].iter_mut().zip(outputs).try_for_each(|(place, fd)| io::dup3(fd, place, DupFlags::CLOEXEC))
     }
 

@@ -69,6 +69,7 @@ pub(super) fn failed(launch: &Launch, stage: Stage, which: usize, errno: Errno) 
         Stage::Gid => launch.credentials.as_ref().map(|user| user.gid.to_string()),
         Stage::Uid => launch.credentials.as_ref().map(|user| user.uid.to_string()),
         Stage::Cwd => Some(launch.cwd.to_string_lossy().into_owned()),
+        Stage::Stdin => launch.stdin.as_ref().map(|path| path.to_string_lossy().into_owned()),
         Stage::Exec => Some(program(launch, which)),
         _ => None,
     };

@@ -487,6 +487,7 @@ fn example(key: &str) -> &'static str {
         "rlimits" => "as in rlimits = { nofile = 1024, core = \"0:max\" }",
         "oom_score_adj" => "use -1000 (never chosen) to 1000 (chosen first)",
         "nice" => "use -20 (most CPU time) to 19 (least)",
+        "umask" => "use an octal text, as in umask = \"027\"",
         "ionice" => "as in ionice = { class = \"best-effort\", level = 7 }",
         "restart" => "as in restart = \"on-failure\", or { policy = \"on-failure\", delay = \"1s\" }",
         "pressure" => {
