@@ -121,7 +121,7 @@ fn worker() -> Value {
         "rlimits": { "nofile": 1024, "core": "0:max" }, "oom_score_adj": 100, "nice": 5, "umask": "027",
         "ionice": { "class": "best-effort", "level": 7 },
         "restart": { "policy": "on-failure", "delay": "10ms" }, "children": { "strategy": "one-for-all", "intensity": 3 },
-        "spawn_budget": 10, "on_main_exit": "wait", "stop_signal": "INT", "grace": "5s", "run_timeout": 3600,
+        "spawn_budget": 10, "on_main_exit": "wait", "stop_signal": "INT", "stop_signal_to": "main", "grace": "5s", "run_timeout": 3600,
         "rules": [{ "name": "warned", "pattern": "warning", "stream": "stderr", "action": "notice" }],
         "ready": { "pattern": "^up$", "stream": "stdout" }, "ready_timeout": "30s",
         "stall": { "after": "1h", "action": "fail" }, "output_max": "1MiB", "admission": "queue",

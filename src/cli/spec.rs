@@ -14,7 +14,7 @@ use crate::model::ready::Ready;
 use crate::model::rule::Rule;
 use crate::model::spec::{
     Admission, AgentSpec, Children, IoClass, IoNice, OnMainExit, Restart, RestartPolicy, Rlimit, RlimitPair,
-    StopSignal, Strategy,
+    StopSignal, StopSignalTo, Strategy,
 };
 use crate::model::stall::StallRule;
 use crate::model::time::DurationText;
@@ -143,6 +143,9 @@ pub(super) struct SpawnArgs {
     /// The polite signal [default: SIGTERM]
     #[arg(long, value_name = "SIGNAL")]
     stop_signal: Option<StopSignal>,
+    /// Which processes get the stop signal: all, or main for the main process alone [default: all]
+    #[arg(long, value_name = "WHICH", value_parser = word::<StopSignalTo>)]
+    stop_signal_to: Option<StopSignalTo>,
     /// How long a polite stop may take before the kill [default: 10s]
     #[arg(long, value_name = "TIME", value_parser = DurationText::parse)]
     grace: Option<Duration>,
@@ -287,6 +290,7 @@ impl SpawnArgs {
         spec.umask = self.umask;
         spec.on_main_exit = self.on_main_exit.unwrap_or_default();
         spec.stop_signal = self.stop_signal.unwrap_or_default();
+        spec.stop_signal_to = self.stop_signal_to.unwrap_or_default();
         spec.grace = self.grace.unwrap_or(spec.grace);
         spec.run_timeout = self.run_timeout;
         spec.pressure = self.pressure;

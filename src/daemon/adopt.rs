@@ -5,7 +5,7 @@
 //! is like any other, but for one thing: it is not our child, so how it ended is asked of its pidfd.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::time::Duration;
 
@@ -17,10 +17,11 @@ use super::body::Body;
 use super::records::{Legacy, Mark, Records};
 use super::rules::Watcher;
 use super::supervisor::{Source, Supervisor, now};
-use crate::kernel::cgroup::{Cgroups, Frozen, Place};
+use crate::kernel::cgroup::{Cgroups, Frozen, Place, Removal};
+use crate::kernel::clock;
 use crate::kernel::error::{KernelError, Result as KernelResult};
 use crate::kernel::host::Host;
-use crate::kernel::{clock, pidfd};
+use crate::kernel::pidfd::{self, Held};
 use crate::machine::{Adopted, AgentKey, Found, FoundHome, Frost, Left, Telling};
 use crate::model::config::HerdConfig;
 use crate::model::error::{Code, Error};
@@ -33,6 +34,9 @@ use crate::output::Spool;
 
 /// How long what nobody has a record of may take to die at start.
 const STRAYS_BUDGET: Duration = Duration::from_secs(10);
+
+/// How long a kill at start may take until what it passed over is swept.
+const SWEEP_AFTER: Duration = Duration::from_millis(200);
 
 /// What an earlier daemon has left.
 #[derive(Debug)]
@@ -53,7 +57,7 @@ struct Heir {
     /// What its cgroup says; none if there is none.
     found: Option<FoundHome>,
     /// Its main process, if that is still the one of the record.
-    main: Option<OwnedFd>,
+    main: Option<Held>,
     /// Whether it is of this boot and this root cgroup: else nothing of it can be left.
     is_near: bool,
 }
@@ -166,11 +170,11 @@ fn is_queued(heir: &Heir) -> bool {
 }
 
 /// Opens the main process of a record, if the process with its pid is still the same.
-fn find_main(heir: &Heir) -> Option<OwnedFd> {
+fn find_main(heir: &Heir) -> Option<Held> {
     let Standing::Running { pid, .. } = heir.record.course.standing else { return None };
     let process = pidfd::open(pid).ok()?;
     let identity = pidfd::identity(process.as_fd(), pid).ok()?;
-    (Some(identity) == heir.mark.process).then_some(process)
+    (Some(identity) == heir.mark.process).then(|| Held { pid, fd: process.into() })
 }
 
 /// Kills and removes every cgroup that is in no record. What does not die is left, and told.
@@ -198,9 +202,16 @@ fn end_strays(cgroups: &Cgroups, leftovers: &[Place], heirs: &[Heir]) -> Result<
                 tracing::error!("{stray}: processes that are in no record of an earlier daemon do not die");
                 break;
             }
-            wait_for_news(cgroups, stray, left)?;
+            wait_for_news(cgroups, stray, left.min(SWEEP_AFTER))?;
+            if cgroups.events(stray).is_ok_and(|events| events.populated) {
+                cgroups.sweep(stray)?;
+            }
         }
-        cgroups.remove(stray)?;
+        if cgroups.remove(stray)? == Removal::Busy {
+            // A process that has left cgroup2 is in a v1 mirror still.
+            cgroups.sweep(stray)?;
+            cgroups.remove(stray)?;
+        }
     }
     Ok(ended)
 }
@@ -320,8 +331,8 @@ impl Supervisor {
     }
 
     /// Listens for the end of a run's main process.
-    pub(super) fn listen_to(&mut self, key: AgentKey, run: Run, process: OwnedFd) {
-        let fd = process.as_raw_fd();
+    pub(super) fn listen_to(&mut self, key: AgentKey, run: Run, process: Held) {
+        let fd = process.fd.as_raw_fd();
         if let Some(body) = self.bodies.get_mut(&key) {
             body.process = Some((run, process));
         }

@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 
 use super::rules::Watcher;
 use crate::kernel::cgroup::Place;
+use crate::kernel::pidfd::Held;
 use crate::kernel::watch::WatchId;
 use crate::model::id::{AgentId, Run};
 use crate::model::limits::Knob;
@@ -17,8 +18,8 @@ pub(super) struct Body {
     pub home: Place,
     /// The watch on that, if something hangs on what it says.
     pub home_watch: Option<WatchId>,
-    /// The main process that runs: its run and its pidfd.
-    pub process: Option<(Run, OwnedFd)>,
+    /// The main process that runs, and its run.
+    pub process: Option<(Run, Held)>,
     /// The watch on the cgroup of a run whose main process has ended and left others behind.
     pub leaf_watch: Option<(Run, WatchId)>,
     /// The descriptor on which a run is to write a newline when it is ready.
@@ -64,6 +65,11 @@ impl Body {
             watcher: None,
             last_lines: Vec::new(),
         }
+    }
+
+    /// Returns the main process of a run, if it has not ended.
+    pub fn main(&self, run: Run) -> Option<Held> {
+        self.process.as_ref().filter(|(of, _)| *of == run).map(|(_, main)| main.clone())
     }
 
     pub fn run_place(&self, run: Run) -> Place {

@@ -1,14 +1,17 @@
 //! How a main process ended: of our child, the kernel tells; of an adopted one, it is found out in what time there is.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
+use mio::Interest;
 use mio::unix::SourceFd;
 use rustix::io::Errno;
 
 use super::largest::Look;
-use super::supervisor::{Chore, Supervisor};
-use crate::kernel::{clock, pidfd, process};
+use super::supervisor::{Chore, Source, Supervisor};
+use crate::kernel::pidfd::{self, Held};
+use crate::kernel::{clock, process};
 use crate::machine::{AgentKey, Input};
 use crate::model::id::Run;
 use crate::model::status::{Exit, Rusage};
@@ -17,35 +20,83 @@ use crate::model::status::{Exit, Rusage};
 /// at. All together stay within the bound on telling a failure.
 const LOOKS: [Duration; 3] = [Duration::from_millis(1), Duration::from_millis(20), Duration::from_millis(100)];
 
+/// How many zombies are remembered that tracers hold.
+const TRACED_MAX: usize = 1024;
+
+/// Children that have ended and are not reaped.
+#[derive(Debug, Default)]
+pub(super) struct Zombies {
+    /// Whose end is not written down yet: as long as they are there, a next daemon can ask the kernel for it.
+    unrecorded: Vec<Held>,
+    /// Whose tracer has not released them.
+    traced: BTreeMap<u64, Held>,
+}
+
+/// Reaps a child if that can be done; says whether there is nothing left to reap.
+fn is_reaped(process: &Held) -> bool {
+    !matches!(pidfd::try_wait(process.as_fd()), Ok(None))
+}
+
 impl Supervisor {
-    /// A pidfd became readable.
+    /// A pidfd became readable: the process has ended, even if a tracer that has not waited for it hides that from us.
     pub(super) fn process_ended(&mut self, key: AgentKey) {
         let Some(body) = self.bodies.get_mut(&key) else { return };
         let Some((run, process)) = body.process.take() else { return };
-        match pidfd::try_wait(process.as_fd()) {
-            Ok(None) => body.process = Some((run, process)),
+        match pidfd::peek(process.as_fd()) {
             Ok(Some(ended)) => {
                 let rusage = Rusage {
                     user_us: ended.rusage.user_us,
                     system_us: ended.rusage.system_us,
                     max_rss_bytes: Some(ended.rusage.max_rss_bytes).filter(|peak| *peak > process::own_peak()),
                 };
-                self.run_ended(key, run, &process, Some(ended.status), rusage);
+                self.run_ended(key, run, process, Some(ended.status), rusage);
             }
+            Ok(None) if pidfd::has_ended(process.as_fd()) == Ok(true) => {
+                self.stranger_ended(key, run, process, 0);
+            }
+            Ok(None) => body.process = Some((run, process)),
             Err(error) if error.errno == Errno::CHILD => self.stranger_ended(key, run, process, 0),
             Err(error) => {
                 tracing::error!("read how {} ended: {error}", body.id);
-                self.run_ended(key, run, &process, None, Rusage::default());
+                self.run_ended(key, run, process, None, Rusage::default());
             }
         }
     }
 
+    /// Reaps the children whose end is written down. A zombie that a tracer holds is reaped when its pidfd says that it can be.
+    pub(super) fn reap(&mut self) {
+        for process in std::mem::take(&mut self.zombies.unrecorded) {
+            if is_reaped(&process) {
+                continue;
+            }
+            let id = self.fresh();
+            let source = Source::Zombie(id).token();
+            match self.poll.registry().register(&mut SourceFd(&process.fd.as_raw_fd()), source, Interest::READABLE) {
+                Ok(()) => drop(self.zombies.traced.insert(id, process)),
+                Err(error) => tracing::warn!("watch zombie {}: {error}; it stays until its tracer ends", process.pid),
+            }
+            if self.zombies.traced.len() > TRACED_MAX
+                && let Some((_, oldest)) = self.zombies.traced.pop_first()
+            {
+                tracing::warn!("zombie {} is given up: tracers hold too many", oldest.pid);
+            }
+        }
+    }
+
+    /// The pidfd of a traced zombie became readable again: its tracer has ended or has released it.
+    pub(super) fn zombie_moved(&mut self, id: u64) {
+        if self.zombies.traced.get(&id).is_some_and(is_reaped) {
+            self.zombies.traced.remove(&id);
+        }
+    }
+
     /// The main process of a run has ended, in a way that may not be known.
-    fn run_ended(&mut self, key: AgentKey, run: Run, process: &OwnedFd, status: Option<pidfd::Exit>, rusage: Rusage) {
+    fn run_ended(&mut self, key: AgentKey, run: Run, process: Held, status: Option<pidfd::Exit>, rusage: Rusage) {
         let Some(body) = self.bodies.get(&key) else { return };
-        if let Err(error) = self.poll.registry().deregister(&mut SourceFd(&process.as_raw_fd())) {
+        if let Err(error) = self.poll.registry().deregister(&mut SourceFd(&process.fd.as_raw_fd())) {
             tracing::warn!("stop watching the main process of {}: {error}", body.id);
         }
+        self.zombies.unrecorded.push(process);
         let descendants = self.descendants(key, run);
         let exit = status.map_or(Exit::Unknown, |status| match status {
             pidfd::Exit::Code(status) => Exit::Status(status),
@@ -67,7 +118,7 @@ impl Supervisor {
 
     /// The main process of an adopted agent has ended: whoever it was given to, PID 1 as a rule, reaps it. Until then procfs tells
     /// how it ended, from then on its pidfd does, if the kernel is new enough. After the last look it is not known.
-    fn stranger_ended(&mut self, key: AgentKey, run: Run, process: OwnedFd, look: usize) {
+    fn stranger_ended(&mut self, key: AgentKey, run: Run, process: Held, look: usize) {
         let reaped = || {
             pidfd::exit_info(process.as_fd()).unwrap_or_else(|error| {
                 tracing::warn!("read how {key} ended: {error}");
@@ -81,7 +132,7 @@ impl Supervisor {
                 }
                 self.chores.insert((clock::monotonic() + *after, Chore::Exit(key, look + 1)));
             }
-            (exit, _) => self.run_ended(key, run, &process, exit, Rusage::default()),
+            (exit, _) => self.run_ended(key, run, process, exit, Rusage::default()),
         }
     }
 

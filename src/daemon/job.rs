@@ -4,8 +4,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use rustix::process::Signal;
-
+use super::end::{self, Quarry};
 use super::launch::{self, Surroundings};
 use super::notify::Leaves;
 use super::pressure;
@@ -17,12 +16,12 @@ use crate::kernel::pidfd;
 use crate::kernel::socket::{self, Peer};
 use crate::kernel::spawn::{self, Way};
 use crate::kernel::watch::Watches;
-use crate::machine::{AgentKey, Frost, Input, ReplyTo, Sample};
+use crate::machine::{AgentKey, Force, Frost, Input, ReplyTo, Sample};
 use crate::model::error::Error;
 use crate::model::id::{AgentId, Run};
 use crate::model::limits::Limits;
 use crate::model::ready::Ready;
-use crate::model::spec::AgentSpec;
+use crate::model::spec::{AgentSpec, StopSignalTo};
 use crate::model::stage::{SpawnFailure, Stage};
 use crate::model::usage::Usage;
 use crate::output::{Dug, Hole, RuleSet, Store};
@@ -45,15 +44,20 @@ pub(super) enum Job {
     Spawn(Box<SpawnJob>),
     Signal {
         agent: AgentKey,
-        place: Place,
+        run: Quarry,
         signal: i32,
+        to: StopSignalTo,
     },
     /// Kill one run; nobody waits for the outcome.
-    KillRun(Place),
+    KillRun {
+        run: Quarry,
+        force: Force,
+    },
     Kill {
         agent: AgentKey,
         place: Place,
-        runs: Vec<(AgentKey, Place)>,
+        runs: Vec<(AgentKey, Quarry)>,
+        force: Force,
     },
     Freeze {
         agent: AgentKey,
@@ -180,18 +184,12 @@ impl Job {
         let cgroups = &tools.cgroups;
         match self {
             Self::Spawn(job) => job.run(tools),
-            Self::Signal { agent, place, signal } => {
-                let sent = Signal::from_named_raw(signal).map_or(Ok(0), |signal| cgroups.signal(&place, signal));
-                Outcome::Fact(Input::Signalled { agent, processes: sent.unwrap_or_else(|error| note(&error)) })
+            Self::Signal { agent, run, signal, to } => {
+                let processes = end::signal(cgroups, &run, signal, to);
+                Outcome::Fact(Input::Signalled { agent, processes })
             }
-            Self::KillRun(place) => nothing(cgroups.kill(&place)),
-            Self::Kill { agent, place, runs } => {
-                let counts =
-                    runs.iter().map(|(key, run)| (*key, cgroups.processes(run).map_or(0, |pids| pids.len() as u64)));
-                let counts = counts.collect();
-                cgroups.kill(&place).unwrap_or_else(|error| note(&error));
-                Outcome::Fact(Input::Killed { agent, counts })
-            }
+            Self::KillRun { run, force } => nothing(end::kill_run(cgroups, &run, force)),
+            Self::Kill { agent, place, runs, force } => end::kill(cgroups, agent, &place, &runs, force),
             Self::Freeze { agent, place, frost } => freeze(cgroups, agent, &place, frost),
             Self::Sample { agent, run, place, id } => {
                 Outcome::Fact(Input::Sampled { agent, run, sample: sample(tools, &place, &id) })
@@ -233,7 +231,7 @@ impl Job {
 }
 
 /// Logs an error of something that will be tried again or is seen otherwise, and goes on with the default.
-fn note<T: Default>(error: &crate::kernel::error::KernelError) -> T {
+pub(super) fn note<T: Default>(error: &crate::kernel::error::KernelError) -> T {
     tracing::warn!("{error}");
     T::default()
 }

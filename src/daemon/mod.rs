@@ -21,6 +21,7 @@ mod call;
 mod client;
 mod config;
 mod doctor;
+mod end;
 mod exit;
 mod follow;
 mod guard;

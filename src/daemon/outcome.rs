@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use super::body::Ear;
 use super::job::{Born, Outcome};
 use super::supervisor::Supervisor;
-use crate::kernel::pidfd;
+use crate::kernel::pidfd::{self, Held};
 use crate::machine::Input;
 use crate::model::stream::Stream;
 
@@ -74,7 +74,8 @@ impl Supervisor {
         if let Some(pipe) = born.newline {
             self.await_newline(key, born.run, pipe);
         }
-        if let Some((_, process)) = born.process {
+        if let Some((pid, fd)) = born.process {
+            let process = Held { pid, fd: fd.into() };
             self.listen_to(key, born.run, process);
             // It may have written already: what nobody listens to yet is looked at first.
             for stream in Stream::ALL {

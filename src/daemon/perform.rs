@@ -1,6 +1,7 @@
 //! From an order of the machine to the job or the message that carries it out: one arm each.
 
 use super::body::{Body, Ear};
+use super::end::Quarry;
 use super::job::{Job, SpawnJob};
 use super::rules::Awaited;
 use super::supervisor::Supervisor;
@@ -14,20 +15,20 @@ use crate::output::Spool;
 pub(super) fn perform(shell: &mut Supervisor, effect: Effect) {
     match effect {
         Effect::Spawn(order) => spawn(shell, *order),
-        Effect::Signal { agent, run, signal } => {
-            if let Some(place) = run_place(shell, agent, run) {
-                shell.hand(Job::Signal { agent, place, signal: signal.0 });
+        Effect::Signal { agent, run, signal, to } => {
+            if let Some(run) = quarry(shell, agent, run) {
+                shell.hand(Job::Signal { agent, run, signal: signal.0, to });
             }
         }
-        Effect::KillRun { agent, run } => {
-            if let Some(place) = run_place(shell, agent, run) {
-                shell.hand(Job::KillRun(place));
+        Effect::KillRun { agent, run, force } => {
+            if let Some(run) = quarry(shell, agent, run) {
+                shell.hand(Job::KillRun { run, force });
             }
         }
-        Effect::Kill { agent, runs } => {
-            let runs = runs.into_iter().filter_map(|(key, run)| Some((key, run_place(shell, key, run)?))).collect();
+        Effect::Kill { agent, runs, force } => {
+            let runs = runs.into_iter().filter_map(|(key, run)| Some((key, quarry(shell, key, run)?))).collect();
             if let Some(place) = home(shell, agent) {
-                shell.hand(Job::Kill { agent, place, runs });
+                shell.hand(Job::Kill { agent, place, runs, force });
             }
         }
         Effect::Freeze { agent, frost } => {
@@ -85,8 +86,8 @@ fn home(shell: &Supervisor, key: AgentKey) -> Option<Place> {
     shell.bodies.get(&key).map(|body| body.home.clone())
 }
 
-fn run_place(shell: &Supervisor, key: AgentKey, run: Run) -> Option<Place> {
-    shell.bodies.get(&key).map(|body| body.run_place(run))
+fn quarry(shell: &Supervisor, key: AgentKey, run: Run) -> Option<Quarry> {
+    shell.bodies.get(&key).map(|body| Quarry { place: body.run_place(run), main: body.main(run) })
 }
 
 fn limit_place(shell: &Supervisor, place: &LimitPlace) -> Option<Place> {

@@ -11,6 +11,7 @@ use mio::{Interest, Poll, Waker};
 use rustix::pipe::PipeFlags;
 
 use super::adopt::{self, Estate};
+use super::exit::Zombies;
 use super::hands::Hands;
 use super::job::Tools;
 use super::journal::Journal;
@@ -410,6 +411,7 @@ impl Parts {
             clients: BTreeMap::new(),
             eager: std::collections::BTreeSet::new(),
             stirred: std::collections::BTreeSet::new(),
+            zombies: Zombies::default(),
             bodies: std::collections::HashMap::new(),
             watched: std::collections::HashMap::new(),
             memory: super::memory::Memory::default(),

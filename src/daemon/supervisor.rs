@@ -10,6 +10,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::body::{Body, Watched};
 use super::client::Client;
+use super::exit::Zombies;
 use super::hands::Hands;
 use super::hits::Hits;
 use super::job::{Job, Outcome, Tools};
@@ -58,6 +59,8 @@ pub(super) enum Source {
     Pressure(u64),
     Notify,
     Newline(AgentKey),
+    /// A child that has ended and that its tracer holds.
+    Zombie(u64),
 }
 
 impl Source {
@@ -74,6 +77,7 @@ impl Source {
             Self::Notify => Token(7),
             Self::Newline(key) => number(8, key.0),
             Self::Pressure(id) => number(9, id),
+            Self::Zombie(id) => number(10, id),
         }
     }
 
@@ -89,7 +93,8 @@ impl Source {
             6 => Self::Memory(token.0 >> 4),
             7 => Self::Notify,
             8 => Self::Newline(AgentKey(number)),
-            _ => Self::Pressure(number),
+            9 => Self::Pressure(number),
+            _ => Self::Zombie(number),
         }
     }
 }
@@ -148,6 +153,7 @@ pub(super) struct Supervisor {
     pub eager: BTreeSet<u64>,
     /// Clients that have something to send, or follow something that moved.
     pub stirred: BTreeSet<u64>,
+    pub zombies: Zombies,
     /// Each in a place of its own, as the machine has its agents.
     pub bodies: HashMap<AgentKey, Box<Body>>,
     pub watched: HashMap<WatchId, Watched>,
@@ -237,6 +243,7 @@ impl Supervisor {
                 Source::Watches => self.watches_fired(),
                 Source::Memory(id) => self.memory_fired(id),
                 Source::Pressure(id) => self.pressure_fired(id),
+                Source::Zombie(id) => self.zombie_moved(id),
                 Source::Waker => {}
                 Source::Signals | Source::Listener | Source::Client(_) => {}
                 Source::Notify | Source::Newline(_) => {}
@@ -300,6 +307,7 @@ impl Supervisor {
     /// Writes down what was decided, then what happened; then what was decided is carried out.
     pub fn write_down(&mut self) {
         self.records.flush(&self.machine);
+        self.reap();
         self.journal.flush();
         for job in std::mem::take(&mut self.held) {
             self.hands.take(job);

@@ -5,6 +5,7 @@
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal};
@@ -55,6 +56,21 @@ pub struct Ended {
     pub status: Exit,
     /// What it used.
     pub rusage: Rusage,
+}
+
+/// A process that is held by its descriptor, which several threads may share.
+#[derive(Clone, Debug)]
+pub struct Held {
+    /// Its number, for comparison with a list of the kernel's.
+    pub pid: i32,
+    /// Its pidfd.
+    pub fd: Arc<OwnedFd>,
+}
+
+impl AsFd for Held {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
 }
 
 /// Opens a process by its number. Closes on exec.
@@ -124,6 +140,18 @@ pub fn signal(pidfd: BorrowedFd<'_>, signal: Signal) -> Result<()> {
 /// Linux 5.4 (`P_PIDFD`), waitid(2).
 pub fn try_wait(pidfd: BorrowedFd<'_>) -> Result<Option<Ended>> {
     waitid(pidfd, libc::WEXITED | libc::WNOHANG)
+}
+
+/// Reads how a child has ended and leaves it a zombie, to be reaped by [`try_wait`]; `None` if it lives, or if a tracer that
+/// has not waited for it hides its end: then [`has_ended`] knows that it has ended and [`zombie_exit`] how.
+///
+/// # Errors
+/// As [`try_wait`].
+///
+/// # Kernel
+/// Linux 5.4 (`P_PIDFD`), waitid(2), `WNOWAIT`; docs/kernel.md, 25.
+pub fn peek(pidfd: BorrowedFd<'_>) -> Result<Option<Ended>> {
+    waitid(pidfd, libc::WEXITED | libc::WNOHANG | libc::WNOWAIT)
 }
 
 /// Waits until a child has ended, and reaps it. For one that is known to be at its end only.

@@ -15,7 +15,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use super::agent::{Agent, Down, Home, Ladder, Outcome, Phase, Signal, Start, Verdict};
+use super::agent::{Agent, Down, Home, Kill, Ladder, Outcome, Phase, Signal, Start, Verdict};
 use super::clock::{Clock, Countdown};
 use super::input::{AgentKey, Effect, Frost, Now};
 use super::restart::History;
@@ -206,7 +206,7 @@ impl Machine {
             (Phase::Running { ladder, .. } | Phase::Draining { ladder, .. }, _) => {
                 // It may be lost with whoever was to send it; a second one does no harm.
                 if let (Some(Ladder::Polite(_)), None) = (ladder, &agent.down) {
-                    step.order(Effect::Signal { agent: key, run, signal: agent.spec.stop_signal });
+                    step.order(agent.signal(agent.spec.stop_signal));
                 }
             }
             _ => {}
@@ -305,8 +305,8 @@ fn ladder(rung: Rung) -> Ladder {
     match rung {
         Rung::Asked(signal_by, kill_at) => Ladder::Asked { signal_by, kill_at },
         Rung::Polite(at) => Ladder::Polite(at),
-        Rung::Killed(at) => Ladder::Killed(at),
-        Rung::Late(at) => Ladder::Late(at),
+        Rung::Killed(since) => Ladder::Killed(Kill { since, again: since }),
+        Rung::Late(since) => Ladder::Late(Kill { since, again: since }),
     }
 }
 

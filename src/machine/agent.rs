@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use super::after::Outlook;
 use super::clock::{Clocks, Countdown};
-use super::input::{AgentKey, Frost, Now, ReplyTo};
+use super::input::{AgentKey, Effect, Force, Frost, Now, ReplyTo};
 use super::ready::Voice;
 use super::restart::History;
 use super::stall::Quiet;
-use super::stop::StopKey;
+use super::stop::{LAGGING_AFTER, StopKey};
 use super::storm::Turn;
 use super::strategy::RenewalKey;
 use crate::model::id::{Level, Run};
@@ -19,9 +19,12 @@ use crate::model::note::Told;
 use crate::model::record::Course;
 pub(super) use crate::model::record::Outcome;
 use crate::model::request::Target;
-use crate::model::spec::AgentSpec;
+use crate::model::spec::{AgentSpec, StopSignal, StopSignalTo};
 use crate::model::status::{Cause, ExitRecord, Paused, State};
 use crate::model::time::{Monotonic, Wall};
+
+/// The signal that no process can refuse.
+pub(super) const SIGKILL: StopSignal = StopSignal(9);
 
 /// The way from the polite signal to the kill, for one run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,17 +33,56 @@ pub(super) enum Ladder {
     Asked { signal_by: Monotonic, kill_at: Monotonic },
     /// The stop signal is sent; at this time comes the kill.
     Polite(Monotonic),
-    /// The kill is ordered, and ordered again at this time if need be.
-    Killed(Monotonic),
-    /// The spawn succeeded when its kill for lateness was ordered already: killed, and again at this time if need be.
-    Late(Monotonic),
+    /// The kill is ordered, and ordered again if need be.
+    Killed(Kill),
+    /// The spawn succeeded when its kill for lateness was ordered already: killed, and again if need be.
+    Late(Kill),
+}
+
+/// A kill whose end was not seen yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Kill {
+    /// When it was ordered first.
+    pub since: Monotonic,
+    /// When it is ordered again: what it passed over is swept then.
+    pub again: Monotonic,
+}
+
+/// How long a kill may take until what it passed over is swept. The kernel needs 160 ms for 10,000 processes.
+const SWEEP_AFTER: Duration = Duration::from_millis(200);
+
+/// The longest time between two sweeps of what does not die.
+const SWEEP_INTERVAL_MAX: Duration = Duration::from_secs(60);
+
+impl Kill {
+    /// A kill that is ordered now.
+    pub fn new(now: Monotonic) -> Self {
+        Self { since: now, again: now + SWEEP_AFTER }
+    }
+
+    /// Returns how it is carried out now.
+    pub fn force(self, now: Monotonic) -> Force {
+        if now == self.since { Force::Stroke } else { Force::Sweep }
+    }
+
+    /// Returns whether it takes so long that what hangs is to be named.
+    pub fn is_lagging(self, now: Monotonic) -> bool {
+        now.since(self.since) >= LAGGING_AFTER
+    }
+
+    /// The same kill, ordered again now. Each interval is as long as all before together.
+    pub fn again(self, now: Monotonic) -> Self {
+        let interval = now.since(self.since).clamp(SWEEP_AFTER, SWEEP_INTERVAL_MAX);
+        Self { again: now + interval, ..self }
+    }
 }
 
 impl Ladder {
     /// Returns when the next rung is due.
     pub fn due(self) -> Monotonic {
         match self {
-            Self::Asked { signal_by: at, .. } | Self::Polite(at) | Self::Killed(at) | Self::Late(at) => at,
+            Self::Asked { signal_by: at, .. } | Self::Polite(at) => at,
+            Self::Killed(kill) | Self::Late(kill) => kill.again,
         }
     }
 }
@@ -90,10 +132,10 @@ pub(super) enum Home {
     Making,
     /// There.
     Made,
-    /// Being removed.
-    Removing,
-    /// Its removal was refused since something lives in it: killed, and tried again when it is empty or at this time.
-    Emptying(Monotonic),
+    /// Being removed; with the kill of what lives in it, if that was refused before.
+    Removing(Option<Kill>),
+    /// Its removal was refused since something lives in it: killed, and tried again when it is empty or the kill is due again.
+    Emptying(Kill),
 }
 
 /// An agent's freezer: what is asked, what was ordered, what was written, what the kernel says.
@@ -352,6 +394,14 @@ impl Agent {
     /// Returns how often its run has to show that it lives.
     pub fn heartbeat(&self) -> Option<Duration> {
         self.voice.period.or(self.spec.watchdog).filter(|period| !period.is_zero())
+    }
+
+    /// Returns the order that sends a signal to its present run: to all of it if no main process is there to hear it, or if
+    /// the signal is no request.
+    pub fn signal(&self, signal: StopSignal) -> Effect {
+        let is_request = matches!(self.phase, Phase::Running { .. }) && signal != SIGKILL;
+        let to = if is_request { self.spec.stop_signal_to } else { StopSignalTo::All };
+        Effect::Signal { agent: self.key, run: self.run, signal, to }
     }
 
     pub fn pid(&self) -> Option<i32> {

@@ -114,7 +114,7 @@ impl Machine {
         if let Some(parent) = agent.parent.filter(|_| agent.home == Home::Made) {
             let parent = &self.agents[&parent];
             assert!(
-                matches!(parent.home, Home::Made | Home::Removing | Home::Emptying(_)),
+                matches!(parent.home, Home::Made | Home::Removing(_) | Home::Emptying(_)),
                 "{id}: a cgroup stands in its parent's"
             );
         }

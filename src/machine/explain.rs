@@ -92,7 +92,7 @@ fn stopping(machine: &Machine, agent: &Agent, now: Monotonic, told: &mut Explana
         Some(Stage::Polite(deadline)) => at(told, now, deadline, "what is left of it is killed"),
         Some(Stage::Closing) => told.waiting_for.push("spawns into its subtree that are on their way".to_owned()),
         Some(Stage::Freezing(deadline)) => at(told, now, deadline, "it is killed, all of it frozen or not"),
-        Some(Stage::Killing(again)) => at(told, now, again, "what has not died of the kill is killed again"),
+        Some(Stage::Killing(kill)) => at(told, now, kill.again, "what has not died of the kill is killed again"),
         Some(Stage::Removing) | None => {}
     }
     some_day(told, "it stays ended: no policy brings it back, only `treeherd restart`");
@@ -113,7 +113,9 @@ fn being_ended(_: &Machine, agent: &Agent, now: Monotonic, told: &mut Explanatio
             at(told, now, kill_at, "what is left of its run is killed");
         }
         Ladder::Polite(kill) => at(told, now, kill, "what is left of its run is killed"),
-        Ladder::Killed(again) | Ladder::Late(again) => at(told, now, again, "what is left of its run is killed again"),
+        Ladder::Killed(kill) | Ladder::Late(kill) => {
+            at(told, now, kill.again, "what is left of its run is killed again");
+        }
     }
 }
 

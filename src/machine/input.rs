@@ -15,7 +15,7 @@ use crate::model::note::Note;
 use crate::model::record::{AgentRecord, HerdRecord};
 use crate::model::request::{Answer, Request};
 use crate::model::rule::Found;
-use crate::model::spec::{AgentSpec, StopSignal};
+use crate::model::spec::{AgentSpec, StopSignal, StopSignalTo};
 use crate::model::stage::SpawnFailure;
 use crate::model::status::{Exit, Oom, Rusage};
 use crate::model::time::{Monotonic, Wall};
@@ -221,6 +221,15 @@ pub enum LimitPlace {
     Children(AgentKey),
 }
 
+/// How a kill is carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Force {
+    /// In one stroke, which takes all processes but those whose first thread has ended.
+    Stroke,
+    /// In one stroke, then frozen and one process after the other: for what the stroke passed over.
+    Sweep,
+}
+
 /// What is needed to start a run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SpawnOrder {
@@ -241,7 +250,8 @@ pub struct SpawnOrder {
 pub enum Effect {
     /// Make the cgroups and start the run, or leave nothing. Answered by `Spawned` or `SpawnFailed`.
     Spawn(Box<SpawnOrder>),
-    /// Send a signal to every process of a run. Answered by `Signalled`.
+    /// Send a signal to the processes of a run, wherever its main process is, and have those go on that are stopped. Answered
+    /// by `Signalled`.
     Signal {
         /// Whose.
         agent: AgentKey,
@@ -249,20 +259,26 @@ pub enum Effect {
         run: Run,
         /// Which.
         signal: StopSignal,
+        /// To which of them.
+        to: StopSignalTo,
     },
-    /// Kill a run's cgroup; also frees a spawn that hangs on its way to exec.
+    /// Kill a run, wherever its main process is; also frees a spawn that hangs on its way to exec.
     KillRun {
         /// Whose.
         agent: AgentKey,
         /// Which run.
         run: Run,
+        /// How.
+        force: Force,
     },
-    /// Kill a subtree in one stroke. Answered by `Killed`.
+    /// Kill a subtree, wherever its main processes are. Answered by `Killed`.
     Kill {
         /// The top of the subtree.
         agent: AgentKey,
         /// The runs in it, to be counted.
         runs: Vec<(AgentKey, Run)>,
+        /// How.
+        force: Force,
     },
     /// Write `cgroup.freeze`. Answered by `FreezerWritten`, and then by `FrostSeen`: what `cgroup.events` says is read once
     /// after `FreezerWritten` was told, and again at each change. Where an agent above is frozen there is no change.

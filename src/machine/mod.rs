@@ -65,7 +65,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 pub use adopt::{Adopted, Found, FoundHome, Left, Telling};
 use agent::{Agent, Home, Phase};
-pub use input::{AgentKey, Caller, Effect, Frost, Input, LimitPlace, Now, PressKey, ReplyTo, SpawnOrder};
+pub use input::{AgentKey, Caller, Effect, Force, Frost, Input, LimitPlace, Now, PressKey, ReplyTo, SpawnOrder};
 use limit::Change;
 use pause::Frosting;
 use pressure::Press;

@@ -16,9 +16,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::agent::{Agent, Ladder, Phase, Signal};
-use super::input::{AgentKey, Effect};
-use super::stop::{KILL_RETRY, Stage};
+use super::agent::{Agent, Kill, Ladder, Phase, Signal};
+use super::input::{AgentKey, Effect, Force};
+use super::stop::Stage;
 use super::{Machine, Step};
 use crate::model::event::Kind;
 use crate::model::time::Monotonic;
@@ -76,7 +76,7 @@ impl Machine {
         if self.signal_due(step.now.mono, agent).is_none_or(|due| step.now.mono < due) {
             return;
         }
-        let effect = Effect::Signal { agent: key, run: agent.run, signal: agent.spec.stop_signal };
+        let effect = agent.signal(agent.spec.stop_signal);
         let stops = agent.stops.clone();
         step.order(effect);
         for stop in stops {
@@ -98,23 +98,26 @@ impl Machine {
         if !is_due {
             return;
         }
-        let (run, again) = (agent.run, now + KILL_RETRY);
+        let run = agent.run;
         let next = match rung {
             Ladder::Asked { kill_at, .. } => {
-                step.order(Effect::Signal { agent: key, run, signal: agent.spec.stop_signal });
+                step.order(agent.signal(agent.spec.stop_signal));
                 Ladder::Polite(kill_at)
             }
             Ladder::Polite(_) => {
                 if !agent.spec.grace.is_zero() {
                     self.tell_overdue(step, key);
                 }
-                step.order(Effect::KillRun { agent: key, run });
-                Ladder::Killed(again)
+                step.order(Effect::KillRun { agent: key, run, force: Force::Stroke });
+                Ladder::Killed(Kill::new(now))
             }
-            Ladder::Killed(_) | Ladder::Late(_) => {
-                step.order(Effect::KillRun { agent: key, run });
-                step.order(Effect::FindLaggards { agents: vec![key], reply: None });
-                if matches!(rung, Ladder::Late(_)) { Ladder::Late(again) } else { Ladder::Killed(again) }
+            Ladder::Killed(kill) | Ladder::Late(kill) => {
+                step.order(Effect::KillRun { agent: key, run, force: Force::Sweep });
+                if kill.is_lagging(now) {
+                    step.order(Effect::FindLaggards { agents: vec![key], reply: None });
+                }
+                let kill = kill.again(now);
+                if matches!(rung, Ladder::Late(_)) { Ladder::Late(kill) } else { Ladder::Killed(kill) }
             }
         };
         self.set_ladder(key, next);

@@ -19,7 +19,6 @@ use super::input::{AgentKey, Effect, Frost, LimitPlace, PressKey};
 use super::{Machine, Step, Timer};
 use crate::model::event::Kind;
 use crate::model::pressure::{Measure, PressureRule, Resource, Stall};
-use crate::model::spec::StopSignal;
 use crate::model::status::Cause;
 use crate::model::time::Monotonic;
 
@@ -207,7 +206,7 @@ impl Machine {
         let why = self.press_text(key);
         self.tell_press(step, Kind::PressureTerminates, key, Some(victim));
         // One that is paused hears no signal but the last.
-        let signal = if self.is_paused(victim) { StopSignal(9) } else { self.agents[&victim].spec.stop_signal };
+        let signal = if self.is_paused(victim) { super::agent::SIGKILL } else { self.agents[&victim].spec.stop_signal };
         self.condemn(step, victim, super::agent::Verdict { cause: Cause::Pressure, why }, signal);
     }
 

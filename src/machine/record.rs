@@ -127,8 +127,8 @@ fn rung(ladder: Ladder) -> Rung {
     match ladder {
         Ladder::Asked { signal_by, kill_at } => Rung::Asked(signal_by, kill_at),
         Ladder::Polite(at) => Rung::Polite(at),
-        Ladder::Killed(at) => Rung::Killed(at),
-        Ladder::Late(at) => Rung::Late(at),
+        Ladder::Killed(kill) => Rung::Killed(kill.since),
+        Ladder::Late(kill) => Rung::Late(kill.since),
     }
 }
 

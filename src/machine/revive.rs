@@ -1,7 +1,7 @@
 //! A restart on request: the present run is ended for the next one, or an agent that has ended is started once more.
 
 use super::agent::{Agent, Home, Ladder, Phase, Start};
-use super::input::{AgentKey, Caller, Effect, ReplyTo};
+use super::input::{AgentKey, Caller, ReplyTo};
 use super::{Machine, Step};
 use crate::model::error::{Code, Error};
 use crate::model::id::{AgentId, Run};
@@ -26,7 +26,7 @@ impl Machine {
             return refuse("it is being terminated", "wait until it has ended");
         }
         self.check_not_lost(agent)?;
-        let signal = Effect::Signal { agent: key, run: agent.run, signal: agent.spec.stop_signal };
+        let signal = agent.signal(agent.spec.stop_signal);
         let kill_at = Ladder::Polite(step.now.mono + agent.spec.grace);
         match &agent.phase {
             Phase::Running { ladder: None, .. } => {

@@ -2,16 +2,15 @@
 
 use std::time::Duration;
 
-use super::agent::{Home, Ladder, Outcome, Phase, Signal};
+use super::agent::{Home, Kill, Ladder, Outcome, Phase, Signal};
 use super::clock::Countdown;
 use super::input::{AgentKey, Effect};
-use super::stop::KILL_RETRY;
 use super::{Machine, Step};
 use crate::model::error::{Code, Error};
 use crate::model::event::Kind;
 use crate::model::id::{AgentId, Run};
 use crate::model::request::Answer;
-use crate::model::spec::{OnMainExit, signal_name};
+use crate::model::spec::{OnMainExit, StopSignalTo, signal_name};
 use crate::model::stage::{SpawnFailure, Stage};
 use crate::model::status::{Cause, Exit, ExitRecord, Oom, Rusage, millis};
 
@@ -51,7 +50,7 @@ impl Machine {
     pub(super) fn spawned(&mut self, step: &mut Step, key: AgentKey, pid: Option<i32>) {
         let Some(agent) = self.agents.get_mut(&key) else { return };
         let Phase::Spawning { deadline } = agent.phase else { return };
-        let ladder = deadline.is_none().then_some(Ladder::Late(step.now.mono + KILL_RETRY));
+        let ladder = deadline.is_none().then_some(Ladder::Late(Kill::new(step.now.mono)));
         let is_made = agent.home == Home::Making;
         agent.began = Some(step.now);
         agent.ended = None;
@@ -145,7 +144,7 @@ impl Machine {
             return self.run_is_over(step, key, record);
         }
         let on_main_exit = agent.spec.on_main_exit;
-        let (signal, grace) = (agent.spec.stop_signal, agent.spec.grace);
+        let (signal, grace, signal_to) = (agent.spec.stop_signal, agent.spec.grace, agent.spec.stop_signal_to);
         let is_asked = record.cause == Cause::Terminated;
         let is_bad = !record.is_success();
         // A run that was found in a failure is on its way to its kill.
@@ -164,8 +163,10 @@ impl Machine {
                 event.exit = Some(exit);
             });
         }
-        if ends_them {
-            step.order(Effect::Signal { agent: key, run, signal });
+        // A main process that was to end the others in its own way has ended without that.
+        let is_asked_alone = is_asked && signal_to == StopSignalTo::Main;
+        if ends_them || is_asked_alone {
+            step.order(Effect::Signal { agent: key, run, signal, to: StopSignalTo::All });
         }
         self.agent_mut(key).last = Some(Box::new(record.clone()));
         self.enter(key, Phase::Draining { record: Box::new(record), ladder });

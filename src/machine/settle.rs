@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::agent::{Agent, Home, Ladder, Outcome, Phase, Start};
-use super::input::{AgentKey, Effect, SpawnOrder};
+use super::input::{AgentKey, Effect, Force, SpawnOrder};
 use super::ready::Voice;
 use super::stall::Quiet;
 use super::{Machine, Step, Timer};
@@ -32,7 +32,7 @@ impl Machine {
             Phase::Spawning { deadline: Some(deadline) } if now >= deadline => {
                 self.agent_mut(key).phase = Phase::Spawning { deadline: None };
                 let run = self.agents[&key].run;
-                step.order(Effect::KillRun { agent: key, run });
+                step.order(Effect::KillRun { agent: key, run, force: Force::Stroke });
             }
             Phase::Spawning { .. } => {}
             Phase::Group if is_down && is_childless => self.end(step, key, Outcome::Terminated),
@@ -175,9 +175,9 @@ impl Machine {
             Phase::Reading { deadline, .. } => Some(*deadline),
             Phase::Backoff { countdown } if agent.down.is_none() => countdown.due(),
             Phase::Ended { .. } => match agent.home {
-                Home::Emptying(retry) => Some(retry),
+                Home::Emptying(kill) => Some(kill.again),
                 Home::None => agent.expires.filter(|_| agent.children.is_empty() && agent.stops.is_empty()),
-                Home::Making | Home::Made | Home::Removing => None,
+                Home::Making | Home::Made | Home::Removing(_) => None,
             },
             _ => None,
         }

@@ -12,8 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::agent::{Agent, Down, Home, Outcome, Phase, Signal};
-use super::input::{AgentKey, Caller, Effect, ReplyTo};
+use super::agent::{Agent, Down, Home, Kill, Outcome, Phase, Signal};
+use super::input::{AgentKey, Caller, Effect, Force, ReplyTo};
 use super::{Door, Machine, Step, Timer};
 use crate::model::error::{Code, Error};
 use crate::model::event::Kind;
@@ -23,8 +23,8 @@ use crate::model::spec::DURATION_MAX;
 use crate::model::status::{AgentReceipt, Receipt};
 use crate::model::time::Monotonic;
 
-/// How long a kill may take until it is ordered again and what hangs is named.
-pub(super) const KILL_RETRY: Duration = Duration::from_secs(1);
+/// How long a kill may take until what hangs is named.
+pub(super) const LAGGING_AFTER: Duration = Duration::from_secs(1);
 
 /// How long several tops may take to freeze before they are killed as they are.
 const FREEZE_BUDGET: Duration = Duration::from_millis(500);
@@ -39,7 +39,7 @@ pub(super) enum Stage {
     Polite(Monotonic),
     Closing,
     Freezing(Monotonic),
-    Killing(Monotonic),
+    Killing(Kill),
     Removing,
 }
 
@@ -232,7 +232,8 @@ impl Machine {
 
     fn set_stop_timer(&mut self, key: StopKey, old: Option<Stage>, new: &Stage) {
         let deadline = |stage: &Stage| match stage {
-            Stage::Polite(at) | Stage::Freezing(at) | Stage::Killing(at) => Some(*at),
+            Stage::Polite(at) | Stage::Freezing(at) => Some(*at),
+            Stage::Killing(kill) => Some(kill.again),
             Stage::Closing | Stage::Removing => None,
         };
         if let Some(at) = old.as_ref().and_then(deadline) {
@@ -260,7 +261,7 @@ impl Machine {
                         self.settle_freezer(step, top);
                     }
                 }
-                Stage::Killing(_) => self.kill(step, key, matches!(before, Stage::Killing(_))),
+                Stage::Killing(kill) => self.kill(step, key, kill),
                 Stage::Removing => {
                     for top in self.stops[&key].tops.clone() {
                         if self.agents.get(&top).is_none_or(|agent| agent.home == Home::None) {
@@ -300,7 +301,7 @@ impl Machine {
                 } else if stop.tops.len() > 1 {
                     Stage::Freezing(now + FREEZE_BUDGET)
                 } else {
-                    Stage::Killing(now + KILL_RETRY)
+                    Stage::Killing(Kill::new(now))
                 }
             }
             Stage::Freezing(deadline) => {
@@ -309,18 +310,19 @@ impl Machine {
                     agent.home != Home::Made || agent.freezer.is_confirmed()
                 };
                 if now >= deadline || stop.tops.iter().all(is_frozen) {
-                    Stage::Killing(now + KILL_RETRY)
+                    Stage::Killing(Kill::new(now))
                 } else {
                     Stage::Freezing(deadline)
                 }
             }
-            Stage::Killing(retry) if now >= retry => Stage::Killing(now + KILL_RETRY),
+            Stage::Killing(kill) if now >= kill.again => Stage::Killing(kill.again(now)),
             stage => stage,
         }
     }
 
     /// Orders the kill of every top that still has something in it.
-    fn kill(&mut self, step: &mut Step, key: StopKey, is_again: bool) {
+    fn kill(&mut self, step: &mut Step, key: StopKey, kill: Kill) {
+        let force = kill.force(step.now.mono);
         let tops = self.stops[&key].tops.clone();
         let mut hanging = Vec::new();
         for top in tops {
@@ -344,9 +346,9 @@ impl Machine {
                     stop.kills.insert(top);
                 }
             }
-            step.order(Effect::Kill { agent: top, runs });
+            step.order(Effect::Kill { agent: top, runs, force });
         }
-        if is_again && !hanging.is_empty() {
+        if kill.is_lagging(step.now.mono) && !hanging.is_empty() {
             step.order(Effect::FindLaggards { agents: hanging, reply: None });
         }
     }
@@ -419,7 +421,7 @@ impl Machine {
         for below in self.subtree(key) {
             let agent = self.agent_mut(below);
             // Its own removal is on a hand still: until that is off it, nothing new may stand in its place.
-            if below == key || agent.home != Home::Removing {
+            if below == key || !matches!(agent.home, Home::Removing(_)) {
                 agent.home = Home::None;
             }
             agent.nursery = Home::None;
@@ -439,11 +441,10 @@ impl Machine {
     /// Something lives in a cgroup whose runs are all empty: a process that moved itself. It is killed, and the removal tried again.
     pub(super) fn remove_refused(&mut self, step: &mut Step, key: AgentKey) {
         let Some(agent) = self.agents.get_mut(&key) else { return };
-        if agent.home != Home::Removing {
-            return;
-        }
-        agent.home = Home::Emptying(step.now.mono + KILL_RETRY);
-        step.order(Effect::Kill { agent: key, runs: Vec::new() });
+        let Home::Removing(kill) = agent.home else { return };
+        let now = step.now.mono;
+        agent.home = Home::Emptying(kill.map_or_else(|| Kill::new(now), |kill| kill.again(now)));
+        step.order(Effect::Kill { agent: key, runs: Vec::new(), force: Force::Sweep });
         self.dirty.insert(key);
     }
 
@@ -457,13 +458,13 @@ impl Machine {
     /// Orders the removal of an ended agent's cgroup, unless an agent above will take it along.
     pub(super) fn settle_home(&mut self, step: &mut Step, key: AgentKey) {
         let agent = &self.agents[&key];
-        let is_due = match agent.home {
-            Home::Made => true,
-            Home::Emptying(retry) => step.now.mono >= retry,
-            Home::None | Home::Making | Home::Removing => false,
+        let kill = match agent.home {
+            Home::Made => None,
+            Home::Emptying(kill) if step.now.mono >= kill.again => Some(kill),
+            _ => return,
         };
-        if is_due && !self.is_removal_held(agent) {
-            self.agent_mut(key).home = Home::Removing;
+        if !self.is_removal_held(agent) {
+            self.agent_mut(key).home = Home::Removing(kill);
             step.order(Effect::Remove(key));
         }
     }

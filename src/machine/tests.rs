@@ -114,7 +114,10 @@ fn a_failure_is_told_at_once_and_a_completion_when_the_cgroup_is_empty() {
 
     let good = bench.spawn("good", None, |_| {});
     assert_eq!(kinds(&bench.exit(good, 0, 2)), [Kind::Exited]);
-    assert!(bench.wait(10).contains(&Effect::KillRun { agent: good, run: Run(1) }), "after the grace comes the kill");
+    assert!(
+        bench.wait(10).contains(&Effect::KillRun { agent: good, run: Run(1), force: Force::Stroke }),
+        "after the grace comes the kill"
+    );
     assert_eq!(kinds(&bench.step(Input::RunEmptied { agent: good, run: Run(1) })), [Kind::Completed]);
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::agent::{Ladder, Outcome, Phase, Verdict};
 use super::clock::{Clock, Countdown};
-use super::input::{AgentKey, Effect};
+use super::input::AgentKey;
 use super::ready::SIGABRT;
 use super::{Machine, Step};
 use crate::model::spec::StopSignal;
@@ -18,10 +18,10 @@ impl Machine {
         if !agent.is_unattended() {
             return;
         }
-        let (run, grace, has_run) = (agent.run, agent.spec.grace, agent.has_run());
+        let (grace, order) = (agent.spec.grace, agent.has_run().then(|| agent.signal(signal)));
         self.judge(step, key, verdict);
-        if has_run {
-            step.order(Effect::Signal { agent: key, run, signal });
+        if let Some(order) = order {
+            step.order(order);
             self.set_ladder(key, Ladder::Polite(step.now.mono + grace));
         }
     }

@@ -72,9 +72,9 @@ pub enum Rung {
     Asked(Monotonic, Monotonic),
     /// The stop signal was ordered; then comes the kill.
     Polite(Monotonic),
-    /// The kill was ordered; then comes another.
+    /// The kill was ordered first at this time.
     Killed(Monotonic),
-    /// The kill was ordered since its program came too late; then comes another.
+    /// The kill was ordered first at this time, since its program came too late.
     Late(Monotonic),
 }
 

@@ -123,6 +123,9 @@ pub struct AgentSpec {
     /// The polite signal.
     #[serde(default)]
     pub stop_signal: StopSignal,
+    /// Which processes of a run get the stop signal; the kill is always for all.
+    #[serde(default, skip_serializing_if = "StopSignalTo::is_default")]
+    pub stop_signal_to: StopSignalTo,
     /// How long a polite stop may take before the kill.
     #[serde(default = "default_grace", with = "DurationText")]
     pub grace: Duration,
@@ -202,6 +205,7 @@ impl AgentSpec {
             spawn_budget: None,
             on_main_exit: OnMainExit::default(),
             stop_signal: StopSignal::default(),
+            stop_signal_to: StopSignalTo::default(),
             grace: default_grace(),
             run_timeout: None,
             pressure: Vec::new(),
@@ -344,6 +348,23 @@ pub enum OnMainExit {
     Terminate,
     /// They are waited for; the run ends when the last of them has ended.
     Wait,
+}
+
+/// Which processes of a run get the stop signal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum StopSignalTo {
+    /// Every process of the run.
+    #[default]
+    All,
+    /// The main process, which ends the others in its own way. What it leaves behind gets the signal when it has ended.
+    Main,
+}
+
+impl StopSignalTo {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// What a spawn does at a bound on the tree.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use treeherd::machine::{AgentKey, Frost, LimitPlace, Sample, SpawnOrder};
+use treeherd::machine::{AgentKey, Force, Frost, LimitPlace, Sample, SpawnOrder};
 use treeherd::model::id::Run;
 use treeherd::model::limits::Limits;
 use treeherd::model::stall::IDLE_SHARE;
@@ -32,6 +32,8 @@ pub struct Process {
     pub is_stopped: bool,
     /// In D state: it neither freezes nor dies.
     pub is_jammed: bool,
+    /// Its first thread has ended: `cgroup.kill` passes it over, unless it is a main process, whose pidfd is held.
+    pub is_hollow: bool,
     /// It has got the stop signal and will obey.
     pub is_asked: bool,
     pub is_doomed: bool,
@@ -85,6 +87,11 @@ pub struct Hanging {
     pub run: Run,
     made: bool,
     made_level: bool,
+}
+
+/// Says whether a kill takes a process.
+fn is_hit(process: &Process, force: Force) -> bool {
+    force == Force::Sweep || !process.is_hollow || process.is_main
 }
 
 /// The kernel.
@@ -265,6 +272,7 @@ impl Kernel {
             has_strayed: false,
             is_stopped: false,
             is_jammed: false,
+            is_hollow: false,
             is_asked: false,
             is_doomed: false,
         };
@@ -373,9 +381,9 @@ impl Kernel {
     }
 
     /// Kills one run; says whether a spawn hung in it.
-    pub fn kill_run(&mut self, agent: AgentKey, run: Run) -> bool {
+    pub fn kill_run(&mut self, agent: AgentKey, run: Run, force: Force) -> bool {
         assert!(self.runs_ever.contains(&(agent, run)), "{agent}: a kill for run {run}, which never was");
-        for pid in self.in_run(agent, run).map(|(pid, _)| pid).collect::<Vec<_>>() {
+        for pid in self.in_run(agent, run).filter(|(_, it)| is_hit(it, force)).map(|(pid, _)| pid).collect::<Vec<_>>() {
             self.strike(pid, 9);
         }
         let hangs = self.hanging.get(&agent).copied().filter(|hanging| hanging.run == run);
@@ -387,14 +395,14 @@ impl Kernel {
     }
 
     /// Kills a subtree, and counts the processes of these runs right before.
-    pub fn kill(&mut self, top: AgentKey, runs: &[(AgentKey, Run)]) -> Vec<(AgentKey, u64)> {
+    pub fn kill(&mut self, top: AgentKey, runs: &[(AgentKey, Run)], force: Force) -> Vec<(AgentKey, u64)> {
         assert!(
             !self.hanging.keys().any(|key| self.is_within(*key, top)),
             "{top}: killed while a spawn into it is on its way"
         );
         let count = |(agent, run): &(AgentKey, Run)| (*agent, self.in_run(*agent, *run).count() as u64);
         let counts = runs.iter().map(count).filter(|(_, count)| *count > 0).collect();
-        for pid in self.within(top).map(|(pid, _)| pid).collect::<Vec<_>>() {
+        for pid in self.within(top).filter(|(_, it)| is_hit(it, force)).map(|(pid, _)| pid).collect::<Vec<_>>() {
             self.strike(pid, 9);
         }
         counts

@@ -86,6 +86,7 @@ fn faults(chance: &mut Chance) -> Faults {
         stubborn: some(&[0, 20, 60]),
         handlers: some(&[0, 30]),
         jams: some(&[0, 0, 10]),
+        hollows: some(&[0, 0, 20]),
         strays: some(&[0, 0, 20]),
         hours: some(&[0, 0, 1]),
     }
@@ -247,6 +248,8 @@ fn live_on(world: &mut World) {
         world.work(pid, Duration::from_millis(cpu), bytes);
     } else if world.chance.comes(world.faults.jams) {
         world.kernel.processes.get_mut(&pid).unwrap().is_jammed = true;
+    } else if world.chance.comes(world.faults.hollows) {
+        world.kernel.processes.get_mut(&pid).unwrap().is_hollow = true;
     } else if !is_main && world.chance.comes(world.faults.strays) {
         world.kernel.stray(pid);
     } else if world.chance.comes(20) && !rules_of(world, pid).is_empty() {

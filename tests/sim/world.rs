@@ -43,6 +43,7 @@ pub struct Faults {
     pub stubborn: u32,
     pub handlers: u32,
     pub jams: u32,
+    pub hollows: u32,
     pub strays: u32,
     pub hours: u32,
 }
@@ -153,7 +154,7 @@ impl World {
     pub fn route(&mut self, effect: &Effect) {
         let lane = match effect {
             Effect::Spawn(order) => Lane::Agent(order.agent),
-            Effect::KillRun { agent, run } => Lane::Rescue(*agent, *run),
+            Effect::KillRun { agent, run, .. } => Lane::Rescue(*agent, *run),
             Effect::Sample { agent, run } => Lane::Look(*agent, *run),
             Effect::Reclaim(agent) => Lane::Memory(*agent),
             Effect::Signal { agent, .. }
@@ -349,14 +350,16 @@ impl World {
                 }
             }
             Effect::Signal { agent, run, .. } => Input::Signalled { agent, processes: self.kernel.signal(agent, run) },
-            Effect::KillRun { agent, run } => {
-                if self.kernel.kill_run(agent, run) {
+            Effect::KillRun { agent, run, force } => {
+                if self.kernel.kill_run(agent, run, force) {
                     let answer = Input::SpawnFailed { agent, failure: failure(Stage::Killed) };
                     self.answers.entry(Lane::Agent(agent)).or_default().push_back(answer);
                 }
                 return;
             }
-            Effect::Kill { agent, runs } => Input::Killed { agent, counts: self.kernel.kill(agent, &runs) },
+            Effect::Kill { agent, runs, force } => {
+                Input::Killed { agent, counts: self.kernel.kill(agent, &runs, force) }
+            }
             Effect::Freeze { agent, frost } => {
                 self.kernel.freeze(agent, frost);
                 Input::FreezerWritten { agent, written: frost }

@@ -1,7 +1,7 @@
 //! The processes in a subtree: who they are, ending them, signalling them.
 
 use std::collections::BTreeSet;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal};
@@ -91,7 +91,8 @@ impl Cgroups {
         Ok(is_within(own.trim_start_matches('/'), &self.full(place)))
     }
 
-    /// Sends a signal to every process of a subtree and returns to how many. What is forked meanwhile may be missed.
+    /// Sends signals, in this order, to every process of a subtree and returns which processes got them. A process that is
+    /// forked meanwhile may be missed.
     ///
     /// Never to a stranger, even where pids are reused at once: a process is held by a pidfd, then the cgroup's list is
     /// read again. A pid on that second list whose pidfd is still alive is the process of the list, because a pid is not
@@ -102,35 +103,42 @@ impl Cgroups {
     ///
     /// # Kernel
     /// 5.3; `pidfd_open(2)`, `pidfd_send_signal(2)`.
-    pub fn signal(&self, place: &Place, signal: Signal) -> Result<u64> {
-        let dir = match self.dir(place) {
-            Ok(dir) => dir,
-            Err(error) if error.is_gone() => return Ok(0),
-            Err(error) => return Err(error),
-        };
+    pub fn signal(&self, place: &Place, signals: &[Signal]) -> Result<BTreeSet<i32>> {
         let mut reached = BTreeSet::new();
-        walk(dir, &mut |step| {
-            let Step::Entered { dir, .. } = step else { return Ok(()) };
-            for batch in dir.pids("cgroup.procs")?.chunks(SIGNAL_BATCH) {
-                let held = hold(batch)?;
-                let still_there: BTreeSet<i32> = dir.pids("cgroup.procs")?.into_iter().collect();
-                for (pid, process) in held.into_iter().filter(|(pid, _)| still_there.contains(pid)) {
-                    match rustix::process::pidfd_send_signal(&process, signal) {
-                        Ok(()) => drop(reached.insert(pid)),
-                        Err(Errno::SRCH) => {}
-                        Err(errno) => {
-                            return Err(KernelError::new(
-                                format!("send {signal:?} to"),
-                                format!("process {pid}"),
-                                errno,
-                            ));
-                        }
-                    }
-                }
-            }
-            Ok(())
-        })?;
-        Ok(reached.len() as u64)
+        match self.dir(place) {
+            Ok(dir) => signal_below(dir, signals, &mut reached)?,
+            Err(error) if error.is_gone() => {}
+            Err(error) => return Err(error),
+        }
+        Ok(reached)
+    }
+
+    /// Kills what a [`kill`](Self::kill) passed over, and returns which processes got the signal.
+    ///
+    /// `cgroup.kill` sends a thread-directed SIGKILL to each thread group leader, so a process whose leader has exited
+    /// before its other threads survives it. A SIGKILL through a pidfd is directed at the process and ends it. The
+    /// subtree is frozen first, so that it cannot fork faster than it is listed; a killed process dies frozen. Processes
+    /// that left cgroup2 and are still in a v1 mirror of the place are killed as well.
+    ///
+    /// The subtree stays frozen: this is for one whose end is ordered and whose cgroup is going to be removed. One call is
+    /// one bounded pass; repeat it until the subtree is empty.
+    ///
+    /// # Errors
+    /// As [`kill`](Self::kill).
+    ///
+    /// # Kernel
+    /// docs/kernel.md, 24; `cgroup_kill`/`__cgroup_kill`, `cgroup_freeze`.
+    pub fn sweep(&self, place: &Place) -> Result<BTreeSet<i32>> {
+        self.kill(place)?;
+        let mut reached = BTreeSet::new();
+        let gone_is_fine =
+            |outcome: Result<()>| outcome.or_else(|error| if error.is_gone() { Ok(()) } else { Err(error) });
+        gone_is_fine(self.set_frozen(place, super::Frozen::Frozen))?;
+        let mirrors = self.mirrored_hierarchies().map(|hierarchy| hierarchy.mount.descend(&self.full(place)));
+        for dir in std::iter::once(self.dir(place)).chain(mirrors) {
+            gone_is_fine(dir.and_then(|dir| signal_below(dir, &[Signal::KILL], &mut reached)))?;
+        }
+        Ok(reached)
     }
 
     /// Names the tasks that keep a subtree from being frozen or empty, 64 of them at most: all that run, or wait
@@ -140,6 +148,37 @@ impl Cgroups {
         let pids = self.processes(place).unwrap_or_default();
         pids.into_iter().flat_map(laggards_of).take(LAGGARDS_MAX).collect()
     }
+}
+
+/// Signals every process in a directory and all below it.
+fn signal_below(top: Dir, signals: &[Signal], reached: &mut BTreeSet<i32>) -> Result<()> {
+    walk(top, &mut |step| {
+        let Step::Entered { dir, .. } = step else { return Ok(()) };
+        for batch in dir.pids("cgroup.procs")?.chunks(SIGNAL_BATCH) {
+            let held = hold(batch)?;
+            let still_there: BTreeSet<i32> = dir.pids("cgroup.procs")?.into_iter().collect();
+            for (pid, process) in held.into_iter().filter(|(pid, _)| still_there.contains(pid)) {
+                if signal_process(pid, process.as_fd(), signals)? {
+                    reached.insert(pid);
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Sends signals to a process; says whether it was there.
+fn signal_process(pid: i32, process: BorrowedFd<'_>, signals: &[Signal]) -> Result<bool> {
+    for signal in signals {
+        match rustix::process::pidfd_send_signal(process, *signal) {
+            Ok(()) => {}
+            Err(Errno::SRCH) => return Ok(false),
+            Err(errno) => {
+                return Err(KernelError::new(format!("send {signal:?} to"), format!("process {pid}"), errno));
+            }
+        }
+    }
+    Ok(true)
 }
 
 /// Opens a pidfd for each process that still exists.

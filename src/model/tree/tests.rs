@@ -139,6 +139,7 @@ const BAD: &[(&str, &[Told])] = &[
     ("[agents.a]\nrlimits = { nofiles = 1, core = 'x' }", &[(2, 13, "nofiles"), (2, 33, "core|size")]),
     ("[agents.a]\nionice = { level = 3 }", &[(2, 10, "class")]),
     ("[agents.a]\non_main_exit = 'stop'", &[(2, 16, "\"stop\"")]),
+    ("[agents.a]\nstop_signal_to = 'none'", &[(2, 18, "\"none\"")]),
     ("[agents.a]\nlevel = 1", &[(2, 9, "by its parent it is 0")]),
     ("[agents.a]\nagents = 3", &[(2, 10, "agents is a table")]),
     ("[agents.a]\n[agents.a]", &[(2, 9, "a is declared a second time")]),

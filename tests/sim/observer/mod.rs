@@ -281,7 +281,7 @@ impl Observer {
                 }
                 self.frosts.insert(*agent, *frost);
             }
-            Effect::Kill { agent, runs } => {
+            Effect::Kill { agent, runs, .. } => {
                 self.assert_no_spawn_into(machine, *agent, "kill");
                 if !runs.is_empty() {
                     let is_due =
@@ -328,7 +328,7 @@ impl Observer {
                 self.has_finished = true;
                 self.at_the_end(kernel);
             }
-            Effect::KillRun { agent, run } => {
+            Effect::KillRun { agent, run, .. } => {
                 if self.spawning.contains(agent) {
                     self.late.insert((*agent, *run));
                 }
@@ -411,7 +411,7 @@ fn subjects(effect: &Effect) -> Vec<AgentKey> {
         | Effect::Remove(agent)
         | Effect::Reclaim(agent)
         | Effect::Forget(agent) => vec![*agent],
-        Effect::Kill { agent, runs } => std::iter::once(*agent).chain(runs.iter().map(|(key, _)| *key)).collect(),
+        Effect::Kill { agent, runs, .. } => std::iter::once(*agent).chain(runs.iter().map(|(key, _)| *key)).collect(),
         Effect::FindLaggards { agents, .. } => agents.clone(),
         Effect::SetLimits { settings, .. } => settings
             .iter()

@@ -1,0 +1,322 @@
+//! Ends that a process, a tracer or another cgroup stands in the way of: everything still ends, and is reported as it was.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use common::*;
+use rustix::process::Signal;
+use treeherd::kernel::pidfd;
+use treeherd::model::event::Kind;
+use treeherd::model::id::AgentId;
+use treeherd::model::spec::StopSignalTo;
+use treeherd::model::status::{Cause, Receipt, State};
+
+/// Arguments with which this binary plays a role.
+const AS_ROLE: [&str; 3] = ["--exact", "role", "--nocapture"];
+
+/// What the agents of the tests below are: this binary again.
+#[test]
+fn role() {
+    match std::env::var(ROLE).as_deref() {
+        Ok("headless") => headless(|| {
+            loop {
+                std::thread::park();
+            }
+        }),
+        Ok("headless-storm") => {
+            // procfs has no link to the program of a process without a first thread.
+            let program = this();
+            headless(|| {
+                loop {
+                    drop(Command::new(&program).args(AS_ROLE).stdout(Stdio::null()).spawn());
+                }
+            });
+        }
+        Ok("tracer") => trace(),
+        _ => {}
+    }
+}
+
+fn this() -> PathBuf {
+    std::env::current_exe().unwrap()
+}
+
+/// Ends the first thread of this process, which the test harness waits in, and goes on in this one, deaf to SIGTERM.
+#[allow(unsafe_code)]
+fn headless(then: impl FnOnce()) {
+    extern "C" fn leave(_: libc::c_int) {
+        // SAFETY: ends the thread that runs this handler alone; nothing of its stack is used again.
+        unsafe { libc::syscall(libc::SYS_exit, 0) };
+    }
+    let handler: extern "C" fn(libc::c_int) = leave;
+    let own = std::process::id().cast_signed();
+    // SAFETY: the handler makes one system call, which is safe in a signal handler.
+    unsafe {
+        libc::signal(libc::SIGTERM, libc::SIG_IGN);
+        libc::signal(libc::SIGUSR1, handler as libc::sighandler_t);
+        libc::syscall(libc::SYS_tgkill, own, own, libc::SIGUSR1);
+    }
+    while process_state(own) != Some('Z') {
+        std::thread::yield_now();
+    }
+    std::io::stdout().write_all(b"\nheadless\n").unwrap();
+    then();
+}
+
+/// Traces the process in `VICTIM` with the options in `OPTIONS`, and never waits for it.
+#[allow(unsafe_code)]
+fn trace() {
+    let number = |name: &str| std::env::var(name).unwrap().parse::<libc::c_long>().unwrap();
+    let (victim, options) = (number("VICTIM"), number("OPTIONS"));
+    // SAFETY: PTRACE_SEIZE reads no memory of ours.
+    let answer = unsafe { libc::ptrace(libc::PTRACE_SEIZE, libc::pid_t::try_from(victim).unwrap(), 0, options) };
+    assert_eq!(answer, 0, "{}", std::io::Error::last_os_error());
+    println!("\ntraced");
+    loop {
+        std::thread::park();
+    }
+}
+
+/// Starts an agent whose main process has no first thread any more.
+fn spawn_headless(herd: &Own, id: &str, role: &str) -> AgentId {
+    let id = herd.role(None, id, role, |spec| {
+        spec.grace = Duration::from_millis(100);
+        spec.limits = limits(&["pids_max=48"]);
+    });
+    await_line(herd, &id, "headless");
+    id
+}
+
+fn spawn_tracer(herd: &Own, id: &str, victim: &AgentId, options: libc::c_int) -> AgentId {
+    let pid = herd.agent_status(victim).unwrap().pid.unwrap();
+    let tracer = herd.role(None, id, "tracer", |spec| {
+        spec.env.insert("VICTIM".to_owned(), pid.to_string());
+        spec.env.insert("OPTIONS".to_owned(), options.to_string());
+    });
+    await_line(herd, &tracer, "traced");
+    tracer
+}
+
+/// Starts an agent that ends with status 3 when somebody writes into the returned FIFO.
+fn spawn_victim(herd: &Own, id: &str) -> (AgentId, PathBuf) {
+    let fifo = herd.dir.path().join(id);
+    make_fifo(&fifo);
+    let id = herd.spawn(id, &format!("echo up; read line < {}; exit 3", fifo.display()));
+    await_line(herd, &id, "up");
+    (id, fifo)
+}
+
+fn make_fifo(path: &Path) {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    mknodat(CWD, path, FileType::Fifo, Mode::RWXU, 0).unwrap();
+}
+
+fn terminate_now(herd: &Own, id: &AgentId) -> Receipt {
+    let receipt = herd.terminate_agent(id, Some(Duration::ZERO)).unwrap();
+    assert_eq!(receipt.agents[0].survivors, 0, "{receipt:?}");
+    receipt
+}
+
+/// A cgroup beside the herd, gone when the test is over.
+struct Elsewhere(PathBuf);
+
+impl Elsewhere {
+    fn new() -> Self {
+        let unified = treeherd::kernel::host::Host::discover().unwrap().cgroup2;
+        let path = unified.join(unique("elsewhere"));
+        std::fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    fn procs(&self) -> String {
+        self.0.join("cgroup.procs").display().to_string()
+    }
+}
+
+impl Drop for Elsewhere {
+    fn drop(&mut self) {
+        drop(std::fs::write(self.0.join("cgroup.kill"), "1"));
+        until("the cgroup beside the herd is removed", || std::fs::remove_dir(&self.0).is_ok());
+    }
+}
+
+#[test]
+fn cgroup_kill_passes_over_a_process_whose_first_thread_has_ended() {
+    let elsewhere = Elsewhere::new();
+    let mut command = Command::new("sh");
+    let script = format!("echo $$ > {}; exec \"$0\" \"$@\"", elsewhere.procs());
+    command.args(["-c", &script]).arg(this()).args(AS_ROLE).env(ROLE, "headless");
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut out = std::io::BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    while line.trim() != "headless" {
+        line.clear();
+        assert!(std::io::BufRead::read_line(&mut out, &mut line).unwrap() > 0);
+    }
+    let pid = child.id().cast_signed();
+    let process = pidfd::open(pid).unwrap();
+    std::fs::write(elsewhere.0.join("cgroup.kill"), "1").unwrap();
+    let_pass("0.3");
+    assert_eq!(processes_in(elsewhere.0.to_str().unwrap()), [pid], "it is listed, and lives");
+    assert_eq!((process_state(pid), pidfd::has_ended(process.as_fd())), (Some('Z'), Ok(false)));
+    std::fs::write(elsewhere.0.join("cgroup.freeze"), "1").unwrap();
+    let events = || std::fs::read_to_string(elsewhere.0.join("cgroup.events")).unwrap();
+    until("its other threads are frozen", || events().contains("frozen 1"));
+    pidfd::signal(process.as_fd(), Signal::KILL).unwrap();
+    until("a signal to the process ends it, frozen or not", || events().contains("populated 0"));
+    child.wait().unwrap();
+}
+
+#[test]
+fn a_main_process_whose_first_thread_has_ended_is_killed() {
+    let herd = herd();
+    for grace in [Some(Duration::ZERO), None] {
+        let id = spawn_headless(&herd, if grace.is_some() { "now" } else { "polite" }, "headless");
+        let receipt = herd.terminate_agent(&id, grace).unwrap();
+        assert_eq!(herd.processes(), Vec::<i32>::new());
+        assert_eq!((receipt.processes, receipt.agents[0].survivors), (1, 0), "{receipt:?}");
+        let exit = herd.agent_status(&id).unwrap().exit.unwrap();
+        assert_eq!((exit.cause, exit.signal.as_deref()), (Cause::Terminated, Some("SIGKILL")));
+    }
+    let id = spawn_headless(&herd, "again", "headless");
+    let before = herd.agent_status(&id).unwrap().pid;
+    herd.restart_agent(&id).unwrap();
+    assert!(process_state(before.unwrap()).is_none(), "a restart ends the run before");
+    // The shutdown has one to end, too.
+    herd.finish();
+}
+
+#[test]
+fn what_is_left_behind_is_killed_though_its_first_thread_has_ended() {
+    let herd = herd();
+    let words = AS_ROLE.join(" ");
+    let script = format!("{ROLE}=headless {} {words} & read end < fifo; exit 1", this().display());
+    let fifo = herd.dir.path().join("fifo");
+    make_fifo(&fifo);
+    let id = herd.spawn_with("main", None, &script, |spec| {
+        spec.grace = Duration::from_millis(100);
+        spec.cwd = Some(herd.dir.path().to_owned());
+    });
+    await_line(&herd, &id, "headless");
+    std::fs::write(&fifo, "end\n").unwrap();
+    let ended = herd.wait(&[id.clone()]).unwrap();
+    assert_eq!((ended[0].state, herd.processes()), (State::Failed, Vec::new()));
+    herd.finish();
+}
+
+#[test]
+fn a_fork_storm_of_processes_without_a_first_thread_ends() {
+    let herd = herd();
+    let id = spawn_headless(&herd, "storm", "headless-storm");
+    let cgroup = herd.agent_status(&id).unwrap().cgroup;
+    until("it is a storm", || processes_in(&cgroup).len() > 6);
+    terminate_now(&herd, &id);
+    assert_eq!(herd.processes(), Vec::<i32>::new());
+    herd.finish();
+}
+
+#[test]
+fn a_next_daemon_ends_what_has_no_first_thread_any_more() {
+    let mut herd = daemon(&[]);
+    let adopted = spawn_headless(&herd, "adopted", "headless");
+    herd.crash();
+    herd.restart();
+    assert_eq!(herd.agent_status(&adopted).unwrap().state, State::Running);
+    terminate_now(&herd, &adopted);
+    spawn_headless(&herd, "stray", "headless");
+    herd.crash();
+    std::fs::remove_file(herd.dir.path().join("state/records")).unwrap();
+    herd.restart();
+    assert_eq!(herd.processes(), Vec::<i32>::new(), "what is in no record is ended at start");
+    herd.finish();
+}
+
+#[test]
+fn a_death_that_a_tracer_hides_is_reported_at_once_with_its_exit() {
+    let herd = herd();
+    let (victim, fifo) = spawn_victim(&herd, "victim");
+    let pid = herd.agent_status(&victim).unwrap().pid.unwrap();
+    let tracer = spawn_tracer(&herd, "tracer", &victim, 0);
+    let mut events = herd.follow();
+    std::fs::write(&fifo, "end\n").unwrap();
+    let exit = await_event(&mut events, Kind::Failed, &victim).exit.unwrap();
+    assert_eq!((exit.cause, exit.status), (Cause::Exit, Some(3)));
+    assert_eq!(herd.agent_status(&tracer).unwrap().state, State::Running, "nobody has waited for it");
+    assert_eq!(process_state(pid), Some('Z'));
+    terminate_now(&herd, &tracer);
+    until("it is reaped when its tracer has ended", || process_state(pid).is_none());
+    let detection = herd.stats().unwrap().detection;
+    assert_eq!(detection.late, 0, "{detection:?}");
+    herd.finish();
+}
+
+#[test]
+fn a_main_process_that_left_its_cgroup_gets_its_stop_signal_and_the_kill() {
+    let herd = herd();
+    let elsewhere = Elsewhere::new();
+    let leave = format!("echo $$ > {}", elsewhere.procs());
+    let polite = format!("trap 'echo bye; exit 0' TERM; {leave}; echo up; while :; do sleep 0.01; done");
+    let deaf = format!("trap '' TERM; {leave}; echo up; exec sleep 1000");
+    for (id, script, grace, signal) in [("polite", polite, 20_000, "SIGTERM"), ("deaf", deaf, 100, "SIGKILL")] {
+        let id = herd.spawn(id, &script);
+        await_line(&herd, &id, "up");
+        let receipt = herd.terminate_agent(&id, Some(Duration::from_millis(grace))).unwrap();
+        assert_eq!(receipt.agents[0].signals, BTreeMap::from([(signal.to_owned(), 1)]), "{receipt:?}");
+    }
+    assert!(String::from_utf8(output(&herd, &name("polite"))).unwrap().ends_with("bye\n"));
+    assert_eq!(processes_in(elsewhere.0.to_str().unwrap()), Vec::<i32>::new());
+    herd.finish();
+}
+
+#[test]
+fn a_stopped_process_handles_its_stop_signal() {
+    let herd = herd();
+    let id = herd.spawn("stopped", "trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.01; done");
+    await_line(&herd, &id, "up");
+    let pid = herd.agent_status(&id).unwrap().pid.unwrap();
+    pidfd::signal(pidfd::open(pid).unwrap().as_fd(), Signal::STOP).unwrap();
+    until("it is stopped", || process_state(pid) == Some('T'));
+    let receipt = herd.terminate_agent(&id, Some(Duration::from_secs(20))).unwrap();
+    assert!(!receipt.agents[0].signals.contains_key("SIGKILL"), "{receipt:?}");
+    assert!(String::from_utf8(output(&herd, &id)).unwrap().ends_with("bye\n"));
+    herd.finish();
+}
+
+#[test]
+fn the_stop_signal_can_be_for_the_main_process_alone() {
+    let herd = herd();
+    let fifo = herd.dir.path().join("fifo");
+    make_fifo(&fifo);
+    let worker = format!("(echo up; read end < {}; echo drained) & wait", fifo.display());
+    let id =
+        herd.spawn_with("master", None, &format!("trap 'echo asked; wait; exit 0' TERM; {worker}; wait"), |spec| {
+            spec.stop_signal_to = StopSignalTo::Main;
+            spec.grace = Duration::from_secs(20);
+        });
+    await_line(&herd, &id, "up");
+    let receipt = std::thread::scope(|scope| {
+        let asked = scope.spawn(|| herd.terminate_agent(&id, None).unwrap());
+        await_line(&herd, &id, "asked");
+        std::fs::write(&fifo, "end\n").unwrap();
+        asked.join().unwrap()
+    });
+    assert!(String::from_utf8(output(&herd, &id)).unwrap().contains("drained"), "its worker was left to end");
+    assert_eq!(receipt.agents[0].signals, BTreeMap::from([("SIGTERM".to_owned(), 1)]));
+    // What it does not end itself gets the signal after it, not the kill after the grace.
+    let script = "(trap 'echo asked; exit 0' TERM; echo up; while :; do sleep 0.01; done) & wait";
+    let id = herd.spawn_with("careless", None, script, |spec| {
+        spec.stop_signal_to = StopSignalTo::Main;
+        spec.grace = Duration::from_secs(20);
+    });
+    await_line(&herd, &id, "up");
+    let receipt = herd.terminate_agent(&id, None).unwrap();
+    assert!(receipt.ms < 19_000.0 && String::from_utf8(output(&herd, &id)).unwrap().contains("asked"), "{receipt:?}");
+    herd.finish();
+}
