@@ -38,7 +38,7 @@ fn each_restart_policy_brings_back_what_it_says_and_nothing_else() {
     assert_eq!(end(RestartPolicy::Never, "exit 1"), (State::Failed, 1));
     assert_eq!(end(RestartPolicy::OnFailure, "exit 0"), (State::Completed, 1));
     assert_eq!(end(RestartPolicy::OnFailure, "exit 1"), (State::Failed, 3));
-    assert_eq!(end(RestartPolicy::Always, "exit 0"), (State::Completed, 3));
+    assert_eq!(end(RestartPolicy::Always, "exit 0"), (State::Failed, 3), "it is given up");
     assert_eq!(end(RestartPolicy::Always, "exit 1"), (State::Failed, 3));
     herd.finish();
 }
@@ -180,8 +180,9 @@ fn every_clock_of_a_paused_agent_stands_still() {
         herd.spawn_with("witness", None, sleep, |spec| spec.run_timeout = Some(time + Duration::from_secs(1)));
     await_event(&mut events, Kind::Failed, &witness);
     let state = |id: &AgentId| herd.agent_status(id).unwrap().state;
-    assert_eq!(all.map(state), [State::Running, State::Starting, State::Running, State::Backoff]);
+    assert_eq!(all.map(state), [State::Paused; 4]);
     herd.resume(Target::All).unwrap();
+    assert_eq!(all.map(state), [State::Running, State::Starting, State::Running, State::Backoff]);
     let ended = await_ends(&mut events, &[lasting, starting, beating]);
     let causes: Vec<_> = ended.iter().map(|event| event.exit.as_ref().unwrap().cause).collect();
     assert!([Cause::Timeout, Cause::Ready, Cause::Watchdog].iter().all(|cause| causes.contains(cause)), "{causes:?}");

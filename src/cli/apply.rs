@@ -104,7 +104,8 @@ fn present(client: &mut Client) -> Result<Vec<Present>, Error> {
 
 /// Says whether an agent waits for its start, or could not be started for one that it starts after.
 fn is_unstarted(agent: &AgentStatus) -> bool {
-    let waits = matches!(agent.state, State::Queued | State::Starting) && agent.pid.is_none();
+    let can_wait = matches!(agent.state, State::Queued | State::Starting | State::Paused);
+    let waits = can_wait && agent.pid.is_none() && agent.ended.is_none() && !agent.command.is_empty();
     waits || agent.state == State::Failed && agent.exit.as_ref().is_some_and(|exit| exit.cause == Cause::Dependency)
 }
 

@@ -1,18 +1,22 @@
 //! The tree, drawn.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::process::ExitCode;
+
+use unicode_width::UnicodeWidthStr;
 
 use super::args::Global;
 use super::failure::Done;
 use super::link::connect;
 use super::list::doing;
-use super::screen::{BOLD, DIM, Screen, WARN, state_style};
+use super::screen::{BOLD, DIM, Screen, cut, state_style};
 use crate::api::method::{Call, Selection};
 use crate::model::id::AgentId;
 use crate::model::request::Target;
-use crate::model::status::{AgentStatus, Paused};
+use crate::model::status::AgentStatus;
+
+/// How much of a name is shown on any terminal.
+const NAME_WIDTH_MIN: usize = 8;
 
 /// `tree`
 pub(super) fn tree(global: &Global, root: Option<&AgentId>, screen: &mut Screen) -> Done {
@@ -26,33 +30,28 @@ pub(super) fn tree(global: &Global, root: Option<&AgentId>, screen: &mut Screen)
         screen.json(&agents)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let lines: Vec<_> =
-        layout(&agents, root).into_iter().map(|(branch, agent)| (branch, label(agent, screen))).collect();
-    for (branch, label) in lines {
-        show(&branch, &label, screen)?;
+    for (branch, agent) in layout(&agents, root) {
+        let line = line(&branch, agent, screen);
+        screen.line(&line)?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn show(branch: &str, label: &str, screen: &mut Screen) -> io::Result<()> {
-    let branch = screen.paint(DIM, branch);
-    screen.line(&format!("{branch}{label}"))
-}
-
-fn label(agent: &AgentStatus, screen: &Screen) -> String {
-    let paused = match agent.paused {
-        Paused::No => String::new(),
-        paused => format!(" {}", screen.paint(WARN, &format!("paused ({})", paused.name()))),
-    };
+/// Writes an agent's line. On a terminal what it does is cut first, then its name; state and pid stay whole.
+fn line(branch: &str, agent: &AgentStatus, screen: &Screen) -> String {
     let pid = agent.pid.map_or(String::new(), |pid| format!(" {pid}"));
-    format!(
-        "{} {}{paused}{pid} {}",
-        screen.paint(BOLD, agent.id.as_str()),
+    let fixed = branch.width() + 1 + agent.state.name().len() + pid.len();
+    let room = screen.width.map_or(usize::MAX, |width| width.saturating_sub(fixed));
+    let id = cut(agent.id.as_str(), room.max(NAME_WIDTH_MIN));
+    let does = cut(&doing(agent), room.saturating_sub(id.width() + 1));
+    let line = format!(
+        "{}{} {}{pid} {}",
+        screen.paint(DIM, branch),
+        screen.paint(BOLD, &id),
         screen.paint(state_style(agent.state), agent.state.name()),
-        screen.paint(DIM, &doing(agent)),
-    )
-    .trim_end()
-    .to_owned()
+        screen.paint(DIM, &does),
+    );
+    line.trim_end().to_owned()
 }
 
 /// Returns the agents as they stand in the tree, each with the branches before its name.
@@ -120,7 +119,20 @@ pub(super) mod tests {
     fn a_hostile_command_is_escaped() {
         let mut agent = status("a", None);
         agent.command = vec!["\x1b[2J".to_owned()];
-        let label = label(&agent, &Screen::stdout(false));
+        let label = line("", &agent, &Screen::stdout(false));
         assert!(!label.contains("\x1b[2J"), "{label:?}");
+    }
+
+    #[test]
+    fn a_line_of_the_tree_is_no_wider_than_the_terminal_and_has_its_state_and_pid_whole() {
+        let mut agent = status(&"x".repeat(63), None);
+        agent.pid = Some(4_194_304);
+        agent.command = vec!["y".repeat(300)];
+        for width in [30, 40, 80, 120] {
+            let mut screen = Screen::stdout(false);
+            screen.width = Some(width);
+            let line = line("└── ", &agent, &screen);
+            assert!(line.width() <= width && line.contains(" running 4194304"), "{width}: {line}");
+        }
     }
 }

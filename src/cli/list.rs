@@ -12,7 +12,7 @@ use crate::model::explain::Explanation;
 use crate::model::id::AgentId;
 use crate::model::limits::{Limits, Setting};
 use crate::model::spec::{Children, RestartPolicy};
-use crate::model::status::{AgentStatus, ExitRecord, Paused};
+use crate::model::status::{AgentStatus, ExitRecord, Paused, State};
 use crate::model::units::Bytes;
 use crate::model::usage::{MemorySource, Usage};
 
@@ -31,21 +31,16 @@ pub(super) fn ps(global: &Global, args: Narrowing, screen: &mut Screen) -> Done 
 
 /// Writes agents as a table.
 pub(super) fn statuses(agents: &[AgentStatus], screen: &mut Screen) -> std::io::Result<()> {
-    let header = ["ID", "LEVEL", "STATE", "PAUSED", "PID", "RUN", "TYPE", "SESSION", "COMMAND"];
+    let header = ["ID", "LEVEL", "STATE", "PID", "RUN", "TYPE", "SESSION", "COMMAND"];
     let rows: Vec<_> = agents.iter().map(row).collect();
     screen.table(&header, &rows)
 }
 
 fn row(agent: &AgentStatus) -> Vec<Cell> {
-    let paused = match agent.paused {
-        Paused::No => Cell::new("no").style(DIM),
-        paused => Cell::new(paused.name()).style(WARN),
-    };
     vec![
         Cell::new(agent.id.as_str()).style(BOLD),
         Cell::number(agent.level),
         Cell::new(agent.state.name()).style(state_style(agent.state)),
-        paused,
         Cell::number(or_dash(agent.pid)),
         Cell::number(agent.run),
         Cell::new(agent.kind.as_str()),
@@ -239,6 +234,7 @@ pub(super) fn brief(agents: &[AgentStatus], screen: &mut Screen) -> std::io::Res
         let state = screen.paint(state_style(agent.state), agent.state.name());
         let paused = match agent.paused {
             Paused::No => String::new(),
+            paused if agent.state == State::Paused => format!(" ({})", paused.name()),
             paused => screen.paint(WARN, &format!(", paused ({})", paused.name())),
         };
         let exit = match &agent.exit {

@@ -86,35 +86,64 @@ impl Screen {
         if is_painted { format!("{style}{text}{style:#}") } else { text.to_owned() }
     }
 
-    /// Writes rows under a header, in columns as wide as they need to be. The last one is cut at the edge of a terminal.
+    /// Writes rows under a header. On a terminal that is too narrow the texts give way, the last column first and then the
+    /// widest; a number is always shown whole.
     pub(super) fn table(&mut self, header: &[&str], rows: &[Vec<Cell>]) -> io::Result<()> {
-        let head: Vec<Cell> = header.iter().map(|name| Cell::new(*name).style(BOLD)).collect();
-        let all = || std::iter::once(&head).chain(rows);
-        let widths: Vec<usize> = (0..header.len())
-            .map(|column| all().filter_map(|row| row.get(column)).map(|cell| cell.text.width()).max().unwrap_or(0))
-            .collect();
-        for row in all() {
+        let columns: Vec<Column> = (0..header.len()).map(|column| Column::of(header[column], rows, column)).collect();
+        let widths = fit(&columns, self.width.unwrap_or(usize::MAX));
+        let head =
+            header.iter().zip(&columns).map(|(name, column)| Cell { is_right: column.is_number, ..Cell::new(*name) });
+        let head: Vec<Cell> = head.map(|cell| cell.style(BOLD)).collect();
+        for row in std::iter::once(&head).chain(rows) {
             let mut line = String::new();
-            let mut used = 0;
-            for (column, cell) in row.iter().enumerate() {
-                let is_last = column + 1 == row.len();
-                let room = self.width.map_or(usize::MAX, |width| width.saturating_sub(used).max(10));
-                let text = if is_last { cut(&cell.text, room) } else { cell.text.clone() };
-                let gap = widths[column].saturating_sub(text.width());
+            for (cell, width) in row.iter().zip(&widths) {
+                let text = if cell.is_right { cell.text.clone() } else { cut(&cell.text, *width) };
+                let gap = width.saturating_sub(text.width());
                 let painted = self.paint(cell.style, &text);
-                match (cell.is_right, is_last) {
-                    (true, _) => line += &format!("{:gap$}{painted}", ""),
-                    (false, true) => line += &painted,
-                    (false, false) => line += &format!("{painted}{:gap$}", ""),
-                }
-                if !is_last {
-                    line += "  ";
-                }
-                used += widths[column] + 2;
+                line += &if cell.is_right { format!("{:gap$}{painted}", "") } else { format!("{painted}{:gap$}", "") };
+                line += GAP;
             }
             self.line(line.trim_end())?;
         }
         Ok(())
+    }
+}
+
+/// What stands between two columns.
+const GAP: &str = "  ";
+
+/// The narrowest that a column of texts becomes on a terminal without room: every state is shown whole.
+const TEXT_WIDTH_MIN: usize = 10;
+
+/// What a column needs.
+struct Column {
+    width: usize,
+    is_number: bool,
+}
+
+impl Column {
+    fn of(name: &str, rows: &[Vec<Cell>], column: usize) -> Self {
+        let cells = || rows.iter().filter_map(|row| row.get(column));
+        let width = cells().map(|cell| cell.text.width()).chain([name.width()]).max().unwrap_or(0);
+        Self { width, is_number: rows.first().and_then(|row| row.get(column)).is_some_and(|cell| cell.is_right) }
+    }
+}
+
+/// Shares out the columns of a terminal.
+fn fit(columns: &[Column], room: usize) -> Vec<usize> {
+    let mut widths: Vec<usize> = columns.iter().map(|column| column.width).collect();
+    let gaps = GAP.len() * columns.len().saturating_sub(1);
+    let is_wide = |at: usize, widths: &[usize]| !columns[at].is_number && widths[at] > TEXT_WIDTH_MIN;
+    loop {
+        let excess = (widths.iter().sum::<usize>() + gaps).saturating_sub(room);
+        let last = columns.len().checked_sub(1).filter(|last| is_wide(*last, &widths));
+        let widest = || (0..columns.len()).filter(|at| is_wide(*at, &widths)).max_by_key(|at| widths[*at]);
+        let Some(at) = last.or_else(widest).filter(|_| excess > 0) else { return widths };
+        // The widest one gives way until it is as wide as the next.
+        let others = (0..columns.len()).filter(|other| *other != at && is_wide(*other, &widths));
+        let next = others.map(|other| widths[other]).max().filter(|_| last.is_none()).unwrap_or(TEXT_WIDTH_MIN);
+        let step = excess.min(widths[at] - next.clamp(TEXT_WIDTH_MIN, widths[at] - 1));
+        widths[at] -= step;
     }
 }
 
@@ -149,9 +178,12 @@ pub(super) fn plain(text: &str) -> String {
 }
 
 /// Cuts a text that is wider than so many columns.
-fn cut(text: &str, room: usize) -> String {
+pub(super) fn cut(text: &str, room: usize) -> String {
     if text.width() <= room {
         return text.to_owned();
+    }
+    if room == 0 {
+        return String::new();
     }
     let mut kept = String::new();
     for character in text.chars() {
@@ -169,7 +201,7 @@ pub(super) fn state_style(state: State) -> Style {
         State::Group => DIM,
         State::Queued | State::Starting | State::Backoff => WAIT,
         State::Running | State::Completed => GOOD,
-        State::Stopping | State::Terminated => WARN,
+        State::Paused | State::Stopping | State::Terminated => WARN,
         State::Failed => BAD,
     }
 }
@@ -221,6 +253,19 @@ mod tests {
     fn durations_are_as_exact_as_they_are_long() {
         let shown = [0, 999, 1_234, 61_000, 3_661_000].map(duration);
         assert_eq!(shown, ["0ms", "999ms", "1.2s", "1m 01s", "1h 01m"]);
+    }
+
+    #[test]
+    fn on_a_narrow_terminal_names_give_way_and_numbers_never() {
+        let column = |width, is_number| Column { width, is_number };
+        let columns = [column(63, false), column(9, true), column(20, false), column(8, true), column(200, false)];
+        assert_eq!(fit(&columns, usize::MAX), [63, 9, 20, 8, 200]);
+        assert_eq!(fit(&columns, 200), [63, 9, 20, 8, 92], "the last one first");
+        assert_eq!(fit(&columns, 80), [25, 9, 20, 8, 10], "then the widest");
+        assert_eq!(fit(&columns, 70), [18, 9, 17, 8, 10], "then they give way alike");
+        assert_eq!(fit(&columns, 5), [10, 9, 10, 8, 10], "a figure is whole on any terminal");
+        assert_eq!(fit(&[column(63, false), column(8, true)], 30), [20, 8], "the last one may be a number");
+        assert_eq!(fit(&[], 80), Vec::<usize>::new());
     }
 
     #[test]

@@ -35,11 +35,11 @@ fn facts(stats: &Stats) -> Vec<(&'static str, String)> {
         ("by state", counts(stats.states.iter())),
         ("ends", counts(stats.causes.iter())),
         ("detection", latency(&stats.detection)),
-        ("rule lines", stats.rule_lines.to_string()),
-        ("limits hit", counts(stats.limit_hits.iter())),
     ];
     facts.extend(stats.detection_by_cause.iter().map(|(cause, of)| ("", format!("{cause}: {}", latency(of)))));
     facts.extend([
+        ("rule lines", stats.rule_lines.to_string()),
+        ("limits hit", counts(stats.limit_hits.iter())),
         ("clients", stats.clients.to_string()),
         ("last event", stats.last_event.to_string()),
         ("uptime", duration(stats.uptime_ms)),

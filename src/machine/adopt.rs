@@ -318,7 +318,7 @@ fn end_of(record: &AgentRecord) -> ExitRecord {
             end.judge(judgement.cause, &judgement.why);
             end
         }
-        _ => record.last.as_deref().cloned().unwrap_or_else(|| ExitRecord::new(Cause::Terminated)),
+        _ => record.last.as_deref().map_or_else(|| ExitRecord::new(Cause::Terminated), ExitRecord::of_the_run),
     }
 }
 

@@ -116,8 +116,8 @@ impl Machine {
             }
             Decision::GiveUp => {
                 self.tell_end(step, key, outcome, record);
-                self.tell_given_up(step, key);
-                self.has_ended_for_good(step, key, outcome, record);
+                self.report_given_up(step, key, record);
+                self.has_ended_for_good(step, key, Outcome::Failed, record);
             }
             Decision::No => self.has_ended_for_good(step, key, outcome, record),
         }
@@ -129,7 +129,8 @@ impl Machine {
             agent.spec.significant && outcome == Outcome::Failed && self.agents[parent].down.is_none()
         });
         let Some(parent) = parent else { return self.end_or_linger(step, key, outcome, record) };
-        let why = format!("its significant child {} has failed: {record}", agent.spec.id);
+        let how = agent.last.as_deref().filter(|last| last.cause == Cause::GivenUp).unwrap_or(record);
+        let why = format!("its significant child {} has failed: {how}", agent.spec.id);
         let above = &self.agents[&parent];
         // What could not start for the end of another one would not be able to next time, either.
         let parent_may_come_back = above.spec.restart.policy != RestartPolicy::Never

@@ -16,16 +16,16 @@ use crate::model::note::Told;
 use crate::model::recovery::Strategy;
 use crate::model::rule::Action;
 use crate::model::spec::{OnMainExit, RestartPolicy};
-use crate::model::status::millis;
+use crate::model::status::{Cause, millis};
 use crate::model::time::Monotonic;
 
 type Line = fn(&Machine, &Agent, Monotonic, &mut Explanation);
 
 /// What is looked at, in the order of its sentences.
 const LINES: [Line; 14] = [
+    paused,
     stopping,
     being_ended,
-    paused,
     waiting,
     following,
     renewing,
@@ -46,7 +46,7 @@ impl Machine {
         let agent = &self.agents[&key];
         let mut told = Explanation {
             id: agent.spec.id.clone(),
-            state: agent.state(),
+            state: self.shown_state(key),
             because: Vec::new(),
             waiting_for: Vec::new(),
             next: Vec::new(),
@@ -245,6 +245,8 @@ fn last_run(_: &Machine, agent: &Agent, now: Monotonic, told: &mut Explanation) 
             RestartPolicy::OnFailure if last.is_success() => {
                 "its restart policy is on-failure, and it did not fail".to_owned()
             }
+            // What is known of the end says why.
+            _ if last.cause == Cause::GivenUp => return,
             policy => {
                 let (most, period) = (agent.spec.restart.intensity, text(agent.spec.restart.period));
                 format!("its restart policy is {}, and its {most} restarts within {period} are used up", policy.name())

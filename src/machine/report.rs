@@ -163,7 +163,7 @@ impl Machine {
     pub fn counts(&self) -> Counts {
         let mut states = BTreeMap::new();
         for agent in self.agents.values() {
-            *states.entry(agent.state()).or_default() += 1;
+            *states.entry(self.shown_state(agent.key)).or_default() += 1;
         }
         let levels = self.levels.iter().map(|(level, agents)| (*level, agents.len() as u64)).filter(|(_, n)| *n > 0);
         Counts { levels: levels.collect(), states, causes: self.ends.clone() }
@@ -181,7 +181,7 @@ impl Machine {
             kind: spec.kind.clone(),
             session: spec.session.clone(),
             priority: spec.priority,
-            state: agent.state(),
+            state: self.shown_state(key),
             paused: if agent.has_ended() { agent.paused(false) } else { agent.paused(self.is_paused_from_above(key)) },
             pid: agent.pid(),
             run: agent.run,
@@ -199,6 +199,19 @@ impl Machine {
             children: agent.children.iter().filter_map(|child| self.id_of(*child)).cloned().collect(),
             paused_ms: crate::model::status::millis(agent.paused_for(now)),
         }
+    }
+
+    /// Returns the state that people see: a pause comes before what would go on without it.
+    pub(super) fn shown_state(&self, key: AgentKey) -> State {
+        let state = self.agents[&key].state();
+        if self.is_paused(key) { state.in_a_pause() } else { state }
+    }
+
+    /// Names the nearest agent, itself or above, that is paused by its own request.
+    fn pauser(&self, key: AgentKey) -> Option<&AgentId> {
+        let is_own = |key: &AgentKey| self.agents[key].freezer.own == Frost::Frozen;
+        let pauser = std::iter::once(key).chain(self.ancestors(key)).find(is_own)?;
+        self.id_of(pauser)
     }
 
     /// Says in a sentence what an agent waits for.
@@ -238,6 +251,10 @@ impl Machine {
                 Some("its next run; the time stands still while it is paused".to_owned())
             }
             Phase::Running { .. } if agent.down.is_some() => Some("its processes to end".to_owned()),
+            Phase::Group | Phase::Running { ladder: None, .. } if agent.down.is_none() && self.is_paused(key) => {
+                let pauser = self.pauser(key).map_or("the agent above it", AgentId::as_str);
+                Some(format!("a resume of {pauser}"))
+            }
             Phase::Running { ladder: None, .. } => {
                 clock(Clock::Ready, "its readiness").or_else(|| clock(Clock::Stop, "its end, which it has announced"))
             }

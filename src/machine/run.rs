@@ -226,12 +226,18 @@ impl Machine {
         self.decide_next(step, key, outcome, &record, ran);
     }
 
-    pub(super) fn tell_given_up(&self, step: &mut Step, key: AgentKey) {
+    /// Reports that an agent's restarts are used up. The run's own end keeps its cause; the agent has failed, however well
+    /// that run ended.
+    pub(super) fn report_given_up(&mut self, step: &mut Step, key: AgentKey, last: &ExitRecord) {
         let restart = &self.agents[&key].spec.restart;
         let (count, period) = (restart.intensity, humantime::format_duration(restart.period));
+        let mut record = last.clone();
+        record.give_up(&format!("it needed more than {count} restarts within {period}"));
         self.publish(step, Kind::GaveUp, key, |event| {
-            event.message = format!("given up: {count} restarts within {period} are the most that its policy allows");
+            event.message = record.to_string();
+            event.exit = Some(record.clone());
         });
+        self.agent_mut(key).last = Some(Box::new(record));
     }
 
     pub(super) fn back_off(&mut self, step: &mut Step, key: AgentKey, delay: Duration, attempt: u32) {

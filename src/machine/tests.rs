@@ -191,7 +191,7 @@ fn a_paused_backoff_stands_still_and_goes_on() {
     assert_eq!(kinds(&effects), [Kind::Paused]);
     assert_eq!(bench.machine.next_deadline(), None, "its clock stands still");
     bench.wait(1000);
-    assert_eq!(bench.state(key), State::Backoff);
+    assert_eq!(bench.state(key), State::Paused);
     bench.ask(Request::Resume(ids(&["a"])));
     bench.step(Input::FreezerWritten { agent: key, written: Frost::Thawed });
     assert!(bench.wait(1).iter().any(|effect| matches!(effect, Effect::Spawn(_))));

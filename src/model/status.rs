@@ -26,6 +26,8 @@ pub enum State {
     Starting,
     /// Its run is going on.
     Running,
+    /// It is paused, by itself or with an agent above it: nothing of it runs, and all its times stand still.
+    Paused,
     /// Its run is being ended.
     Stopping,
     /// It waits for its next run.
@@ -40,17 +42,27 @@ pub enum State {
 
 impl State {
     /// Every state, in the order of a life.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Group,
         Self::Queued,
         Self::Starting,
         Self::Running,
+        Self::Paused,
         Self::Stopping,
         Self::Backoff,
         Self::Completed,
         Self::Failed,
         Self::Terminated,
     ];
+
+    /// Returns the state that is shown of an agent that is paused: a pause hides what would go on without it.
+    #[must_use]
+    pub fn in_a_pause(self) -> Self {
+        match self {
+            Self::Group | Self::Starting | Self::Running | Self::Backoff => Self::Paused,
+            other => other,
+        }
+    }
 
     /// Says whether the agent has ended and will not run again by itself.
     #[must_use]
@@ -66,6 +78,7 @@ impl State {
             Self::Queued => "queued",
             Self::Starting => "starting",
             Self::Running => "running",
+            Self::Paused => "paused",
             Self::Stopping => "stopping",
             Self::Backoff => "backoff",
             Self::Completed => "completed",
@@ -138,6 +151,9 @@ pub enum Cause {
     Stall,
     /// It could not be started: an agent that it starts after has ended for good without being ready.
     Dependency,
+    /// Its restarts are used up, however its last run ended: status, signal and OOM kill are that run's.
+    #[serde(rename = "given-up")]
+    GivenUp,
 }
 
 impl Cause {
@@ -159,6 +175,7 @@ impl Cause {
             Self::Watchdog => "watchdog",
             Self::Stall => "stall",
             Self::Dependency => "dependency",
+            Self::GivenUp => "given-up",
         }
     }
 
@@ -166,9 +183,8 @@ impl Cause {
     #[must_use]
     pub fn is_verdict(self) -> bool {
         match self {
-            Self::Exit | Self::Signal | Self::Oom | Self::Exec | Self::Terminated | Self::Lost | Self::Dependency => {
-                false
-            }
+            Self::Exit | Self::Signal | Self::Oom | Self::Exec | Self::Terminated | Self::Lost => false,
+            Self::Dependency | Self::GivenUp => false,
             Self::Timeout | Self::Output | Self::Child | Self::Pressure => true,
             Self::Ready | Self::Watchdog | Self::Stall => true,
         }
@@ -262,6 +278,12 @@ pub struct ExitRecord {
     /// What failed in one sentence, where status and signal do not say it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// Why the last run ended, where the cause is `given-up`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_cause: Option<Cause>,
+    /// What failed in the last run, where the cause is `given-up`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
     /// Who asked for the end, if somebody did: `uid 0, pid 712`, `agent build`, `the daemon's shutdown`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
@@ -299,6 +321,8 @@ impl ExitRecord {
             oom: None,
             stage: None,
             error: None,
+            last_cause: None,
+            last_error: None,
             by: None,
             overdue: false,
             descendants: 0,
@@ -313,6 +337,20 @@ impl ExitRecord {
     pub fn judge(&mut self, cause: Cause, why: &str) {
         self.cause = cause;
         self.error = Some(why.to_owned());
+        (self.last_cause, self.last_error) = (None, None);
+    }
+
+    /// Turns the record of a last run into that of an agent that is given up for this reason.
+    pub(crate) fn give_up(&mut self, why: &str) {
+        let (cause, error) = (self.cause, self.error.take());
+        self.judge(Cause::GivenUp, why);
+        (self.last_cause, self.last_error) = (Some(cause), error);
+    }
+
+    /// Returns the record of the run itself, whether or not the agent was given up after it.
+    pub(crate) fn of_the_run(&self) -> Self {
+        let Some(cause) = self.last_cause else { return self.clone() };
+        Self { cause, error: self.last_error.clone(), last_cause: None, last_error: None, ..self.clone() }
     }
 
     /// Says whether the main process exited with status 0 on its own.
@@ -326,6 +364,12 @@ impl fmt::Display for ExitRecord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.cause, self.status, &self.signal) {
             (Cause::Dependency, ..) => write!(f, "not started: {}", self.error.as_deref().unwrap_or("unknown error"))?,
+            (Cause::GivenUp, ..) => {
+                write!(f, "given up: {}", self.error.as_deref().unwrap_or("its restarts are used up"))?;
+                if self.last_cause.is_some() {
+                    write!(f, "; the last run: {}", self.of_the_run())?;
+                }
+            }
             (Cause::Exec, ..) => write!(f, "could not start: {}", self.error.as_deref().unwrap_or("unknown error"))?,
             (Cause::Oom, ..) => {
                 f.write_str("killed by the OOM killer")?;

@@ -172,7 +172,7 @@ fn the_clocks_of_a_paused_agent_stand_still() {
     life.pass(4 * SECOND);
     life.ask(Request::Pause(Target::All));
     life.pass(1000 * SECOND);
-    assert_eq!((life.state(starting), life.state(beating)), (State::Starting, State::Running));
+    assert_eq!((life.state(starting), life.state(beating)), (State::Paused, State::Paused));
     life.ask(Request::Resume(Target::All));
     life.pass(Duration::from_millis(999));
     assert_eq!((life.state(starting), life.state(beating)), (State::Starting, State::Running));
@@ -195,7 +195,7 @@ fn nobody_is_held_to_a_time_in_which_the_supervisor_stood_still() {
     assert_eq!((life.state(starting), life.state(beating)), (State::Starting, State::Running));
     life.pass(Duration::from_millis(1));
     assert_eq!((life.cause(starting), life.cause(beating)), (Cause::Ready, Cause::Watchdog));
-    assert_eq!(life.state(paused), State::Starting, "its own clock still stands");
+    assert_eq!(life.state(paused), State::Paused, "its own clock still stands");
 }
 
 #[test]

@@ -114,7 +114,7 @@ fn pressure_that_comes_back_pauses_again_before_it_ends_anybody() {
     assert_eq!(paused(&life, &keys), [false; 2]);
     press(&mut life, None);
     assert_eq!(paused(&life, &keys), [true, false]);
-    assert_eq!(life.state(keys[0]), State::Running);
+    assert_eq!(life.state(keys[0]), State::Paused);
 }
 
 #[test]
@@ -199,9 +199,9 @@ fn whoever_was_ended_for_pressure_starts_again_when_it_is_resumed() {
     });
     press(&mut life, None);
     press(&mut life, None);
-    assert_eq!(life.state(low), State::Backoff);
+    assert_eq!(life.state(low), State::Paused);
     life.pass(WINDOW);
-    assert_eq!(life.state(low), State::Backoff, "its time stands still: it is held");
+    assert_eq!(life.state(low), State::Paused, "its time stands still: it is held");
     life.pass(2 * WINDOW);
     life.pass(WINDOW);
     assert_eq!((life.state(low), life.state(keys[0])), (State::Running, State::Running));

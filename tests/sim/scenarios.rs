@@ -195,6 +195,23 @@ fn more_restarts_than_its_intensity_allows_end_in_giving_up() {
 }
 
 #[test]
+fn who_is_given_up_has_failed_however_well_its_last_run_ended_and_its_significance_follows() {
+    let mut life = life();
+    let parent = life.spawn("p", None, |_| {});
+    let key = life.spawn("a", Some("p"), |spec| {
+        (spec.restart.policy, spec.restart.intensity, spec.significant) = (RestartPolicy::Always, 2, true);
+    });
+    for _ in 0..3 {
+        life.exit(key, 0);
+        life.pass(10 * SECOND);
+    }
+    assert_eq!((life.state(key), life.run(key)), (State::Failed, 3));
+    assert_eq!(life.kinds("a").iter().filter(|kind| **kind == Kind::Completed).count(), 3, "each run ended well");
+    assert!(life.kinds("p").contains(&Kind::Escalated), "it did not complete: its parent has failed");
+    let _parent = parent;
+}
+
+#[test]
 fn on_main_exit_terminate_ends_what_was_left_behind() {
     let mut life = life();
     let key = life.spawn("a", None, |spec| spec.on_main_exit = OnMainExit::Terminate);
@@ -231,7 +248,7 @@ fn a_run_that_lasts_too_long_has_failed_and_is_ended() {
     life.pass(4 * SECOND);
     life.ask(Request::Pause(targets(&["a"])));
     life.pass(1000 * SECOND);
-    assert_eq!(life.state(key), State::Running, "its clock stands still while it is paused");
+    assert_eq!(life.state(key), State::Paused, "its clock stands still while it is paused");
     life.ask(Request::Resume(targets(&["a"])));
     life.pass(2 * SECOND);
     assert_eq!(life.state(key), State::Stopping, "told, and on its way to the kill");
@@ -426,7 +443,7 @@ fn a_paused_subtree_starts_nothing_until_it_is_resumed() {
     life.ask(Request::Pause(targets(&["a"])));
     let child = life.spawn("b", Some("a"), |_| {});
     life.pass(100 * SECOND);
-    assert_eq!((life.state(child), life.run(child)), (State::Starting, 0));
+    assert_eq!((life.state(child), life.run(child)), (State::Paused, 0));
     life.ask(Request::Resume(targets(&["a"])));
     assert_eq!((life.state(child), life.run(child)), (State::Running, 1));
 }
@@ -521,7 +538,7 @@ fn another_supervisor_goes_on_where_one_has_died() {
     life.die(&[]);
     assert_eq!(
         (life.state(parent), life.state(child), life.state(stopped)),
-        (State::Running, State::Running, State::Terminated)
+        (State::Running, State::Paused, State::Terminated)
     );
     assert_eq!(life.paused(child), Paused::Own);
     life.exit(parent, 3);

@@ -113,6 +113,13 @@ impl Observer {
                 State::Queued => self.assert_no_room(machine, *key),
                 _ => {}
             }
+            let is_well = status.exit.as_ref().is_none_or(|exit| exit.is_success()) || status.command.is_empty();
+            assert!(status.state != State::Completed || is_well, "{key}: completed, and {:?}", status.exit);
+            assert!(is_paused || status.state != State::Paused, "{key}: it is shown as paused");
+            assert!(
+                status.paused == Paused::No || status.state != State::Running,
+                "{key}: it is paused, and shown as running"
+            );
             let is_watched = self.is_watched(machine, kernel, *key) && status.state == State::Running && !is_paused;
             assert!(!is_watched, "{key} runs for ever without a heartbeat");
             let is_idle = self.is_to_fail_for_rest(machine, kernel, *key) && status.state == State::Running;
@@ -138,7 +145,8 @@ impl Observer {
         for (key, run) in &self.started {
             let is_over = kernel.in_run(*key, *run).next().is_none() && kernel.deaths.contains_key(&(*key, *run));
             // A completion is told when the agents below have ended, too.
-            let waits = machine.key_of_state(*key) == Some(State::Running) && machine.run_of(*key) == Some(*run);
+            let waits = matches!(machine.key_of_state(*key), Some(State::Running | State::Paused))
+                && machine.run_of(*key) == Some(*run);
             assert!(
                 !is_over || waits || self.told.contains(&(*key, *run)),
                 "{key}: the end of run {run} was never told"
