@@ -1,36 +1,52 @@
 //! Who comes in: connections, who is behind them, and how they go.
 
 use std::io::ErrorKind;
-use std::os::unix::net::UnixStream;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use mio::Interest;
+use mio::unix::SourceFd;
 
 use super::client::Client;
-use super::job::Job;
+use super::job::{Arrival, Job};
 use super::supervisor::{Source, Supervisor};
 use crate::api::CLIENTS_MAX;
 use crate::api::message::answer_line;
-use crate::kernel::socket::Peer;
+use crate::kernel::clock;
+use crate::kernel::peer::{Origin, Peer};
+use crate::kernel::rights::{self, Stream};
 use crate::machine::{AgentKey, Caller, Input};
 use crate::model::error::{Code, Error};
 use crate::model::id::Run;
 
-/// The key of no agent: a process inside the herd that no agent of ours owns may do nothing.
-const NOBODY: AgentKey = AgentKey(0);
-
 /// How many connections may be on their way in: what comes faster than it can be found out who it is waits in the socket.
 const ARRIVING_MOST: usize = 32;
+
+/// To whom a cgroup belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Owner {
+    /// It is outside the herd.
+    Outside,
+    /// An agent, and the run unless it is in no run's cgroup.
+    Agent(AgentKey, Option<Run>),
+    /// It is in the herd, and no agent is known that it could belong to.
+    Nobody,
+}
 
 impl Supervisor {
     /// Takes in who connects. Who it is a hand finds out: the kernel tells a process's cgroup only while nobody kills one.
     pub(super) fn accept(&mut self) {
         while self.arriving < ARRIVING_MOST {
+            if !rights::CLIENTS.has_room() {
+                return self.wait_for_closers("no connection is accepted");
+            }
             let Some(listener) = &self.listener else { return };
             match listener.accept() {
                 Ok((stream, _)) => {
                     self.arriving += 1;
-                    self.hand(Job::Identify(stream.into()));
+                    let (accepted, newest) = (clock::monotonic(), self.machine.newest());
+                    let stream = Stream::new(OwnedFd::from(std::os::unix::net::UnixStream::from(stream)));
+                    self.hand(Job::Identify(Arrival { stream, accepted, newest }));
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -43,63 +59,82 @@ impl Supervisor {
     }
 
     /// A hand has found out who connected.
-    pub(super) fn arrived(&mut self, stream: UnixStream, peer: Result<Peer, Error>) {
+    pub(super) fn arrived(&mut self, arrival: Arrival, peer: Result<Peer, Error>) {
         self.arriving -= 1;
-        match peer {
-            Ok(peer) => self.welcome(stream, &peer),
-            Err(error) => tracing::warn!("who connected: {error}"),
+        let outcome = peer.and_then(|peer| {
+            self.check_clients()?;
+            self.caller(&peer, arrival.newest)
+        });
+        match outcome {
+            Ok(caller) => self.take_client(arrival.stream, caller),
+            Err(error) => self.turn_away(&arrival.stream, error),
         }
         self.accept();
     }
 
-    fn welcome(&mut self, stream: UnixStream, peer: &Peer) {
-        if self.clients.len() >= CLIENTS_MAX {
-            let error =
-                Error::new(Code::TooManyClients, format!("{CLIENTS_MAX} clients are connected, the most there may be"));
-            let line = answer_line(&serde_json::Value::Null, Err(error.remedy("close a connection first")));
-            // The socket's buffer is empty: one line always fits, or the other side is gone already.
-            drop(std::io::Write::write(&mut &stream, &line));
-            return;
+    fn check_clients(&self) -> Result<(), Error> {
+        if self.clients.len() < CLIENTS_MAX {
+            return Ok(());
         }
-        let caller = self.caller(peer);
-        self.take_client(stream, caller);
+        let message = format!("{CLIENTS_MAX} clients are connected, the most there may be");
+        Err(Error::new(Code::TooManyClients, message).remedy("close a connection first"))
+    }
+
+    /// Refuses a connection. Reported for the first, the second, the fourth and so on: a client can make as many as it likes.
+    fn turn_away(&mut self, stream: &Stream, error: Error) {
+        self.turned_away += 1;
+        if self.turned_away.is_power_of_two() {
+            tracing::warn!("a connection is refused: {error}; refused so far: {}", self.turned_away);
+        }
+        // The socket's buffer is empty: one line always fits, or the other side is gone already.
+        stream.write(&answer_line(&serde_json::Value::Null, Err(error))).unwrap_or_default();
     }
 
     /// Adds a connection.
-    pub(super) fn take_client(&mut self, stream: UnixStream, caller: Caller) {
-        if let Err(error) = stream.set_nonblocking(true) {
-            return tracing::warn!("take a client: {error}");
-        }
+    fn take_client(&mut self, stream: Stream, caller: Caller) {
         let id = self.fresh();
-        let mut client = Client::new(mio::net::UnixStream::from_std(stream), caller);
-        match self.poll.registry().register(client.stream(), Source::Client(id).token(), Interest::READABLE) {
-            Ok(()) => drop(self.clients.insert(id, client)),
+        let socket = stream.as_fd().as_raw_fd();
+        match self.poll.registry().register(&mut SourceFd(&socket), Source::Client(id).token(), Interest::READABLE) {
+            Ok(()) => drop(self.clients.insert(id, Client::new(stream, caller))),
             Err(error) => tracing::warn!("take a client: {error}"),
         }
     }
 
-    /// Says who is behind a connection: whoever is inside the herd speaks as its agent.
-    fn caller(&self, peer: &Peer) -> Caller {
-        let name: Arc<str> = format!("uid {}, pid {}", peer.uid, peer.pid).into();
-        let agent = peer.cgroup.as_deref().and_then(|cgroup| self.agent_of(cgroup));
-        let name = match agent.and_then(|key| self.machine.id_of(key)) {
-            Some(id) => format!("agent {id}, {name}").into(),
-            None => name,
+    /// Decides once, for the whole life of a connection, in whose name it speaks: a process in the herd is its agent. Who
+    /// cannot be identified has no rights at all.
+    ///
+    /// A connection that is handed on, inherited, or left behind by a process that ends or moves keeps the name of the process
+    /// that made it. An agent that was made after the connection was accepted is not the one that connected, whatever its id.
+    fn caller(&self, peer: &Peer, newest: AgentKey) -> Result<Caller, Error> {
+        let name = format!("uid {}, pid {}", peer.uid, peer.pid);
+        let refused = |why: &str| {
+            let error = Error::new(Code::Forbidden, format!("the process that connected ({name}) {why}"));
+            Err(error.remedy("connect from a process that lives until its first request is answered"))
         };
-        Caller { name, agent }
+        let owner = match &peer.origin {
+            Origin::Cgroup(path) => self.cgroup_owner(path),
+            Origin::OtherNamespace => Owner::Outside,
+            Origin::Unknown(why) => return refused(why),
+        };
+        match owner {
+            Owner::Outside => Ok(Caller { name: name.into(), agent: None }),
+            Owner::Agent(key, _) if key <= newest => {
+                let id = self.machine.id_of(key).map(|id| format!("agent {id}, {name}"));
+                Ok(Caller { name: id.map_or_else(|| Arc::from(name), Arc::from), agent: Some(key) })
+            }
+            Owner::Agent(..) | Owner::Nobody => refused("is in a cgroup of this herd that belongs to no agent"),
+        }
     }
 
-    /// Finds the agent in whose cgroup a process is; [`NOBODY`] for a process in the herd that belongs to none.
-    pub(super) fn agent_of(&self, cgroup: &str) -> Option<AgentKey> {
-        self.member_of(cgroup).map(|(key, _)| key)
-    }
-
-    /// Finds the agent in whose cgroup a process is, and the run, unless it has left that one's.
-    pub(super) fn member_of(&self, cgroup: &str) -> Option<(AgentKey, Option<Run>)> {
-        let below = cgroup.strip_prefix(&self.tools.cgroups.herd_path())?.strip_prefix('/')?;
+    /// Finds out to whom a cgroup belongs, by its path.
+    pub(super) fn cgroup_owner(&self, cgroup: &str) -> Owner {
+        let herd = self.tools.cgroups.herd_path();
+        let Some(below) = cgroup.strip_prefix(&herd).filter(|rest| rest.is_empty() || rest.starts_with('/')) else {
+            return Owner::Outside;
+        };
         // a / level-1 / b / run-3. What is below a run an agent has made itself, and can give any name to.
-        let mut names = below.split('/');
-        let (mut id, mut run) = (names.next()?, None);
+        let mut names = below.trim_start_matches('/').split('/');
+        let (mut id, mut run) = (names.next().unwrap_or_default(), None);
         while let Some(name) = names.next() {
             match (name.strip_prefix("run-"), names.next()) {
                 (Some(number), _) => {
@@ -111,7 +146,7 @@ impl Supervisor {
             }
         }
         let key = id.parse().ok().and_then(|id| self.machine.key_of(&id));
-        Some((key.unwrap_or(NOBODY), run))
+        key.map_or(Owner::Nobody, |key| Owner::Agent(key, run))
     }
 
     /// Serves what a client has sent.
@@ -129,8 +164,9 @@ impl Supervisor {
         self.stirred.insert(id);
     }
 
-    pub(super) fn drop_client(&mut self, id: u64, mut client: Client) {
-        if let Err(error) = self.poll.registry().deregister(client.stream()) {
+    pub(super) fn drop_client(&mut self, id: u64, client: Client) {
+        let socket = client.stream.as_fd().as_raw_fd();
+        if let Err(error) = self.poll.registry().deregister(&mut SourceFd(&socket)) {
             tracing::debug!("let a client go: {error}");
         }
         self.feed(Input::Departed(id));

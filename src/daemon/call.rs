@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use super::accept::Owner;
 use super::client::{Client, EventFollow, Lasts, OutputFollow, WideFollow};
 use super::follow::read;
 use super::job::{Job, Measured};
@@ -213,7 +214,7 @@ impl Supervisor {
                 .remedy("`treeherd ps` lists all agents")
         };
         let cgroup = pidfd::cgroup_of(pid).ok_or_else(none)?;
-        let key = self.agent_of(&cgroup).filter(|key| self.machine.id_of(*key).is_some()).ok_or_else(none)?;
+        let Owner::Agent(key, _) = self.cgroup_owner(&cgroup) else { return Err(none()) };
         Ok(self.with_lines(self.machine.status(key, now().mono)))
     }
 

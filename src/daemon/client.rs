@@ -1,14 +1,13 @@
 //! One connection: bytes in, lines out, what it follows. Bounded in every direction.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::io::{ErrorKind, Read, Write};
-
-use mio::net::UnixStream;
+use rustix::io::Errno;
 use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::api::message::{Outcome, answer_line, notification_line};
 use crate::api::method::{EventQuery, FollowQuery};
 use crate::api::{CALLS_MAX, REQUEST_MAX};
+use crate::kernel::rights::{Read, Stream};
 use crate::machine::{AgentKey, Caller};
 use crate::model::error::{Code, Error};
 use crate::model::id::{AgentId, Run};
@@ -26,7 +25,7 @@ const REQUESTS_A_TURN: usize = 32;
 /// A connection.
 #[derive(Debug)]
 pub(super) struct Client {
-    stream: UnixStream,
+    pub stream: Stream,
     pub caller: Caller,
     input: Vec<u8>,
     /// How much of `input` was searched for the end of a line.
@@ -93,7 +92,7 @@ pub(super) struct WideFollow {
 }
 
 impl Client {
-    pub fn new(stream: UnixStream, caller: Caller) -> Self {
+    pub fn new(stream: Stream, caller: Caller) -> Self {
         Self {
             stream,
             caller,
@@ -112,10 +111,6 @@ impl Client {
         }
     }
 
-    pub fn stream(&mut self) -> &mut UnixStream {
-        &mut self.stream
-    }
-
     /// Reads what is there. Returns whether there may be more.
     pub fn receive(&mut self) -> bool {
         let mut chunk = [0u8; 16 << 10];
@@ -127,7 +122,7 @@ impl Client {
                 return true;
             }
             match self.stream.read(&mut chunk) {
-                Ok(0) => {
+                Ok(Read::Bytes(0)) => {
                     // The end of the stream ends its last line, too.
                     if self.input.last().is_some_and(|last| *last != b'\n') {
                         self.input.push(b'\n');
@@ -135,9 +130,15 @@ impl Client {
                     self.leave();
                     return false;
                 }
-                Ok(read) => self.input.extend_from_slice(&chunk[..read]),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return false,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Ok(Read::Bytes(read)) => self.input.extend_from_slice(&chunk[..read]),
+                Ok(Read::Descriptors) => {
+                    let error = Error::new(Code::BadRequest, "a request carries file descriptors, and none are taken");
+                    self.send(&answer_line(&Value::Null, Err(error.remedy("send JSON without SCM_RIGHTS"))));
+                    self.leave();
+                    return false;
+                }
+                Err(Errno::AGAIN) => return false,
+                Err(Errno::INTR) => {}
                 Err(_) => {
                     self.state = State::Broken;
                     return false;
@@ -222,8 +223,8 @@ impl Client {
         while self.sent < self.output.len() && !self.is_full && self.state != State::Broken {
             match self.stream.write(&self.output[self.sent..]) {
                 Ok(written) => self.sent += written,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => self.is_full = true,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(Errno::AGAIN) => self.is_full = true,
+                Err(Errno::INTR) => {}
                 Err(_) => self.state = State::Broken,
             }
         }

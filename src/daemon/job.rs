@@ -1,7 +1,6 @@
 //! What the hands do: one job is one order of the machine, carried out against the kernel.
 
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use super::end::{self, Quarry};
@@ -12,8 +11,8 @@ use super::rules::Rulebook;
 use crate::api::method::StatsQuery;
 use crate::kernel::cgroup::{Cgroups, Frozen, Place, Removal};
 use crate::kernel::error::KernelError;
-use crate::kernel::pidfd;
-use crate::kernel::socket::{self, Peer};
+use crate::kernel::peer::{self, Peer};
+use crate::kernel::rights::Stream;
 use crate::kernel::spawn::{self, Way};
 use crate::kernel::watch::Watches;
 use crate::machine::{AgentKey, Force, Frost, Input, ReplyTo, Sample};
@@ -23,6 +22,7 @@ use crate::model::limits::Limits;
 use crate::model::ready::Ready;
 use crate::model::spec::{AgentSpec, StopSignalTo};
 use crate::model::stage::{SpawnFailure, Stage};
+use crate::model::time::Monotonic;
 use crate::model::usage::Usage;
 use crate::output::{Dug, Hole, RuleSet, Store};
 
@@ -101,11 +101,20 @@ pub(super) enum Job {
         hole: Hole,
     },
     /// Find out who is at the other end of a connection.
-    Identify(UnixStream),
+    Identify(Arrival),
     Measure {
         call: Measured,
         places: Vec<(AgentKey, Place)>,
     },
+}
+
+/// A connection whose maker is not known yet.
+#[derive(Debug)]
+pub(super) struct Arrival {
+    pub stream: Stream,
+    pub accepted: Monotonic,
+    /// The last agent that was made before: who connected belongs to none that is made later.
+    pub newest: AgentKey,
 }
 
 /// Who asked for figures.
@@ -163,7 +172,7 @@ pub(super) enum Outcome {
     /// Space of an agent's output is given back.
     Dug(AgentKey, Dug),
     /// Who connected.
-    Identified(UnixStream, Result<Peer, Error>),
+    Identified(Arrival, Result<Peer, Error>),
     /// Figures.
     Measured { call: Measured, herd: Option<Usage>, agents: Vec<(AgentKey, Usage, Place)> },
     /// Something nobody waits for failed.
@@ -215,9 +224,9 @@ impl Job {
                 Outcome::Laggards { found, reply }
             }
             Self::Dig { agent, hole } => Outcome::Dug(agent, hole.dig()),
-            Self::Identify(stream) => {
-                let peer = identify(&stream);
-                Outcome::Identified(stream, peer)
+            Self::Identify(arrival) => {
+                let peer = peer::peer(&arrival.stream, arrival.accepted, |id| cgroups.path_of_id(id));
+                Outcome::Identified(arrival, peer)
             }
             Self::Measure { call, places } => {
                 let herd = matches!(call, Measured::Herd(..)).then(|| cgroups.usage(&Place::herd()).ok()).flatten();
@@ -241,13 +250,6 @@ fn sample(tools: &Tools, place: &Place, id: &AgentId) -> Option<Sample> {
     let cpu = tools.cgroups.cpu_used(place).inspect_err(|error| tracing::debug!("{error}")).ok()?;
     let output_bytes = tools.store.written(id).inspect_err(|error| tracing::debug!("{error}")).ok()?;
     Some(Sample { cpu, output_bytes })
-}
-
-/// Finds out who connected. Where the kernel does not prove the process, its cgroup is looked up by its number.
-fn identify(stream: &UnixStream) -> Result<Peer, Error> {
-    let mut peer = socket::peer(stream)?;
-    peer.cgroup = peer.cgroup.or_else(|| pidfd::cgroup_of(peer.pid));
-    Ok(peer)
 }
 
 fn done(outcome: Result<(), Error>) -> Outcome {

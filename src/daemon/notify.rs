@@ -8,13 +8,16 @@ use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use mio::Interest;
 use mio::unix::SourceFd;
 
-use super::supervisor::{Source, Supervisor};
+use super::accept::Owner;
+use super::supervisor::{Chore, Source, Supervisor};
 use crate::kernel::cgroup::Place;
 use crate::kernel::notify::{Inbox, Letter, Sender};
+use crate::kernel::{clock, rights};
 use crate::machine::{AgentKey, Input};
 use crate::model::id::Run;
 use crate::model::note::{NOTE_MOST, Note, Told};
@@ -25,6 +28,9 @@ const LETTERS_A_TURN: usize = 64;
 
 /// How much of what is written to a descriptor for readiness one turn takes in, in reads.
 const READS_A_TURN: usize = 16;
+
+/// After what time a socket is read again that was left alone.
+const CLOSERS_RETRY: Duration = Duration::from_secs(1);
 
 /// The socket, and what became of what came in.
 #[derive(Debug)]
@@ -89,6 +95,9 @@ impl Supervisor {
     pub(super) fn read_letters(&mut self) {
         self.mailbox.has_more = false;
         for _ in 0..LETTERS_A_TURN {
+            if !rights::NOTIFY.has_room() {
+                return self.wait_for_closers("no message of an agent is read");
+            }
             match self.mailbox.inbox.receive() {
                 Ok(Some(letter)) => self.read_letter(&letter),
                 Ok(None) => return,
@@ -96,6 +105,25 @@ impl Supervisor {
             }
         }
         self.mailbox.has_more = true;
+    }
+
+    /// Leaves a socket alone for a while: what comes over it could bring descriptors, and as many as may hang in a close
+    /// already. Only on kernels before 6.16.
+    pub(super) fn wait_for_closers(&mut self, what: &str) {
+        if !self.waits_for_closers {
+            self.waits_for_closers = true;
+            tracing::warn!(
+                "too many descriptors that were sent to this daemon cannot be closed: {what} for {CLOSERS_RETRY:?}"
+            );
+            self.chores.insert((clock::monotonic() + CLOSERS_RETRY, Chore::Closers));
+        }
+    }
+
+    /// Receives again what was left alone.
+    pub(super) fn receive_again(&mut self) {
+        self.waits_for_closers = false;
+        self.read_letters();
+        self.accept();
     }
 
     fn read_letter(&mut self, letter: &Letter) {
@@ -116,9 +144,9 @@ impl Supervisor {
     /// Finds the run that a sender belongs to.
     fn speaker(&self, sender: &Sender) -> Option<(AgentKey, Run)> {
         let listed = sender.cgroup_id().and_then(|id| self.tools.leaves.find(id));
-        listed.or_else(|| {
-            let (agent, run) = self.member_of(&sender.cgroup()?)?;
-            Some((agent, run?))
+        listed.or_else(|| match self.cgroup_owner(&sender.cgroup()?) {
+            Owner::Agent(agent, run) => Some((agent, run?)),
+            Owner::Nobody | Owner::Outside => None,
         })
     }
 

@@ -29,7 +29,7 @@ impl Supervisor {
             }
             Outcome::Laggards { found, reply } => self.laggards_found(&found, reply),
             Outcome::Dug(agent, dug) => self.hole_dug(agent, dug),
-            Outcome::Identified(stream, peer) => self.arrived(stream, peer),
+            Outcome::Identified(arrival, peer) => self.arrived(arrival, peer),
             Outcome::Measured { call, herd, agents } => self.measured(call, herd, agents),
             Outcome::Fault(error) => tracing::warn!("{error}"),
             Outcome::Nothing => {}

@@ -408,6 +408,8 @@ impl Parts {
             signals,
             listener: Some(listener),
             arriving: 0,
+            turned_away: 0,
+            waits_for_closers: false,
             clients: BTreeMap::new(),
             eager: std::collections::BTreeSet::new(),
             stirred: std::collections::BTreeSet::new(),

@@ -118,6 +118,8 @@ pub(super) enum Chore {
     Hits(Place, Knob),
     /// Tell what an agent's rules have found meanwhile.
     Found(AgentKey),
+    /// Receive again, if the descriptors that hang in a close leave room.
+    Closers,
     /// Tell the service manager the counts.
     Status,
     /// Tell the service manager that the loop turns.
@@ -148,6 +150,10 @@ pub(super) struct Supervisor {
     pub listener: Option<mio::net::UnixListener>,
     /// Connections of which a hand finds out whose they are.
     pub arriving: usize,
+    /// How many connections were refused.
+    pub turned_away: u64,
+    /// Whether something is not received since too many descriptors hang in a close.
+    pub waits_for_closers: bool,
     pub clients: BTreeMap<u64, Client>,
     /// Clients that have more for the next turn.
     pub eager: BTreeSet<u64>,
@@ -353,6 +359,7 @@ impl Supervisor {
                 Some((_, Chore::Memory(place))) => self.look_at_memory(&place),
                 Some((_, Chore::Hits(place, knob))) => self.look_at_hits(&place, knob),
                 Some((_, Chore::Found(key))) => self.tell_found(key),
+                Some((_, Chore::Closers)) => self.receive_again(),
                 Some((_, Chore::Status)) => self.status_is_due(),
                 Some((_, Chore::Heartbeat)) => self.beat(),
                 None => {}

@@ -1,9 +1,10 @@
 //! The socket of sd_notify(3): any process may send to it, and the kernel says who it was.
 //!
 //! What a message says of its sender is never believed. The kernel vouches for the pid (`SCM_CREDENTIALS`) and, from 6.5 on,
-//! for the process itself (`SCM_PIDFD`); its cgroup is then found even of a sender that has ended since. A program that sends
-//! descriptors along (`FDSTORE=1`, `BARRIER=1`) has them closed when its message has been dealt with, which is all that a barrier
-//! waits for.
+//! for the process itself (`SCM_PIDFD`); its cgroup is then found even of a sender that has ended since.
+//!
+//! Descriptors that are sent along (`FDSTORE=1`, `BARRIER=1`) are refused to the sender from Linux 6.16 on (EPERM); before, they
+//! are closed when the message has been dealt with: [`rights`].
 //!
 //! What waits unread is bounded by the kernel: `net.unix.max_dgram_qlen` messages, each on its sender's account. A sender that
 //! finds the queue full waits.
@@ -18,6 +19,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use super::error::{KernelError, Result};
 use super::pidfd;
+use super::rights::{self, Rights};
 use super::socket::{StateDir, address_of, is_left_behind, unlink_stale};
 use crate::model::error::Error;
 use crate::model::note::NOTE_MOST;
@@ -32,7 +34,9 @@ const SCM_PIDFD: libc::c_int = 4;
 /// The socket. Never blocks, closes on exec.
 #[derive(Debug)]
 pub struct Inbox {
-    socket: OwnedFd,
+    /// Taken when it is dropped.
+    socket: Option<OwnedFd>,
+    rights: Rights,
 }
 
 /// A message and its sender.
@@ -42,8 +46,19 @@ pub struct Letter {
     pub text: Option<Vec<u8>>,
     /// Who sent it.
     pub sender: Sender,
-    /// What was sent along; closed with the letter.
-    _descriptors: Vec<OwnedFd>,
+    _descriptors: Unwanted,
+}
+
+/// What was sent along with a message; closed with it, by a thread that may block.
+#[derive(Debug, Default)]
+struct Unwanted(Vec<OwnedFd>);
+
+impl Drop for Unwanted {
+    fn drop(&mut self) {
+        if !self.0.is_empty() {
+            rights::NOTIFY.take(std::mem::take(&mut self.0));
+        }
+    }
 }
 
 /// The process that sent a message, as it was then.
@@ -77,9 +92,10 @@ impl Inbox {
             .map_err(|errno| failed("make socket", errno))?;
         rustix::net::sockopt::set_socket_passcred(&socket, true).map_err(|errno| failed("set up socket", errno))?;
         pass_pidfd(&socket);
+        let rights = rights::refuse(&socket);
         rustix::net::bind(&socket, &address).map_err(|errno| failed("bind socket", errno))?;
         rustix::fs::chmod(path, Mode::from_raw_mode(0o666)).map_err(|errno| failed("chmod 0666 socket", errno))?;
-        Ok(Self { socket })
+        Ok(Self { socket: Some(socket), rights })
     }
 
     /// Takes the next message, without waiting; `None` if there is none.
@@ -89,7 +105,7 @@ impl Inbox {
     pub fn receive(&self) -> Result<Option<Letter>> {
         let mut text = vec![0; NOTE_MOST];
         let mut control = Control::default();
-        let (length, flags) = match receive(self.socket.as_fd(), &mut text, &mut control) {
+        let (length, flags) = match receive(self.as_fd(), &mut text, &mut control) {
             Ok(received) => received,
             Err(Errno::AGAIN | Errno::INTR) => return Ok(None),
             Err(errno) => return Err(KernelError::new("receive from", "the notify socket", errno)),
@@ -102,7 +118,16 @@ impl Inbox {
 
 impl AsFd for Inbox {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        self.socket.as_ref().expect("it is taken when this is dropped").as_fd()
+    }
+}
+
+impl Drop for Inbox {
+    fn drop(&mut self) {
+        // What waits unread is closed with the socket.
+        if self.rights == Rights::Possible {
+            rights::NOTIFY.take(self.socket.take());
+        }
     }
 }
 
@@ -129,7 +154,7 @@ impl Sender {
 #[derive(Default)]
 struct Control {
     sender: Sender,
-    descriptors: Vec<OwnedFd>,
+    descriptors: Unwanted,
 }
 
 /// Asks for pidfds; an older kernel gives none.
@@ -196,7 +221,7 @@ impl Control {
             (fd >= 0).then(|| OwnedFd::from_raw_fd(fd))
         };
         match (header.cmsg_level, header.cmsg_type) {
-            (libc::SOL_SOCKET, libc::SCM_RIGHTS) => self.descriptors.extend((0..fds).filter_map(fd)),
+            (libc::SOL_SOCKET, libc::SCM_RIGHTS) => self.descriptors.0.extend((0..fds).filter_map(fd)),
             // A number below zero is the kernel's reason why there is none.
             (libc::SOL_SOCKET, SCM_PIDFD) if fds > 0 => self.sender.pidfd = fd(0),
             (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) if size >= size_of::<libc::ucred>() => {
@@ -263,26 +288,5 @@ mod tests {
         assert_eq!(letter.sender.cgroup(), None, "nobody has its number");
         // Kernels that still give a pidfd of it know where it was.
         assert!(letter.sender.cgroup_id().is_none_or(|id| id == own_cgroup_id()));
-    }
-
-    #[test]
-    fn descriptors_that_are_sent_along_are_closed_with_the_letter() {
-        use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
-        let (_dir, path, _claim, inbox) = inbox();
-        let (reader, writer) = std::io::pipe().unwrap();
-        let sender = UnixDatagram::unbound().unwrap();
-        sender.connect(&path).unwrap();
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(200))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        let fds = [writer.as_fd(); 200];
-        assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
-        let text = std::io::IoSlice::new(b"BARRIER=1");
-        rustix::net::sendmsg(&sender, &[text], &mut control, SendFlags::empty()).unwrap();
-        drop(writer);
-        let letter = inbox.receive().unwrap().unwrap();
-        assert_eq!(letter._descriptors.len(), 200);
-        assert_eq!(letter.sender.pid.unsigned_abs(), std::process::id());
-        drop(letter);
-        assert_eq!(std::io::Read::read(&mut &reader, &mut [0]).unwrap(), 0, "the other end is closed");
     }
 }

@@ -113,6 +113,26 @@ fn started_at(pid: i32) -> Option<u64> {
     stat_fields(pid)?.get(22 - 3)?.parse().ok()
 }
 
+/// Says whether the process that has a number now began before a time. `None`: no process has it.
+///
+/// # Kernel
+/// proc_pid_stat(5), field 22: in clock ticks since the boot.
+pub(super) fn began_before(pid: i32, time: crate::model::time::Monotonic) -> Option<bool> {
+    let ticks = u128::from(started_at(pid)?);
+    let second = u128::from(rustix::param::clock_ticks_per_second());
+    Some(ticks * 1_000_000_000 <= u128::from(time.0) * second)
+}
+
+/// Returns the effective user of the process that has a number now.
+///
+/// # Kernel
+/// proc_pid_status(5), `Uid`.
+pub(super) fn effective_user(pid: i32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    line.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
 /// Reads `/proc/PID/stat` from field 3, the state, on: the name before it may itself contain parentheses and blanks.
 fn stat_fields(pid: i32) -> Option<Vec<String>> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use nix::sys::socket::{getsockopt, sockopt};
@@ -13,7 +13,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::error::KernelError;
 use super::lock::{Lock, Refused};
-use super::pidfd;
+use super::{pidfd, rights};
 use crate::model::error::{Code, Error};
 
 /// A state directory that is ours until this value is dropped or the process ends.
@@ -129,6 +129,8 @@ pub fn bind(_claim: &StateDir, path: &Path, group: Option<u32>) -> Result<UnixLi
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
         .map_err(|errno| failed("make socket", errno))?;
     rustix::net::bind(&socket, &address).map_err(|errno| failed("bind socket", errno))?;
+    // A connection inherits it.
+    rights::refuse(&socket);
     // Nobody can connect before `listen`, so nobody does before the mode is right.
     if let Some(id) = group {
         match rustix::fs::chownat(CWD, path, None, Some(rustix::fs::Gid::from_raw(id)), AtFlags::SYMLINK_NOFOLLOW) {
@@ -175,6 +177,7 @@ pub fn inherited() -> Result<Option<UnixListener>, Error> {
     if !is_unix || !is_stream || rustix::net::sockopt::socket_acceptconn(&socket) != Ok(true) {
         return refused(format!("descriptor {fd}, which is not a listening Unix stream socket"));
     }
+    rights::refuse(&socket);
     Ok(Some(UnixListener::from(socket)))
 }
 
@@ -241,45 +244,6 @@ pub(super) fn unlink_stale(path: &Path) -> Result<(), Error> {
 fn listener_is_dead(probe: &OwnedFd) -> bool {
     let pid = getsockopt(probe, sockopt::PeerCredentials).map(|credentials| credentials.pid());
     pid.is_ok_and(|pid| pid > 0 && pidfd::open(pid).is_err_and(|error| error.is_gone()))
-}
-
-/// Who is at the other end of a connection: the process that connected, as it was then.
-#[derive(Debug)]
-pub struct Peer {
-    /// Its effective user.
-    pub uid: u32,
-    /// Its effective group.
-    pub gid: u32,
-    /// Its process id, 0 if it is outside our pid namespace. Only a number, unless there is a pidfd.
-    pub pid: i32,
-    /// The process itself. `None` on an older kernel, and when it has ended already.
-    pub pidfd: Option<OwnedFd>,
-    /// Its cgroup2 path, read while the pidfd proved that the pid was still its own. Without a pidfd there is no proof, and
-    /// no path.
-    pub cgroup: Option<String>,
-}
-
-/// Finds out who is at the other end of a connection.
-///
-/// A process can hand its connection on: this is who connected, not who writes now.
-///
-/// # Errors
-/// None that is known.
-///
-/// # Kernel
-/// SO_PEERCRED, unix(7). SO_PEERPIDFD: Linux 6.5; before, the process cannot be told from one that got its pid after it, and so
-/// `pidfd` and `cgroup` are `None`.
-pub fn peer(stream: &UnixStream) -> Result<Peer, Error> {
-    let credentials = getsockopt(stream, sockopt::PeerCredentials).map_err(|errno| {
-        Error::from(KernelError::new("SO_PEERCRED", "a client", Errno::from_raw_os_error(errno as i32)))
-    })?;
-    let pidfd = getsockopt(stream, sockopt::PeerPidfd).ok();
-    let cgroup = pidfd.as_ref().and_then(|pidfd| {
-        let path = pidfd::cgroup_of(credentials.pid())?;
-        // Alive now, so alive then: the number was its own all the time.
-        pidfd::has_ended(pidfd.as_fd()).is_ok_and(|ended| !ended).then_some(path)
-    });
-    Ok(Peer { uid: credentials.uid(), gid: credentials.gid(), pid: credentials.pid(), pidfd, cgroup })
 }
 
 #[cfg(test)]

@@ -41,6 +41,12 @@ impl Machine {
         self.ids.get(id).copied()
     }
 
+    /// Returns the last agent that was made: each that is made later has a greater key.
+    #[must_use]
+    pub fn newest(&self) -> AgentKey {
+        AgentKey(self.next)
+    }
+
     /// Returns an agent's name.
     #[must_use]
     pub fn id_of(&self, key: AgentKey) -> Option<&AgentId> {

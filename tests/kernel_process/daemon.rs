@@ -4,8 +4,10 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
+use treeherd::kernel::clock;
+use treeherd::kernel::peer::{Origin, peer};
 use treeherd::kernel::pidfd::{self, Exit};
-use treeherd::kernel::socket::{bind, claim_state_dir, peer};
+use treeherd::kernel::socket::{bind, claim_state_dir};
 use treeherd::kernel::spawn::spawn;
 use treeherd::kernel::watch::{Fact, Watches};
 use treeherd::model::error::Code;
@@ -62,12 +64,10 @@ fn a_caller_is_known_by_its_cgroup() {
     launch.env = vec![std::ffi::CString::new(format!("TH_K2_SOCKET={}", path.display())).unwrap()];
     let child = spawn(&launch).unwrap();
     let (stream, _) = listener.accept().unwrap();
-    let caller = peer(&stream).unwrap();
+    let caller = peer(&stream, clock::monotonic(), |_| None).unwrap();
     assert_eq!(caller.pid, child.pid);
-    if caller.pidfd.is_some() {
-        let name = room.path.file_name().unwrap().to_str().unwrap();
-        assert_eq!(caller.cgroup, Some(format!("/{name}")));
-    }
+    let name = room.path.file_name().unwrap().to_str().unwrap();
+    assert_eq!(caller.origin, Origin::Cgroup(format!("/{name}")));
     drop(stream);
     assert_eq!(end(&child).status, Exit::Code(0));
 }

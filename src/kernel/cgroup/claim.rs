@@ -1,6 +1,6 @@
 //! Whose the root cgroup is: one supervisor's at a time.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use rustix::fs::OFlags;
 
@@ -49,6 +49,39 @@ impl Cgroups {
         rustix::io::read(&events, &mut [0u8; 64])
             .map_err(|errno| KernelError::new("read", format!("{place}/cgroup.events"), errno))?;
         Ok(events)
+    }
+
+    /// Finds the path of an existing cgroup, as `/proc/PID/cgroup` shows it, by the identity that
+    /// [`pidfd::cgroup_id`](crate::kernel::pidfd::cgroup_id) gives. `None`: it was removed, it is not mounted here, or this
+    /// process may not ask.
+    ///
+    /// # Kernel
+    /// open_by_handle_at(2) with `FILEID_KERNFS`; it needs CAP_DAC_READ_SEARCH.
+    #[must_use]
+    #[allow(unsafe_code)]
+    pub fn path_of_id(&self, id: u64) -> Option<String> {
+        #[repr(C, align(8))]
+        struct Handle {
+            bytes: libc::c_uint,
+            kind: libc::c_int,
+            id: u64,
+        }
+        /// `FILEID_KERNFS` of linux/exportfs.h.
+        const KERNFS: libc::c_int = 0xfe;
+        let mut handle = Handle { bytes: 8, kind: KERNFS, id };
+        let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
+        // SAFETY: a `file_handle` is a length, a type and so many bytes; it outlives the call.
+        let fd = unsafe {
+            libc::open_by_handle_at(self.mount.as_fd().as_raw_fd(), std::ptr::from_mut(&mut handle).cast(), flags)
+        };
+        if fd < 0 {
+            return None;
+        }
+        // SAFETY: the kernel has just opened it for us.
+        let directory = unsafe { OwnedFd::from_raw_fd(fd) };
+        let path = std::fs::read_link(format!("/proc/self/fd/{}", directory.as_raw_fd())).ok()?;
+        let below = path.strip_prefix(&self.host.cgroup2).ok()?.to_str()?;
+        Some(format!("{}/{below}", self.host.mounted_part.trim_end_matches('/')))
     }
 
     /// Returns the herd's path as `/proc/PID/cgroup` shows it.

@@ -89,15 +89,3 @@ fn a_socket_goes_to_its_group() {
     assert_eq!(fs::symlink_metadata(&socket).unwrap().gid(), 4242);
     drop(listener);
 }
-
-#[test]
-fn a_peer_is_known_by_its_process_and_cgroup() {
-    let (ours, _theirs) = UnixStream::pair().unwrap();
-    let peer = peer(&ours).unwrap();
-    assert_eq!(peer.pid.cast_unsigned(), std::process::id());
-    assert_eq!(peer.uid, rustix::process::geteuid().as_raw());
-    match peer.pidfd {
-        Some(_) => assert_eq!(peer.cgroup, pidfd::cgroup_of(peer.pid)),
-        None => assert_eq!(peer.cgroup, None),
-    }
-}
