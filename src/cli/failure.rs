@@ -1,8 +1,9 @@
 //! How a command ends: exit statuses, and errors on stderr.
 
-use std::io::{self, Write};
+use std::io;
 use std::process::ExitCode;
 
+use super::log;
 use crate::model::error::{Code, Error};
 
 /// How a command ended.
@@ -73,8 +74,7 @@ pub(super) fn note(text: &str) {
 /// Writes a text and its newline at once: nobody else's line comes in between.
 fn say(mut text: String) {
     text.push('\n');
-    // Where stderr is closed there is nobody to tell.
-    io::stderr().write_all(text.as_bytes()).unwrap_or_default();
+    log::say(text.into_bytes());
 }
 
 /// Tells what is wrong with the command line, or the help that was asked for, and returns the exit status.

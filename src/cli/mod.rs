@@ -23,7 +23,9 @@ mod failure;
 mod init;
 mod link;
 mod list;
+mod log;
 mod logs;
+mod printer;
 mod run;
 mod schema;
 mod screen;
@@ -58,13 +60,15 @@ pub fn main() -> ExitCode {
     let is_json = cli.global.json;
     let mut screen = Screen::stdout(is_json);
     let done = dispatch(cli, &mut screen);
-    match (done, screen.flush()) {
+    let code = match (done, screen.flush()) {
         // That nobody reads any more changes nothing about how it ended.
         (Ok(code), Err(error)) if error.kind() == ErrorKind::BrokenPipe => code,
         (Ok(_), Err(error)) => Failure::Stdout(error).report(is_json),
         (Ok(code), Ok(())) => code,
         (Err(failure), _) => failure.report(is_json),
-    }
+    };
+    log::finish();
+    code
 }
 
 fn dispatch(cli: Cli, screen: &mut Screen) -> Done {

@@ -6,31 +6,30 @@
 //!               └► Herd ◄──── watch: events and output ──► [one poll] ◄── signals
 //! ```
 //!
-//! This thread shows; it blocks in one poll and never in a call that an agent could hold up. The first SIGINT or SIGTERM
-//! ends the cascade politely, the next one kills it. The status is 0 only if every agent with a command completed.
+//! This thread shows; it blocks in one poll and never in a call that an agent could hold up, nor in a write. The first SIGINT, SIGTERM,
+//! SIGQUIT or SIGHUP ends the cascade in order, the next one kills it. The status is 0 only if every agent with a command completed.
 
 mod crew;
+mod signals;
+mod stdout;
 mod summary;
 mod view;
 
 use std::collections::BTreeMap;
-use std::io::{ErrorKind, Read};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::DirBuilderExt;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::args::{Global, RunArgs};
 use super::check;
 use super::failure::{Done, FAILED, Failure, note, tell};
 use super::link::SOCKET_VARIABLE;
+use super::log;
 use super::screen::Screen;
-use super::serve::log_to_stderr;
 use crate::api::client::Client;
 use crate::api::method::{Call, EventQuery, Events, FollowQuery, Nothing, Selection};
 use crate::daemon::{self, Residence, Settings};
@@ -40,6 +39,8 @@ use crate::model::request::Target;
 use crate::model::spec::AgentSpec;
 use crate::model::status::AgentStatus;
 use crew::{Crew, Message};
+use signals::Requests;
+use stdout::Paper;
 use view::View;
 
 /// The variable that tells an agent how to call this very program.
@@ -61,9 +62,11 @@ pub(super) fn run(global: &Global, args: RunArgs, screen: &mut Screen) -> Done {
     // Before there are other threads.
     daemon::prepare_process();
     daemon::share_heap();
+    daemon::block_irrelevant_signals();
+    let failed = |what: &str, error: std::io::Error| Error::new(Code::Kernel, format!("{what}: {error}"));
     // What befalls agents is shown as events.
-    log_to_stderr(global.log_format, "error");
-    let signals = signals().map_err(|error| Error::new(Code::Kernel, format!("catch signals: {error}")))?;
+    log::start(global.log_format, "error").map_err(|error| failed("start the log", error))?;
+    let mut requests = Requests::listen().map_err(|error| failed("catch signals", error))?;
     let place = Place::choose(global)?;
     let mut settings = Settings::new(&place.dir);
     settings.herd = tree.config;
@@ -78,14 +81,12 @@ pub(super) fn run(global: &Global, args: RunArgs, screen: &mut Screen) -> Done {
     if !args.quiet {
         note(&format!("from another terminal: {SOCKET_VARIABLE}={} treeherd ps", socket.display()));
     }
+    let paper = Paper::behind(screen).map_err(|error| failed("start a thread for stdout", error))?;
     let mut view = View::new(&tree.agents, args.quiet, screen);
-    let outcome = watch(&herd, tree.agents, &signals, &mut view);
+    let outcome = watch(&herd, tree.agents, &mut requests, &mut view, &paper);
     let ended = herd.shutdown(None);
-    match outcome.and_then(|()| Ok(view.finish()?)) {
-        // Nobody looks any more: the agents were ended, which is not what they were started for.
-        Err(Failure::Stdout(error)) if error.kind() == ErrorKind::BrokenPipe => return Ok(ExitCode::from(FAILED)),
-        other => other?,
-    }
+    outcome.and_then(|()| Ok(view.finish()?))?;
+    paper.finish(LAST_LINES);
     ended?;
     Ok(if view.all_completed() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
 }
@@ -132,28 +133,25 @@ impl Drop for Place {
     }
 }
 
-/// Has the signals that end the run arrive as bytes.
-fn signals() -> std::io::Result<UnixStream> {
-    let (read, write) = UnixStream::pair()?;
-    read.set_nonblocking(true)?;
-    signal_hook::low_level::pipe::register(SIGINT, write.try_clone()?)?;
-    signal_hook::low_level::pipe::register(SIGTERM, write)?;
-    Ok(read)
-}
-
 /// Runs the agents and shows what they do, until all have ended.
-fn watch(herd: &Herd, agents: Vec<AgentSpec>, signals: &UnixStream, view: &mut View<'_>) -> Result<(), Failure> {
+fn watch(
+    herd: &Herd,
+    agents: Vec<AgentSpec>,
+    requests: &mut Requests,
+    view: &mut View<'_>,
+    paper: &Paper,
+) -> Result<(), Failure> {
     let mut client = herd.connect_client()?;
     client.call::<Events>(&Call::Events(EventQuery { follow: true, ..EventQuery::default() }))?;
     client.call::<Nothing>(&Call::Follow(FollowQuery { target: Target::All, stream: None, lines: None }))?;
     let mut crew = Crew::start(herd, agents)?;
-    let (mut asked, mut has_started, mut sparse) = (0, false, None);
+    let (mut has_started, mut sparse) = (false, None);
     loop {
-        drain(&mut client, view)?;
+        drain(&mut client, view, paper)?;
         match crew.next() {
             Some(Message::Done(statuses)) => {
                 view.ended(&statuses);
-                return settle(&mut client, view);
+                return settle(&mut client, view, paper);
             }
             Some(Message::Spawned) => has_started = true,
             Some(Message::Refused(id, error)) => view.refused(&id, &error)?,
@@ -165,22 +163,22 @@ fn watch(herd: &Herd, agents: Vec<AgentSpec>, signals: &UnixStream, view: &mut V
                     // Where the supervisor, in a cgroup of its own, holds its memory already, this is refused and changes nothing.
                     sparse = sparse.or_else(daemon::trim_memory);
                 }
-                if wait(&client, Some((&crew.wake, signals)), None)? {
+                let [asked, hung_up] = requests.fds();
+                if wait(&client, paper, &[crew.wake.as_fd(), asked, hung_up], None)? {
                     take(&mut client, view)?;
                 }
             }
         }
-        for _ in 0..arrived(signals) {
-            asked += 1;
-            note(if asked == 1 { "ending all agents; a second signal kills them" } else { "killing all agents" });
-            crew.end(herd, asked > 1)?;
-        }
+        requests.take(|count| {
+            note(if count == 1 { "ending all agents; a second signal kills them" } else { "killing all agents" });
+            crew.end(herd, count > 1)
+        })?;
     }
 }
 
-/// Shows what is here already.
-fn drain(client: &mut Client, view: &mut View<'_>) -> Result<(), Failure> {
-    while client.has_more() {
+/// Shows what is here already, as far as stdout has room.
+fn drain(client: &mut Client, view: &mut View<'_>, paper: &Paper) -> Result<(), Failure> {
+    while client.has_more() && paper.has_room() {
         take(client, view)?;
     }
     Ok(())
@@ -192,38 +190,37 @@ fn take(client: &mut Client, view: &mut View<'_>) -> Result<(), Failure> {
 }
 
 /// Shows the last of what the agents, which have all ended, wrote.
-fn settle(client: &mut Client, view: &mut View<'_>) -> Result<(), Failure> {
+fn settle(client: &mut Client, view: &mut View<'_>, paper: &Paper) -> Result<(), Failure> {
     // Whatever was on its way before this call is here after it.
     client.call::<Vec<AgentStatus>>(&Call::Ps(Selection::default()))?;
     let deadline = Instant::now() + LAST_LINES;
     loop {
-        drain(client, view)?;
+        drain(client, view, paper)?;
         let left = deadline.saturating_duration_since(Instant::now());
         if !view.is_following() || left.is_zero() {
             return Ok(());
         }
         view.flush()?;
-        if wait(client, None, Some(left))? {
+        if wait(client, paper, &[], Some(left))? {
             take(client, view)?;
         }
     }
 }
 
-/// Waits until there is something to do, and says whether it is the supervisor that has something to tell.
-fn wait(client: &Client, others: Option<(&UnixStream, &UnixStream)>, most: Option<Duration>) -> Result<bool, Error> {
-    let others = others.map(|(wake, signals)| [wake.as_fd(), signals.as_fd()]);
-    let fds = std::iter::once(client.as_fd()).chain(others.into_iter().flatten());
-    let mut fds: Vec<PollFd<'_>> = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
+/// Waits until there is something to do, and returns whether the supervisor has something to tell for which stdout has room.
+fn wait(client: &Client, paper: &Paper, others: &[BorrowedFd<'_>], most: Option<Duration>) -> Result<bool, Error> {
+    let has_room = paper.has_room();
+    if has_room && client.has_more() {
+        // There was no room for it a moment ago.
+        return Ok(true);
+    }
+    let told = if has_room { client.as_fd() } else { paper.room() };
+    let fds = std::iter::once(&told).chain(others);
+    let mut fds: Vec<PollFd<'_>> = fds.map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
     let most = most.and_then(|most| Timespec::try_from(most).ok());
     match poll(&mut fds, most.as_ref()) {
-        Ok(_) => Ok(!fds[0].revents().is_empty()),
+        Ok(_) => Ok(has_room && !fds[0].revents().is_empty()),
         Err(rustix::io::Errno::INTR) => Ok(false),
         Err(errno) => Err(Error::new(Code::Kernel, format!("poll: {errno}"))),
     }
-}
-
-/// Takes the bytes that came in, and returns how many.
-fn arrived(mut pipe: &UnixStream) -> usize {
-    let mut bytes = [0; 64];
-    pipe.read(&mut bytes).unwrap_or(0)
 }

@@ -1,6 +1,6 @@
 //! What is shown, and how: stdout, colours, columns, times.
 
-use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
+use std::io::{self, BufWriter, IsTerminal, Write};
 
 use anstyle::{AnsiColor, Style};
 use jiff::tz::TimeZone;
@@ -28,7 +28,7 @@ pub(super) const WAIT: Style = AnsiColor::Cyan.on_default();
 
 /// Stdout.
 pub(super) struct Screen {
-    out: BufWriter<Stdout>,
+    out: BufWriter<Box<dyn Write>>,
     /// Whether a program reads.
     pub is_json: bool,
     /// Whether colours are shown.
@@ -46,7 +46,7 @@ impl Screen {
         let is_refused = Self::refuses_colour();
         let size = rustix::termios::tcgetwinsize(&stdout).ok();
         Self {
-            out: BufWriter::new(stdout),
+            out: BufWriter::new(Box::new(stdout)),
             is_json,
             is_coloured: is_terminal && !is_dumb && !is_refused && !is_json,
             width: size.map(|size| usize::from(size.ws_col)).filter(|columns| *columns > 0),
@@ -56,6 +56,13 @@ impl Screen {
     /// Says whether the user wants no colours (<https://no-color.org>).
     pub(super) fn refuses_colour() -> bool {
         std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+    }
+
+    /// Has all that is shown from now on written elsewhere.
+    pub(super) fn write_to(&mut self, out: Box<dyn Write>) -> io::Result<()> {
+        self.out.flush()?;
+        self.out = BufWriter::new(out);
+        Ok(())
     }
 
     /// Writes a line.

@@ -57,3 +57,4 @@ pub use settings::{Residence, Settings, default_cgroup, delegated_cgroup};
 pub use start::{Running, serve, start, step_aside};
 
 pub use crate::kernel::program::share_heap;
+pub use crate::kernel::signals::{block_irrelevant as block_irrelevant_signals, is_ignored};

@@ -88,7 +88,7 @@ pub fn start(settings: Settings) -> Result<Running, Error> {
     Ok(Running { thread })
 }
 
-/// Runs a daemon in the foreground until its herd is ended: by a request, SIGTERM or SIGINT. SIGHUP rereads the configuration.
+/// Runs a daemon in the foreground until its herd is ended: by a request, SIGTERM, SIGINT or SIGQUIT. SIGHUP rereads the configuration.
 ///
 /// # Errors
 /// As [`start`], and whatever ended the daemon against its will.
@@ -379,8 +379,8 @@ impl Parts {
         let signals = match manner {
             Manner::Library => None,
             Manner::Daemon => {
-                use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-                let mut signals = signal_hook_mio::v1_0::Signals::new([SIGTERM, SIGINT, SIGHUP])
+                use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+                let mut signals = signal_hook_mio::v1_0::Signals::new([SIGTERM, SIGINT, SIGQUIT, SIGHUP])
                     .map_err(|error| failed("listen to signals", error))?;
                 registry
                     .register(&mut signals, Source::Signals.token(), Interest::READABLE)

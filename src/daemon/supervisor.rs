@@ -6,7 +6,7 @@ use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use mio::{Events, Poll, Token, Waker};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 
 use super::body::{Body, Watched};
 use super::client::Client;
@@ -373,7 +373,9 @@ impl Supervisor {
         for signal in came {
             match signal {
                 SIGHUP => self.reloading(Self::reread),
-                SIGTERM | SIGINT => self.stop(if signal == SIGTERM { "SIGTERM" } else { "SIGINT" }),
+                SIGTERM => self.stop("SIGTERM"),
+                SIGINT => self.stop("SIGINT"),
+                SIGQUIT => self.stop("SIGQUIT"),
                 _ => {}
             }
         }

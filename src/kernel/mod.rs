@@ -16,6 +16,7 @@ pub mod pressure;
 pub mod process;
 pub mod program;
 pub mod rights;
+pub mod signals;
 pub mod socket;
 pub mod spawn;
 pub mod stat;

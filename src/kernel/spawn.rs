@@ -45,6 +45,7 @@ use rustix::io::Errno;
 use self::child::{Mission, Orders};
 use self::cradle::Cradle;
 use self::entry::PidEntry;
+pub(super) use self::raw::set_signal_mask;
 use super::pidfd::{self, Exit};
 use super::user::Credentials;
 use crate::model::stage::{SpawnFailure, Stage};

@@ -88,6 +88,18 @@ pub fn daemon(words: &[&str]) -> Own {
     own
 }
 
+/// Starts a daemon in a process of its own, by a command that is changed as asked.
+pub fn daemon_started(change: impl FnOnce(&mut Command)) -> Own {
+    let dir = tempfile::tempdir().unwrap();
+    let cgroup = unique("daemon");
+    alive().insert(cgroup.clone());
+    let mut own = Own { herd: None, daemon: None, words: Vec::new(), dir, cgroup, _watchdog: watchdog() };
+    let mut command = own.start();
+    change(&mut command);
+    own.await_answer(command);
+    own
+}
+
 fn alive() -> std::sync::MutexGuard<'static, BTreeSet<String>> {
     ALIVE.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -184,7 +196,11 @@ impl Own {
 
     /// Starts a daemon where the last one was.
     pub fn restart(&mut self) {
-        self.daemon = Some(self.start().spawn().unwrap());
+        self.await_answer(self.start());
+    }
+
+    fn await_answer(&mut self, mut command: Command) {
+        self.daemon = Some(command.spawn().unwrap());
         let socket = self.socket();
         until("the daemon answers", || {
             if let Some(status) = self.daemon.as_mut().unwrap().try_wait().unwrap() {
@@ -194,6 +210,17 @@ impl Own {
             self.herd = Herd::connect(&socket).ok().filter(|herd| herd.agents().is_ok());
             self.herd.is_some()
         });
+    }
+
+    /// Returns the pid of the daemon.
+    pub fn pid(&self) -> u32 {
+        self.daemon.as_ref().unwrap().id()
+    }
+
+    /// Waits until the daemon has ended.
+    pub fn wait_for_end(&mut self) -> std::process::ExitStatus {
+        drop(self.herd.take());
+        self.daemon.take().unwrap().wait().unwrap()
     }
 
     /// Makes the command that starts a daemon here.

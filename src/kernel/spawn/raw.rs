@@ -152,7 +152,7 @@ pub(super) const ALL_SIGNALS: u64 = u64::MAX;
 ///
 /// By hand and not through libc, which keeps two signals of its own unblocked.
 #[allow(unsafe_code)]
-pub(super) fn set_signal_mask(mask: u64) -> u64 {
+pub(in crate::kernel) fn set_signal_mask(mask: u64) -> u64 {
     let mut before = 0u64;
     let arguments = [
         libc::SIG_SETMASK.cast_unsigned() as usize,
