@@ -206,7 +206,7 @@ fn what_is_left_behind_is_killed_though_its_first_thread_has_ended() {
     });
     await_line(&herd, &id, "headless");
     std::fs::write(&fifo, "end\n").unwrap();
-    let ended = herd.wait(&[id.clone()]).unwrap();
+    let ended = herd.wait(std::slice::from_ref(&id)).unwrap();
     assert_eq!((ended[0].state, herd.processes()), (State::Failed, Vec::new()));
     herd.finish();
 }

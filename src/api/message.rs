@@ -163,6 +163,12 @@ pub fn result<T: Serialize>(value: &T) -> Outcome {
     to_raw_value(value).map_err(|error| Error::new(Code::BadValue, format!("the answer has no JSON form: {error}")))
 }
 
+/// Writes the beginning of an answer, up to what the call gives.
+#[must_use]
+pub fn answer_head(id: &Value) -> String {
+    format!(r#"{{"jsonrpc":"2.0","id":{id},"result":"#)
+}
+
 /// Writes an answer as one line.
 #[must_use]
 pub fn answer_line(id: &Value, outcome: Outcome) -> Vec<u8> {

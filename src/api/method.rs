@@ -269,11 +269,12 @@ pub struct EventQuery {
 }
 
 impl EventQuery {
-    /// Says whether an event is asked for.
+    /// Says whether an event about this agent, below this parent, is asked for.
     #[must_use]
-    pub fn wants(&self, event: &Event) -> bool {
-        self.agent.as_ref().is_none_or(|agent| event.agent.as_ref() == Some(agent))
-            && self.parent.as_ref().is_none_or(|parent| event.parent.as_ref() == Some(parent))
+    pub fn wants(&self, agent: Option<&str>, parent: Option<&str>) -> bool {
+        let is_asked =
+            |asked: &Option<AgentId>, of: Option<&str>| asked.as_ref().is_none_or(|asked| of == Some(asked.as_str()));
+        is_asked(&self.agent, agent) && is_asked(&self.parent, parent)
     }
 }
 

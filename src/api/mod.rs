@@ -8,8 +8,10 @@
 //! ```
 //!
 //! * Requests of one connection may be on their way side by side; answers carry the request's `id` and come in any order.
-//! * A line of a request has [`REQUEST_MAX`] bytes at most, a client [`CALLS_MAX`] unanswered calls and as many that follow,
-//!   [`WIDE_MAX`] of them many agents.
+//! * A line of a request has [`REQUEST_MAX`] bytes at most, its `id` [`CALL_ID_MAX`]; a client has [`CALLS_MAX`] unanswered calls and
+//!   as many that follow, [`WIDE_MAX`] of them the output of many agents.
+//! * A list of agents is written as its reader takes it: each is told as it is when its entry is written. Until then no further
+//!   request of the connection is taken, nor while one that reads (`show`, `stats`, `events`, `logs`, `doctor`, …) is being answered.
 //! * `error.data.code` is stable ([`Code`](crate::model::error::Code)); the message is for people.
 //! * A following call (`events`, `logs`, `follow`) is answered at once; what follows comes as notifications that name the call. A
 //!   slow reader loses only its own, and is told how many. Output is told after the events that came before it.
@@ -24,6 +26,9 @@ pub const REQUEST_MAX: usize = 1 << 20;
 
 /// The most calls of one client that may be unanswered at once, and the most that may follow.
 pub const CALLS_MAX: usize = 1024;
+
+/// The longest `id` of a request, in bytes as JSON.
+pub const CALL_ID_MAX: usize = 256;
 
 /// The most of them that follow many agents each: every one costs a place for each agent.
 pub const WIDE_MAX: usize = 16;

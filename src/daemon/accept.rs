@@ -18,6 +18,10 @@ use crate::kernel::rights::{self, Stream};
 use crate::machine::{AgentKey, Caller, Input};
 use crate::model::error::{Code, Error};
 use crate::model::id::Run;
+use crate::model::time::Monotonic;
+
+/// How many requests of one client a turn takes.
+const REQUESTS_A_TURN: usize = 32;
 
 /// How many connections may be on their way in: what comes faster than it can be found out who it is waits in the socket.
 const ARRIVING_MOST: usize = 32;
@@ -149,16 +153,20 @@ impl Supervisor {
         key.map_or(Owner::Nobody, |key| Owner::Agent(key, run))
     }
 
-    /// Serves what a client has sent.
-    pub(super) fn serve_client(&mut self, id: u64) {
+    /// Serves what a client has sent, until then.
+    pub(super) fn serve_client(&mut self, id: u64, until: Monotonic) {
+        let memory = self.clients_memory;
         let Some(client) = self.clients.get_mut(&id) else { return };
-        let has_more = client.receive();
-        let lines = client.lines();
-        let is_eager = has_more || client.has_lines() && !lines.is_empty();
-        for line in lines {
+        let mut has_more = client.receive(memory);
+        for taken in 1.. {
+            let Some(line) = self.clients.get_mut(&id).and_then(|client| client.next_line(memory)) else { break };
             self.request(id, &line);
+            if taken >= REQUESTS_A_TURN || clock::monotonic() >= until {
+                has_more = true;
+                break;
+            }
         }
-        if is_eager {
+        if has_more {
             self.eager.insert(id);
         }
         self.stirred.insert(id);

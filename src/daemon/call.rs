@@ -1,4 +1,5 @@
-//! What each method does: the ones that change something go to the machine, the ones that read are answered here.
+//! What each method does: the ones that change something go to the machine, the ones that read are answered here, or by a reader
+//! thread if that takes long.
 
 use std::collections::BTreeMap;
 
@@ -7,19 +8,15 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::accept::Owner;
-use super::client::{Client, EventFollow, Lasts, OutputFollow, WideFollow};
-use super::follow::read;
-use super::job::{Job, Measured};
+use super::client::{Client, EventFollow};
+use super::outbox::Entries;
+use super::reads::{Errand, Measured, is_long_to_parse, parse};
 use super::reread::OURSELVES;
 use super::supervisor::{Supervisor, now};
-use crate::api::message::{Incoming, Outcome, result};
-use crate::api::method::{
-    Call, EventQuery, Events, FollowQuery, Hello, LogQuery, Nothing, Offsets, Selection, Shown, Stats, StatsQuery,
-    grace,
-};
-use crate::api::{CALLS_MAX, WIDE_MAX};
+use crate::api::message::{Outcome, result};
+use crate::api::method::{Call, EventQuery, Events, Hello, Offsets, Selection, Shown, Stats, StatsQuery, grace};
+use crate::api::{CALL_ID_MAX, CALLS_MAX};
 use crate::kernel::cgroup::Place;
-use crate::kernel::pidfd;
 use crate::machine::{AgentKey, Input, ReplyTo};
 use crate::model::error::{Code, Error};
 use crate::model::id::AgentId;
@@ -27,7 +24,6 @@ use crate::model::request::{Answer, Request, Target};
 use crate::model::status::{AgentStatus, millis};
 use crate::model::stream::Stream;
 use crate::model::usage::Usage;
-use crate::output::{Cursor, Spool};
 
 /// Figures of the herd and of each agent, kept for an interval.
 #[derive(Clone, Debug, Default)]
@@ -37,13 +33,22 @@ pub(super) struct Sample {
 }
 
 /// Whether a call is answered now or later.
-enum Answered {
+pub(super) enum Answered {
     Now(Box<RawValue>),
     Later,
 }
 
-fn now_with<T: Serialize>(value: &T) -> Result<Answered, Error> {
+pub(super) fn now_with<T: Serialize>(value: &T) -> Result<Answered, Error> {
     result(value).map(Answered::Now)
+}
+
+/// Says whether the `id` of a request is as short as it has to be.
+fn is_short(id: &Value) -> bool {
+    match id {
+        Value::String(text) => text.len() < CALL_ID_MAX,
+        Value::Array(_) | Value::Object(_) => serde_json::to_string(id).is_ok_and(|json| json.len() <= CALL_ID_MAX),
+        _ => true,
+    }
 }
 
 impl Supervisor {
@@ -52,14 +57,26 @@ impl Supervisor {
         if line.iter().all(u8::is_ascii_whitespace) {
             return;
         }
-        let incoming = match Incoming::parse(line) {
-            Ok(incoming) => incoming,
-            Err(error) => return self.answer(client_id, Some(&Value::Null), Err(error)),
-        };
-        let id = incoming.id.as_ref();
-        let outcome =
-            Call::parse(&incoming.method, incoming.params).and_then(|call| self.take_call(client_id, id, call));
-        match outcome {
+        if is_long_to_parse(line) {
+            let number = self.fresh();
+            if let Some(client) = self.clients.get_mut(&client_id) {
+                client.reading = Some(number);
+            }
+            return self.hand_errand(Errand::Parse { client: client_id, number, line: line.to_vec() });
+        }
+        let (id, call) = parse(line);
+        self.take_request(client_id, id.as_ref(), call);
+    }
+
+    /// Takes a request that is parsed, or was found to be none.
+    pub(super) fn take_request(&mut self, client_id: u64, id: Option<&Value>, call: Result<Call, Error>) {
+        let is_long = id.is_some_and(|id| !is_short(id));
+        if is_long {
+            let message = format!("the id of a request is longer than {CALL_ID_MAX} bytes");
+            let error = Error::new(Code::TooLarge, message).remedy("use a number or a short text");
+            return self.answer(client_id, Some(&Value::Null), Err(error));
+        }
+        match call.and_then(|call| self.take_call(client_id, id, call)) {
             Ok(Answered::Now(value)) => self.answer(client_id, id, Ok(value)),
             Ok(Answered::Later) => {}
             Err(error) => self.answer(client_id, id, Err(error)),
@@ -79,27 +96,49 @@ impl Supervisor {
         if let (OURSELVES, Err(error)) = (to, &outcome) {
             return tracing::error!("{error}");
         }
-        let value = outcome.and_then(|answer| match answer {
-            Answer::Agent(status) => result(&self.with_lines(*status)),
-            Answer::Agents(statuses) => {
-                result(&statuses.into_iter().map(|status| self.with_lines(status)).collect::<Vec<_>>())
+        let value = match outcome {
+            Err(error) => Err(error),
+            Ok(Answer::Agents(statuses)) => {
+                let statuses: Vec<_> = statuses.into_iter().map(|status| self.with_lines(status)).collect();
+                return self.reply_list(to, ("[", "]"), Entries::Statuses(statuses.into_iter()));
             }
-            Answer::Receipt(receipt) => result(&receipt),
-            Answer::Limits(limits) => result(&limits),
-        });
+            Ok(Answer::Receipt(mut receipt)) => {
+                let agents = std::mem::take(&mut receipt.agents);
+                let text = serde_json::to_string(&receipt).unwrap_or_default();
+                let around = text.split_once("[]").map(|(head, tail)| (format!("{head}["), format!("]{tail}")));
+                let (head, tail) = around.expect("a receipt without agents has an empty list");
+                return self.reply_list(to, (&head, &tail), Entries::Receipts(agents.into_iter()));
+            }
+            Ok(Answer::Agent(status)) => result(&self.with_lines(*status)),
+            Ok(Answer::Limits(limits)) => result(&limits),
+        };
         self.reply_value(to, value);
     }
 
-    pub(super) fn reply_value(&mut self, to: ReplyTo, value: Outcome) {
-        let Some(client) = self.clients.get_mut(&to.client) else { return };
-        if let Some(id) = client.calls.remove(&to.call).flatten() {
-            client.answer(&id, value);
-            self.stirred.insert(to.client);
+    /// Answers a call with a list that is written as its reader takes it.
+    fn reply_list(&mut self, to: ReplyTo, around: (&str, &str), entries: Entries) {
+        if let Some((client, id)) = self.call_is_over(to) {
+            client.answer_list(&id, around, entries);
         }
     }
 
+    pub(super) fn reply_value(&mut self, to: ReplyTo, value: Outcome) {
+        if let Some((client, id)) = self.call_is_over(to) {
+            client.answer(&id, value);
+        }
+    }
+
+    /// Takes a call off its client's account. Returns both, if an answer is wanted.
+    fn call_is_over(&mut self, to: ReplyTo) -> Option<(&mut Client, Value)> {
+        let client = self.clients.get_mut(&to.client)?;
+        self.stirred.insert(to.client);
+        client.reading.take_if(|reading| *reading == to.call);
+        let id = client.calls.remove(&to.call).flatten()?;
+        Some((client, id))
+    }
+
     /// Adds to a status what only the shell knows.
-    fn with_lines(&self, mut status: AgentStatus) -> AgentStatus {
+    pub(super) fn with_lines(&self, mut status: AgentStatus) -> AgentStatus {
         let body = self.machine.key_of(&status.id).and_then(|key| self.bodies.get(&key));
         if let (Some(exit), Some(body)) = (&mut status.exit, body) {
             exit.last_lines.clone_from(&body.last_lines);
@@ -111,19 +150,28 @@ impl Supervisor {
         let request = match call {
             Call::Hello(_) => return now_with(&self.hello()),
             Call::Config(_) => return now_with(&self.configured()),
-            Call::Ps(selection) => return now_with(&self.ps(&selection)?),
-            Call::Process(of) => return now_with(&self.process(of.pid)?),
-            Call::Events(query) => return now_with(&self.events(client_id, id, query)?),
-            Call::Logs(query) => return self.logs(client_id, id, &query),
-            Call::Follow(query) => return now_with(&self.follow(client_id, id, query)?),
-            Call::Doctor(_) => return now_with(&super::doctor::doctor(&self.settings)),
+            Call::Ps(selection) => return self.ps(client_id, id, &selection),
+            Call::Process(of) => {
+                let to = self.expect_reading(client_id, id)?;
+                self.hand_errand(Errand::Process { to, pid: of.pid });
+                return Ok(Answered::Later);
+            }
+            Call::Events(query) => return self.events(client_id, id, query),
+            Call::Logs(query) => return self.logs(client_id, id, query),
+            Call::Follow(query) => return self.follow(client_id, id, query),
+            Call::Doctor(_) => {
+                let to = self.expect_reading(client_id, id)?;
+                self.ask_doctor(to);
+                return Ok(Answered::Later);
+            }
             Call::Show(of) => {
                 let key = self.readable(client_id, &of.id)?;
-                let reply = self.expect_reply(client_id, id)?;
+                let to = self.expect_reading(client_id, id)?;
                 let mut places = self.places(&[key]);
                 let run = self.machine.run_of(key).and_then(|run| Some((key, self.bodies.get(&key)?.run_place(run))));
                 places.extend(run.filter(|_| !self.machine.has_ended(key)));
-                self.hand(Job::Measure { call: Measured::Agent(reply, key), places });
+                let call = Measured::Agent(to, key);
+                self.hand_errand(Errand::Measure { call, places: places.into(), done: Vec::new() });
                 return Ok(Answered::Later);
             }
             Call::Explain(of) => {
@@ -169,6 +217,15 @@ impl Supervisor {
         Ok(ReplyTo { client: client_id, call })
     }
 
+    /// Notes that a call will be answered when a reader thread is done; until then the client's other requests wait.
+    pub(super) fn expect_reading(&mut self, client_id: u64, id: Option<&Value>) -> Result<ReplyTo, Error> {
+        let to = self.expect_reply(client_id, id)?;
+        if let Some(client) = self.clients.get_mut(&client_id) {
+            client.reading = Some(to.call);
+        }
+        Ok(to)
+    }
+
     fn hello(&self) -> Hello {
         Hello {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -178,14 +235,15 @@ impl Supervisor {
         }
     }
 
-    fn ps(&self, selection: &Selection) -> Result<Vec<AgentStatus>, Error> {
+    fn ps(&mut self, client_id: u64, id: Option<&Value>, selection: &Selection) -> Result<Answered, Error> {
         let mut keys = self.machine.select(selection.target.as_ref().unwrap_or(&Target::All))?;
         if let Some(parent) = &selection.parent {
             let parent = self.find(parent)?;
             keys.retain(|key| self.machine.parent_of(*key) == Some(parent));
         }
-        let mono = now().mono;
-        Ok(keys.into_iter().map(|key| self.with_lines(self.machine.status(key, mono))).collect())
+        let to = self.expect_reply(client_id, id)?;
+        self.reply_list(to, ("[", "]"), Entries::Agents(keys.into_iter()));
+        Ok(Answered::Later)
     }
 
     fn find(&self, id: &AgentId) -> Result<AgentKey, Error> {
@@ -195,7 +253,7 @@ impl Supervisor {
     }
 
     /// Finds an agent whose secrets (output, environment) this client may read: an agent sees itself and what is below it.
-    fn readable(&self, client_id: u64, id: &AgentId) -> Result<AgentKey, Error> {
+    pub(super) fn readable(&self, client_id: u64, id: &AgentId) -> Result<AgentKey, Error> {
         let key = self.find(id)?;
         if self.may_read(client_id, key) {
             return Ok(key);
@@ -208,17 +266,18 @@ impl Supervisor {
         self.clients.get(&client_id).is_none_or(|client| self.machine.may_read(&client.caller, key))
     }
 
-    fn process(&self, pid: i32) -> Result<AgentStatus, Error> {
+    /// Tells to which agent a process in this cgroup belongs.
+    pub(super) fn process(&self, pid: i32, cgroup: Option<String>) -> Result<AgentStatus, Error> {
         let none = || {
             Error::new(Code::NoSuchAgent, format!("process {pid} belongs to no agent"))
                 .remedy("`treeherd ps` lists all agents")
         };
-        let cgroup = pidfd::cgroup_of(pid).ok_or_else(none)?;
+        let cgroup = cgroup.ok_or_else(none)?;
         let Owner::Agent(key, _) = self.cgroup_owner(&cgroup) else { return Err(none()) };
         Ok(self.with_lines(self.machine.status(key, now().mono)))
     }
 
-    fn events(&mut self, client_id: u64, id: Option<&Value>, query: EventQuery) -> Result<Events, Error> {
+    fn events(&mut self, client_id: u64, id: Option<&Value>, query: EventQuery) -> Result<Answered, Error> {
         let own = self.clients.get(&client_id).and_then(|client| client.caller.agent);
         if own.is_some() {
             let of = query.agent.as_ref().or(query.parent.as_ref());
@@ -229,109 +288,24 @@ impl Supervisor {
         }
         if !query.follow {
             self.write_down();
-            return self.journal.read(&query);
+            let to = self.expect_reading(client_id, id)?;
+            let pages = self.journal.pages(query.since.unwrap_or(0));
+            self.hand_errand(Errand::Events { to, pages, query });
+            return Ok(Answered::Later);
         }
         self.check_follows(client_id)?;
         let last = self.journal.last();
         let next = query.since.map_or(last, |since| since.min(last)) + 1;
+        let number = self.fresh();
         if let Some(client) = self.clients.get_mut(&client_id) {
-            client.events.push(EventFollow { call: id.cloned().unwrap_or_default(), query, next });
+            client.events.push(EventFollow { number, call: id.cloned().unwrap_or_default(), query, next });
             self.stirred.insert(client_id);
         }
-        Ok(Events { events: Vec::new(), last, lost: 0 })
-    }
-
-    fn logs(&mut self, client_id: u64, id: Option<&Value>, query: &LogQuery) -> Result<Answered, Error> {
-        let key = self.readable(client_id, &query.id)?;
-        self.catch_up(key);
-        let Some(spool) = self.bodies.get(&key).and_then(|body| body.spool.as_ref()) else {
-            let error = Error::new(Code::WrongState, format!("logs {}: it never ran and has no output", query.id));
-            return Err(error.remedy("name an agent with a command"));
-        };
-        let mut cursor = match query.from {
-            Some(from) if query.lines.is_none() => {
-                let mut cursor = Cursor { stdout: from.stdout, stderr: from.stderr };
-                Stream::ALL.into_iter().filter(|it| query.stream.is_some_and(|only| only != *it)).for_each(|stream| {
-                    cursor.set(stream, None);
-                });
-                cursor
-            }
-            Some(_) => {
-                return Err(
-                    Error::new(Code::BadValue, "logs: both lines and from are given").remedy("give one of them")
-                );
-            }
-            None => self.first_cursor(spool, &query.id, query.stream, query.lines)?,
-        };
-        if !query.follow {
-            return now_with(&read(self, spool, &query.id, &mut cursor)?);
-        }
-        self.check_follows(client_id)?;
-        let next = Offsets { stdout: cursor.stdout, stderr: cursor.stderr };
-        let first = crate::api::method::Output { next, ..Default::default() };
-        if let Some(client) = self.clients.get_mut(&client_id) {
-            let (call, id) = (id.cloned().unwrap_or_default(), query.id.clone());
-            let follow = OutputFollow { call, id, cursor, lasts: Lasts::UntilItEnds };
-            client.outputs.entry(key).or_default().push(follow);
-            client.news.insert(key);
-            self.stirred.insert(client_id);
-        }
-        now_with(&first)
-    }
-
-    /// Returns where a reader begins: so many lines before the end, or at the first kept byte.
-    fn first_cursor(
-        &self,
-        spool: &Spool,
-        id: &AgentId,
-        stream: Option<Stream>,
-        lines: Option<usize>,
-    ) -> Result<Cursor, Error> {
-        let Some(lines) = lines else { return Ok(Cursor::at(stream, |stream| spool.bounds(stream).0)) };
-        let streams: Vec<Stream> = stream.map_or_else(|| Stream::ALL.to_vec(), |stream| vec![stream]);
-        spool.from_tail(&self.tools.store, id, &streams, lines)
-    }
-
-    fn follow(&mut self, client_id: u64, id: Option<&Value>, query: FollowQuery) -> Result<Nothing, Error> {
-        let is_agent = self.clients.get(&client_id).is_some_and(|client| client.caller.agent.is_some());
-        match &query.target {
-            Target::Ids(ids) => ids.iter().try_for_each(|id| self.readable(client_id, id).map(drop))?,
-            _ if is_agent => {
-                let error = Error::new(Code::Forbidden, "an agent may follow only itself and the agents below it");
-                return Err(error.remedy("name them by their ids"));
-            }
-            _ => {}
-        }
-        self.check_follows(client_id)?;
-        if self.clients.get(&client_id).is_some_and(|client| client.wide.len() >= WIDE_MAX) {
-            let error = Error::new(
-                Code::TooManyClients,
-                format!("{WIDE_MAX} calls of this connection follow many agents already"),
-            );
-            return Err(error.remedy("follow with a wider target, or use another connection"));
-        }
-        let mut began = Vec::new();
-        for key in self.machine.select(&query.target)? {
-            self.catch_up(key);
-            let Some(body) = self.bodies.get(&key) else { continue };
-            if let Some(spool) = &body.spool {
-                began.push((key, body.id.clone(), self.first_cursor(spool, &body.id, query.stream, query.lines)?));
-            }
-        }
-        let Some(client) = self.clients.get_mut(&client_id) else { return Ok(Nothing {}) };
-        let (call, wide) = (id.cloned().unwrap_or_default(), client.wide.len());
-        for (key, id, cursor) in began {
-            let lasts = Lasts::WhileKnown { wide, told: None };
-            client.outputs.entry(key).or_default().push(OutputFollow { call: call.clone(), id, cursor, lasts });
-            client.news.insert(key);
-        }
-        client.wide.push(WideFollow { call, query });
-        self.stirred.insert(client_id);
-        Ok(Nothing {})
+        now_with(&Events { events: Vec::new(), last, lost: 0 })
     }
 
     /// Refuses a call that follows if the client has too many of them.
-    fn check_follows(&self, client_id: u64) -> Result<(), Error> {
+    pub(super) fn check_follows(&self, client_id: u64) -> Result<(), Error> {
         if self.clients.get(&client_id).is_none_or(Client::may_follow) {
             return Ok(());
         }
@@ -342,12 +316,14 @@ impl Supervisor {
     fn stats(&mut self, client_id: u64, id: Option<&Value>, query: StatsQuery) -> Result<Answered, Error> {
         let mono = now().mono;
         let interval = self.settings.herd.monitoring_interval;
-        if let Some((_, sample)) = self.usage.as_ref().filter(|(at, _)| mono.since(*at) < interval) {
-            return now_with(&self.counted(sample, client_id, query));
+        let to = self.expect_reading(client_id, id)?;
+        if self.usage.as_ref().is_some_and(|(at, _)| mono.since(*at) < interval) {
+            self.reply_stats(to, query);
+        } else {
+            let all = self.machine.select(&Target::All)?;
+            let places = self.places(&all);
+            self.ask_stats(to, query, places);
         }
-        let reply = self.expect_reply(client_id, id)?;
-        let all = self.machine.select(&Target::All)?;
-        self.hand(Job::Measure { call: Measured::Herd(reply, query), places: self.places(&all) });
         Ok(Answered::Later)
     }
 
@@ -366,12 +342,12 @@ impl Supervisor {
                 let shown = self.shown(key, first(homes), first(runs));
                 self.reply_value(to, shown.and_then(|shown| result(&shown)));
             }
-            Measured::Herd(to, query) => {
+            Measured::Herd => {
                 let agents = agents.into_iter().map(|(key, usage, _)| (key, usage)).collect();
-                let sample = Sample { herd, agents };
-                let stats = self.counted(&sample, to.client, query);
-                self.usage = Some((now().mono, sample));
-                self.reply_value(to, result(&stats));
+                self.usage = Some((now().mono, Sample { herd, agents }));
+                for (to, query) in self.take_stats() {
+                    self.reply_stats(to, query);
+                }
             }
         }
     }
@@ -403,15 +379,28 @@ impl Supervisor {
         })
     }
 
-    fn counted(&self, sample: &Sample, client_id: u64, query: StatsQuery) -> Stats {
+    /// Answers with the figures that were read last.
+    fn reply_stats(&mut self, to: ReplyTo, query: StatsQuery) {
+        let Some((_, sample)) = self.usage.take() else { return };
+        let stats = self.counted(&sample);
+        if query.agents {
+            let readable = sample.agents.iter().filter(|(key, _)| self.may_read(to.client, *key));
+            let usage = Entries::Usage(readable.copied().collect::<Vec<_>>().into_iter());
+            let text = serde_json::to_string(&stats).unwrap_or_default();
+            let head = format!(r#"{},"usage_by_agent":{{"#, text.trim_end_matches('}'));
+            self.reply_list(to, (&head, "}}"), usage);
+        } else {
+            self.reply_value(to, result(&stats));
+        }
+        self.usage = Some((now().mono, sample));
+    }
+
+    fn counted(&self, sample: &Sample) -> Stats {
         let counts = self.machine.counts();
-        let (mut usage_by_level, mut usage_by_agent) = (BTreeMap::new(), BTreeMap::new());
+        let mut usage_by_level = BTreeMap::new();
         for (key, usage) in &sample.agents {
-            let Some((id, level)) = self.machine.id_of(*key).zip(self.machine.level_of(*key)) else { continue };
+            let Some(level) = self.machine.level_of(*key) else { continue };
             usage_by_level.entry(level).or_insert_with(Usage::default).add(usage);
-            if query.agents && self.may_read(client_id, *key) {
-                usage_by_agent.insert(id.clone(), *usage);
-            }
         }
         Stats {
             agents: counts.levels.values().sum(),
@@ -422,7 +411,7 @@ impl Supervisor {
             detection_by_cause: self.detection.report_by_cause(),
             usage: sample.herd,
             usage_by_level,
-            usage_by_agent,
+            usage_by_agent: BTreeMap::new(),
             rule_lines: self.rule_lines,
             limit_hits: self.limit_hits.clone(),
             clients: self.clients.len() as u64,

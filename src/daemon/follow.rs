@@ -7,44 +7,50 @@ use mio::Interest;
 use mio::unix::SourceFd;
 
 use super::client::{Client, EventFollow, Lasts, OutputFollow, WideFollow};
-use super::supervisor::{Source, Supervisor};
-use crate::api::method::{EventNote, EventQuery, Offsets, Output, OutputNote, OutputPiece};
+use super::journal::Page;
+use super::outbox::Entries;
+use super::reads::Errand;
+use super::supervisor::{Source, Supervisor, now};
+use crate::api::method::{EventNote, Offsets, Output, OutputNote, OutputPiece};
 use crate::machine::{AgentKey, Machine};
-use crate::model::event::Event;
+use crate::model::error::Error;
+use crate::model::id::AgentId;
 use crate::model::stream::Stream;
-use crate::output::{Cursor, Read, Spool};
+use crate::output::{Cursor, Read, Spool, Store};
 
-/// How many bytes of output one message carries at most.
+/// How many bytes of output one message carries at most, and of what else is written to a client before others have their turn.
 pub(super) const PIECE_BUDGET: usize = 64 << 10;
 
-/// How often a client's follows are moved on in one turn: a reader that keeps up with a flood must not keep the loop from
-/// everybody else.
-const PAGES_A_TURN: usize = 4;
+/// How often an event is held against what a client follows before others have their turn, and when there are new ones.
+const LOOKS_A_STEP: usize = 4096;
+const NEWS_AT_ONCE: usize = 256;
 
 impl Supervisor {
-    /// Tells an event to those who are up to date; the others find it in the journal.
-    pub(super) fn tell_followers(&mut self, event: &Event) {
-        let mut json = None;
-        for (id, client) in &mut self.clients {
-            let has_room = client.has_room();
-            let mut lines = Vec::new();
-            for EventFollow { call, query, next } in &mut client.events {
-                self.stirred.insert(*id);
-                if *next != event.seq || !has_room {
-                    continue;
-                }
-                *next = event.seq + 1;
-                if query.wants(event) {
-                    let json = json.get_or_insert_with(|| serde_json::to_string(event).unwrap_or_default());
-                    lines.push(format!(
-                        "{{\"jsonrpc\":\"2.0\",\"method\":\"event\",\"params\":{{\"call\":{call},\"event\":{json}}}}}\n"
-                    ));
-                }
-            }
-            for line in lines {
-                client.send(line.as_bytes());
-            }
+    /// Tells the new events to those who follow them, before anybody is given a page of anything else. Who has more to be told than
+    /// a few waits for its turn with the rest of it.
+    pub(super) fn tell_news(&mut self) {
+        if !std::mem::take(&mut self.has_news) {
+            return;
         }
+        let listeners = self.clients.iter().filter(|(_, client)| !client.events.is_empty());
+        for id in listeners.map(|(id, _)| *id).collect::<Vec<_>>() {
+            let Some(mut client) = self.clients.remove(&id) else { continue };
+            self.pump_all_events(id, &mut client, NEWS_AT_ONCE);
+            client.flush();
+            self.clients.insert(id, client);
+            self.stirred.insert(id);
+        }
+    }
+
+    /// Moves on all that follow events for a client, so many looks at events. Returns whether there may be more.
+    fn pump_all_events(&mut self, id: u64, client: &mut Client, mut looks: usize) -> bool {
+        let mut has_moved = false;
+        let mut events = std::mem::take(&mut client.events);
+        for follow in &mut events {
+            has_moved |= client.has_room() && self.pump_events(id, client, follow, &mut looks);
+        }
+        client.events = events;
+        has_moved
     }
 
     /// Has the followers of an agent's output looked after at the end of the turn.
@@ -64,44 +70,64 @@ impl Supervisor {
         }
     }
 
-    /// Moves everything that a client follows on, as far as its connection has room and a turn's share goes; then sends.
+    /// Sends what waits for a client, and moves on what it follows and the list that it is given, by one page each.
     pub(super) fn pump(&mut self, id: u64) {
         let Some(mut client) = self.clients.remove(&id) else { return };
-        let mut is_hungry = true;
-        for _ in 0..PAGES_A_TURN {
-            client.flush();
-            let mut has_moved = false;
-            let mut events = std::mem::take(&mut client.events);
-            for follow in &mut events {
-                has_moved |= client.has_room() && self.pump_events(&mut client, follow);
-            }
-            client.events = events;
-            // What an agent wrote is told after its start.
-            if client.events.iter().all(|follow| follow.next > self.journal.last()) {
-                for key in std::mem::take(&mut client.news) {
-                    has_moved |= self.pump_outputs(&mut client, key);
-                }
-            }
-            is_hungry = has_moved;
-            if !has_moved {
-                break;
-            }
+        client.flush();
+        let mut has_moved = client.write_on(PIECE_BUDGET, |entries, bytes| self.write_entry(entries, bytes));
+        has_moved |= self.pump_all_events(id, &mut client, LOOKS_A_STEP);
+        // What an agent wrote is told after its start.
+        if client.events.iter().all(|follow| follow.next > self.journal.last()) {
+            has_moved |= self.pump_news(&mut client);
         }
         client.flush();
         if client.is_over() {
-            self.drop_client(id, client);
-        } else {
-            if is_hungry && client.has_room() {
-                self.eager.insert(id);
-            }
-            self.listen_for_room(id, &mut client);
-            self.clients.insert(id, client);
+            return self.drop_client(id, client);
         }
+        if client.is_let_on(self.clients_memory) {
+            self.eager.insert(id);
+        }
+        if has_moved && !client.is_full() {
+            self.stirred.insert(id);
+        }
+        self.listen_for_room(id, &mut client);
+        self.clients.insert(id, client);
+    }
+
+    /// Writes the next entry of a list, and says whether there was one. An agent that is forgotten by now is left out.
+    fn write_entry(&self, entries: &mut Entries, bytes: &mut Vec<u8>) -> bool {
+        let written = match entries {
+            Entries::Agents(left) => left.find(|key| self.machine.id_of(*key).is_some()).map(|key| {
+                let status = self.with_lines(self.machine.status(key, now().mono));
+                serde_json::to_writer(bytes, &status)
+            }),
+            Entries::Statuses(left) => left.next().map(|status| serde_json::to_writer(bytes, &self.with_lines(status))),
+            Entries::Receipts(left) => left.next().map(|receipt| serde_json::to_writer(bytes, &receipt)),
+            Entries::Usage(left) => {
+                let named = left.find_map(|(key, usage)| Some((self.machine.id_of(key)?, usage)));
+                named.map(|(id, usage)| {
+                    serde_json::to_writer(&mut *bytes, id)?;
+                    bytes.push(b':');
+                    serde_json::to_writer(bytes, &usage)
+                })
+            }
+        };
+        written.is_some_and(|written| written.is_ok())
+    }
+
+    /// Moves on those of a client that follow output, until one page is written. Returns whether anything was told.
+    fn pump_news(&mut self, client: &mut Client) -> bool {
+        let (mut has_moved, begin) = (false, client.written());
+        while client.has_room() && client.written() - begin < PIECE_BUDGET as u64 {
+            let Some(key) = client.news.pop_first() else { break };
+            has_moved |= self.pump_outputs(client, key);
+        }
+        has_moved || !client.news.is_empty()
     }
 
     /// Has the poll tell when a reader has made room, as long as something waits for that.
     fn listen_for_room(&mut self, id: u64, client: &mut Client) {
-        let waits = client.waiting() > 0;
+        let waits = client.waits_for_room();
         if client.listens_for_room == waits {
             return;
         }
@@ -113,23 +139,57 @@ impl Supervisor {
         }
     }
 
-    /// Returns whether anything was told.
-    fn pump_events(&mut self, client: &mut Client, follow: &mut EventFollow) -> bool {
-        let EventFollow { call, query, next } = follow;
-        if *next > self.journal.last() {
+    /// Tells what is in memory; what is not a reader thread looks up. Returns whether there may be more.
+    fn pump_events(&mut self, id: u64, client: &mut Client, follow: &mut EventFollow, looks: &mut usize) -> bool {
+        if follow.next > self.journal.last() {
             return false;
         }
-        let page = EventQuery { since: Some(*next - 1), ..query.clone() };
-        let Ok(page) = self.journal.read(&page) else { return false };
-        let has_moved = page.last >= *next;
-        *next = (page.last + 1).max(*next);
-        if page.lost > 0 {
-            client.notify("event", &EventNote { call: call.clone(), event: None, lost: page.lost });
+        let Some(events) = self.journal.recent(follow.next) else {
+            if !std::mem::replace(&mut client.is_catching_up, true) {
+                let (pages, query) = (self.journal.pages(follow.next - 1), follow.query.clone());
+                self.hand_errand(Errand::Catch { client: id, number: follow.number, pages, query });
+            }
+            return false;
+        };
+        let begin = client.written();
+        for told in events {
+            if *looks == 0 || client.written() - begin >= PIECE_BUDGET as u64 || !client.has_room() {
+                break;
+            }
+            *looks -= 1;
+            follow.next = told.seq + 1;
+            if told.is_wanted(&follow.query) {
+                client.tell_event(&follow.call, &told.json);
+            }
         }
-        for event in page.events {
-            client.notify("event", &EventNote { call: call.clone(), event: Some(event), lost: 0 });
+        true
+    }
+
+    /// A reader thread has looked up events for a client that follows them.
+    pub(super) fn caught_up(&mut self, id: u64, number: u64, page: Result<Page, Error>) {
+        let first_recent = self.journal.first_recent();
+        let Some(client) = self.clients.get_mut(&id) else { return };
+        client.is_catching_up = false;
+        let mut page = page.unwrap_or_else(|error| {
+            tracing::warn!("{error}");
+            Page::default()
+        });
+        let mut events = std::mem::take(&mut client.events);
+        if let Some(EventFollow { call, next, .. }) = events.iter_mut().find(|follow| follow.number == number) {
+            // What could not be written is nowhere but in memory, or lost.
+            if let Some(first) = first_recent.filter(|first| page.last < *next && first > next) {
+                (page.lost, page.last) = (first - *next, first - 1);
+            }
+            if page.last >= *next {
+                *next = page.last + 1;
+                self.stirred.insert(id);
+            }
+            if page.lost > 0 {
+                client.notify("event", &EventNote { call: call.clone(), event: None, lost: page.lost });
+            }
+            page.events.iter().for_each(|json| client.tell_event(call, json));
         }
-        has_moved
+        client.events = events;
     }
 
     /// Moves on whoever follows an agent's output. Returns whether anything was told: then there may be more.
@@ -164,7 +224,7 @@ impl Supervisor {
         }
         let Some(body) = self.bodies.get(&agent) else { return (false, is_single) };
         let Some(spool) = &body.spool else { return (false, is_single && has_ended) };
-        let Ok(output) = read(self, spool, id, cursor) else { return (false, is_single) };
+        let Ok(output) = read(&self.tools.store, spool, id, cursor) else { return (false, is_single) };
         let mut is_last = has_ended && output.at_end;
         if let Lasts::WhileKnown { told, .. } = lasts {
             let run = self.machine.run_of(agent);
@@ -215,13 +275,8 @@ fn is_news(page: &Output) -> bool {
 }
 
 /// Reads a page of an agent's output and moves the cursor over it.
-pub(super) fn read(
-    shell: &Supervisor,
-    spool: &Spool,
-    id: &crate::model::id::AgentId,
-    cursor: &mut Cursor,
-) -> Result<Output, crate::model::error::Error> {
-    let Read { pieces, gone, at_end } = spool.read(&shell.tools.store, id, cursor, PIECE_BUDGET)?;
+pub(super) fn read(store: &Store, spool: &Spool, id: &AgentId, cursor: &mut Cursor) -> Result<Output, Error> {
+    let Read { pieces, gone, at_end } = spool.read(store, id, cursor, PIECE_BUDGET)?;
     Ok(Output {
         pieces: pieces
             .into_iter()

@@ -1,9 +1,18 @@
 //! The hands: a fixed pool of threads for kernel calls that take long in proportion to a subtree.
 //!
 //! A spawn blocks its thread until `exec`, and a kill of 50,000 processes takes seconds: neither may hold up the news of
-//! another agent's death. Jobs go in over a queue, outcomes come back over a channel that wakes the loop. Spawns have
-//! threads of their own, so that a hanging spawn never waits in front of the kill that frees it. So has giving space and
-//! memory back: it waits for a lock that a writer holds, and a writer may be given no CPU in the middle of its write; or for a disk.
+//! another agent's death. Jobs go in over a queue, outcomes come back over a channel that wakes the loop. What may hang or take long
+//! never stands in front of what ends and protects, so each kind has threads of its own:
+//!
+//! | threads | do | may wait for |
+//! | --- | --- | --- |
+//! | enders | kill, signal, freeze, thaw | nothing but the kernel's work on the subtree |
+//! | spawners | spawn | a program's file, a user's home |
+//! | diggers | give space and memory back | a lock that a writer holds; a disk |
+//! | limiter | sets limits | reclaim, when a limit is below what is used |
+//! | readers | what clients read, a step at a time | each other's steps |
+//! | hands | everything else: cgroups that go, who connects | the kernel's lock on cgroups |
+//!
 //! All threads live as long as the supervisor: a child's parent-death signal and a vfork are bound to its spawner's thread.
 
 use std::collections::VecDeque;
@@ -22,8 +31,17 @@ const SPAWNERS: usize = 4;
 /// Threads that give space and memory back.
 const DIGGERS: usize = 2;
 
+/// Threads that end and freeze.
+const ENDERS: usize = 3;
+
+/// Threads that set limits: one, so they are set in their order.
+const LIMITERS: usize = 1;
+
+/// Threads that read for clients.
+const READERS: usize = 2;
+
 /// Threads that do everything else.
-const ACTORS: usize = 3;
+const ACTORS: usize = 2;
 
 /// Enough for the deepest call here, which formats an error; the child of a spawn has a stack of its own.
 const STACK: usize = 256 << 10;
@@ -33,6 +51,9 @@ const STACK: usize = 256 << 10;
 pub(super) struct Hands {
     spawns: Arc<Queue>,
     holes: Arc<Queue>,
+    ends: Arc<Queue>,
+    limits: Arc<Queue>,
+    reads: Arc<Queue>,
     acts: Arc<Queue>,
 }
 
@@ -51,10 +72,20 @@ struct Jobs {
 impl Hands {
     /// Starts the threads.
     pub fn start(tools: &Arc<Tools>, outcomes: &Sender<Outcome>, waker: &Arc<Waker>) -> Result<Self, Error> {
-        let hands = Self { spawns: Arc::default(), holes: Arc::default(), acts: Arc::default() };
-        let pools: [(_, _, _, fn(&Tools)); 3] = [
+        let hands = Self {
+            spawns: Arc::default(),
+            holes: Arc::default(),
+            ends: Arc::default(),
+            limits: Arc::default(),
+            reads: Arc::default(),
+            acts: Arc::default(),
+        };
+        let pools: [(_, _, _, fn(&Tools)); 6] = [
             ("spawner", SPAWNERS, &hands.spawns, get_ready),
             ("digger", DIGGERS, &hands.holes, |_| ()),
+            ("ender", ENDERS, &hands.ends, |_| ()),
+            ("limiter", LIMITERS, &hands.limits, |_| ()),
+            ("reader", READERS, &hands.reads, |_| ()),
             ("hand", ACTORS, &hands.acts, |_| ()),
         ];
         for (name, count, queue, rest) in pools {
@@ -74,10 +105,12 @@ impl Hands {
         let queue = match job {
             Job::Spawn(_) => &self.spawns,
             Job::Dig { .. } | Job::Reclaim { .. } => &self.holes,
+            Job::Kill { .. } | Job::KillRun { .. } | Job::Signal { .. } | Job::Freeze { .. } => &self.ends,
+            Job::SetLimits { .. } | Job::Tighten(_) | Job::Loosen(..) => &self.limits,
+            Job::Read(_) => &self.reads,
             _ => &self.acts,
         };
-        queue.lock().waiting.push_back(job);
-        queue.some.notify_one();
+        queue.add(job);
     }
 }
 
@@ -91,7 +124,7 @@ pub(super) fn get_ready(tools: &Tools) {
 
 impl Drop for Hands {
     fn drop(&mut self) {
-        for queue in [&self.spawns, &self.holes, &self.acts] {
+        for queue in [&self.spawns, &self.holes, &self.ends, &self.limits, &self.reads, &self.acts] {
             queue.lock().is_closed = true;
             queue.some.notify_all();
         }
@@ -101,6 +134,11 @@ impl Drop for Hands {
 impl Queue {
     fn lock(&self) -> std::sync::MutexGuard<'_, Jobs> {
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, job: Job) {
+        self.lock().waiting.push_back(job);
+        self.some.notify_one();
     }
 
     fn next(&self) -> Option<Job> {
@@ -120,11 +158,15 @@ impl Queue {
     fn work(&self, tools: &Tools, outcomes: &Sender<Outcome>, waker: &Waker, rest: fn(&Tools)) {
         rest(tools);
         while let Some(job) = self.next() {
-            let outcome = job.run(tools);
-            // Nobody waits for it: the loop is not woken.
-            if matches!(outcome, Outcome::Nothing) {
-                continue;
-            }
+            let outcome = match job.run(tools) {
+                Outcome::Unfinished(rest) => {
+                    self.add(rest);
+                    continue;
+                }
+                // Nobody waits for it: the loop is not woken.
+                Outcome::Nothing => continue,
+                outcome => outcome,
+            };
             // Nobody listens any more once the supervisor has ended: then the outcome is nobody's.
             if outcomes.send(outcome).is_err() || waker.wake().is_err() {
                 return;

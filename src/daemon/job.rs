@@ -7,8 +7,8 @@ use super::end::{self, Quarry};
 use super::launch::{self, Surroundings};
 use super::notify::Leaves;
 use super::pressure;
+use super::reads::{Errand, Reading, Step};
 use super::rules::Rulebook;
-use crate::api::method::StatsQuery;
 use crate::kernel::cgroup::{Cgroups, Frozen, Place, Removal};
 use crate::kernel::error::KernelError;
 use crate::kernel::peer::{self, Peer};
@@ -23,7 +23,6 @@ use crate::model::ready::Ready;
 use crate::model::spec::{AgentSpec, StopSignalTo};
 use crate::model::stage::{SpawnFailure, Stage};
 use crate::model::time::Monotonic;
-use crate::model::usage::Usage;
 use crate::output::{Dug, Hole, RuleSet, Store};
 
 /// What every hand holds.
@@ -102,10 +101,8 @@ pub(super) enum Job {
     },
     /// Find out who is at the other end of a connection.
     Identify(Arrival),
-    Measure {
-        call: Measured,
-        places: Vec<(AgentKey, Place)>,
-    },
+    /// Read what a client wants to know.
+    Read(Box<Errand>),
 }
 
 /// A connection whose maker is not known yet.
@@ -115,15 +112,6 @@ pub(super) struct Arrival {
     pub accepted: Monotonic,
     /// The last agent that was made before: who connected belongs to none that is made later.
     pub newest: AgentKey,
-}
-
-/// Who asked for figures.
-#[derive(Debug)]
-pub(super) enum Measured {
-    /// One agent's, for `show`.
-    Agent(ReplyTo, AgentKey),
-    /// The herd's and every agent's, for `stats`.
-    Herd(ReplyTo, StatsQuery),
 }
 
 /// What is needed to start a run.
@@ -173,8 +161,10 @@ pub(super) enum Outcome {
     Dug(AgentKey, Dug),
     /// Who connected.
     Identified(Arrival, Result<Peer, Error>),
-    /// Figures.
-    Measured { call: Measured, herd: Option<Usage>, agents: Vec<(AgentKey, Usage, Place)> },
+    /// What a client wanted to know.
+    Read(Box<Reading>),
+    /// There is more to do when the others of its queue have had their turn.
+    Unfinished(Job),
     /// Something nobody waits for failed.
     Fault(Error),
     /// Something nobody waits for is done.
@@ -185,7 +175,7 @@ impl Job {
     /// Says whether it may be done before what was decided is written down: it changes nothing, what it makes is taken back by
     /// whoever finds no record of it, or nobody could have it back.
     pub fn is_unrecorded(&self) -> bool {
-        let is_a_look = matches!(self, Self::FindLaggards { .. } | Self::Measure { .. } | Self::Sample { .. });
+        let is_a_look = matches!(self, Self::FindLaggards { .. } | Self::Read(_) | Self::Sample { .. });
         is_a_look || matches!(self, Self::Spawn(_) | Self::Identify(_) | Self::Dig { .. })
     }
 
@@ -228,13 +218,10 @@ impl Job {
                 let peer = peer::peer(&arrival.stream, arrival.accepted, |id| cgroups.path_of_id(id));
                 Outcome::Identified(arrival, peer)
             }
-            Self::Measure { call, places } => {
-                let herd = matches!(call, Measured::Herd(..)).then(|| cgroups.usage(&Place::herd()).ok()).flatten();
-                let agents =
-                    places.into_iter().filter_map(|(key, place)| Some((key, cgroups.usage(&place).ok()?, place)));
-                let agents = agents.collect();
-                Outcome::Measured { call, herd, agents }
-            }
+            Self::Read(errand) => match errand.step(tools) {
+                Step::Done(reading) => Outcome::Read(Box::new(reading)),
+                Step::More(errand) => Outcome::Unfinished(Self::Read(Box::new(errand))),
+            },
         }
     }
 }

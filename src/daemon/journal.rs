@@ -6,16 +6,24 @@
 //!
 //! A turn's events are written by one write at its end, whole or not at all: a number that is missing is an event that is lost. An
 //! index of every 64th line says where to begin to read.
+//!
+//! The last events are kept in memory as well: a follower that keeps up costs no read. Everybody else reads the files page by page
+//! on a reader thread, from a [`Pages`] that holds them open.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use crate::api::method::{EventQuery, Events};
+use serde::Deserialize;
+
+use crate::api::method::EventQuery;
 use crate::model::error::{Code, Error};
 use crate::model::event::Event;
+use crate::model::id::AgentId;
 
 /// How large one of the two files may become, in bytes.
 const HALF_MAX: u64 = 8 << 20;
@@ -23,9 +31,14 @@ const HALF_MAX: u64 = 8 << 20;
 /// Every how many lines the index has an entry.
 const STRIDE: u64 = 64;
 
-/// How many events a page has at most, and how many bytes of the journal are read for it.
-const PAGE_EVENTS: usize = 1000;
-const PAGE_BYTES: u64 = 1 << 20;
+/// How many bytes of the journal are scanned for one page.
+const PAGE_SCAN_MAX: u64 = 1 << 20;
+
+/// How many bytes one read of the journal takes.
+const CHUNK: usize = 64 << 10;
+
+/// How many bytes of the last events are kept in memory.
+const RECENT_MAX: usize = 1 << 20;
 
 /// The journal of one state directory.
 #[derive(Debug)]
@@ -37,11 +50,36 @@ pub(super) struct Journal {
     last: u64,
     unwritten: Vec<u8>,
     has_failed: bool,
+    recent: Recent,
+}
+
+/// The last events, in memory.
+#[derive(Debug, Default)]
+struct Recent {
+    events: VecDeque<Told>,
+    bytes: usize,
+}
+
+/// One event as it is written.
+#[derive(Clone, Debug)]
+pub(super) struct Told {
+    pub seq: u64,
+    agent: Option<AgentId>,
+    parent: Option<AgentId>,
+    /// The event, as JSON.
+    pub json: Arc<str>,
+}
+
+impl Told {
+    /// Says whether a query asks for it.
+    pub fn is_wanted(&self, query: &EventQuery) -> bool {
+        query.wants(self.agent.as_ref().map(AgentId::as_str), self.parent.as_ref().map(AgentId::as_str))
+    }
 }
 
 #[derive(Debug)]
 struct Half {
-    file: File,
+    file: Arc<File>,
     size: u64,
     /// Numbers of events and where they stand, both ascending.
     index: VecDeque<(u64, u64)>,
@@ -53,7 +91,15 @@ impl Journal {
         let older = Half::open(&dir.join("journal.1"), false)?;
         let newer = Half::open(&dir.join("journal"), true)?.expect("it is made if it is not there");
         let last = newer.last().or_else(|| older.as_ref().and_then(Half::last)).unwrap_or(0);
-        Ok(Self { dir: dir.to_owned(), newer, older, last, unwritten: Vec::new(), has_failed: false })
+        Ok(Self {
+            dir: dir.to_owned(),
+            newer,
+            older,
+            last,
+            unwritten: Vec::new(),
+            has_failed: false,
+            recent: Recent::default(),
+        })
     }
 
     pub fn last(&self) -> u64 {
@@ -66,9 +112,23 @@ impl Journal {
         event.seq = self.last;
         let at = self.newer.size + self.unwritten.len() as u64;
         self.newer.note(event.seq, at);
-        if serde_json::to_writer(&mut self.unwritten, event).is_ok() {
-            self.unwritten.push(b'\n');
-        }
+        let Ok(json) = serde_json::to_string(event) else { return };
+        self.unwritten.extend_from_slice(json.as_bytes());
+        self.unwritten.push(b'\n');
+        let (agent, parent) = (event.agent.clone(), event.parent.clone());
+        self.recent.push(Told { seq: event.seq, agent, parent, json: json.into() });
+    }
+
+    /// Returns the number of the first event in memory.
+    pub fn first_recent(&self) -> Option<u64> {
+        self.recent.events.front().map(|told| told.seq)
+    }
+
+    /// Returns the events from a number on, if all of them are still in memory.
+    pub fn recent(&self, from: u64) -> Option<impl Iterator<Item = &Told>> {
+        let first = self.recent.events.front()?.seq;
+        let skipped = usize::try_from(from.checked_sub(first)?).ok()?;
+        Some(self.recent.events.range(skipped.min(self.recent.events.len())..))
     }
 
     /// Writes what was appended since the last time. A full disk is told once, and what could not be written is lost.
@@ -103,19 +163,125 @@ impl Journal {
         Ok(())
     }
 
-    /// Reads a page of the events after `query.since` that are written.
-    pub fn read(&self, query: &EventQuery) -> Result<Events, Error> {
-        let since = query.since.unwrap_or(0);
-        let mut page = Events { events: Vec::new(), last: since, lost: 0 };
-        let mut budget = PAGE_BYTES;
-        for half in self.older.iter().chain([&self.newer]) {
-            if page.events.len() < PAGE_EVENTS && budget > 0 {
-                half.read(since, query, &mut page, &mut budget).map_err(|error| {
+    /// Opens what is written of the events after a number, to be read by another thread.
+    pub fn pages(&self, since: u64) -> Pages {
+        let halves = self.older.iter().chain([&self.newer]).filter_map(|half| half.stretch(since)).collect();
+        Pages { dir: self.dir.clone(), halves, since }
+    }
+}
+
+impl Recent {
+    fn push(&mut self, told: Told) {
+        self.bytes += told.json.len();
+        self.events.push_back(told);
+        while self.bytes > RECENT_MAX {
+            let Some(oldest) = self.events.pop_front() else { return };
+            self.bytes -= oldest.json.len();
+        }
+    }
+}
+
+/// The written events after a number: the files that hold them, and where to begin.
+#[derive(Debug)]
+pub(super) struct Pages {
+    dir: PathBuf,
+    halves: Vec<Stretch>,
+    since: u64,
+}
+
+#[derive(Debug)]
+struct Stretch {
+    file: Arc<File>,
+    from: u64,
+    to: u64,
+}
+
+/// A page of events as they are written.
+#[derive(Debug, Default)]
+pub(super) struct Page {
+    /// Those that were asked for, as JSON.
+    pub events: Vec<String>,
+    /// The number of the last event that was scanned.
+    pub last: u64,
+    /// How many events after the number that was asked for are missing.
+    pub lost: u64,
+}
+
+/// What a reader has to know of a line.
+#[derive(Deserialize)]
+struct Line<'a> {
+    seq: u64,
+    #[serde(borrow)]
+    agent: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    parent: Option<Cow<'a, str>>,
+}
+
+impl Pages {
+    /// Reads the first page: events of `most` bytes together, or one more.
+    ///
+    /// # Errors
+    /// Those of reading a file.
+    pub fn read(&self, query: &EventQuery, most: usize) -> Result<Page, Error> {
+        let mut page = Page { last: self.since, ..Page::default() };
+        let (mut room, mut scan) = (most, PAGE_SCAN_MAX);
+        for stretch in &self.halves {
+            if room > 0 && scan > 0 {
+                stretch.read(query, &mut page, &mut room, &mut scan).map_err(|error| {
                     Error::new(Code::Kernel, format!("read the journal in {}: {error}", self.dir.display()))
                 })?;
             }
         }
         Ok(page)
+    }
+}
+
+impl Stretch {
+    fn read(&self, query: &EventQuery, page: &mut Page, room: &mut usize, scan: &mut u64) -> std::io::Result<()> {
+        let (mut at, mut open) = (self.from, Vec::new());
+        while at < self.to && *room > 0 && *scan > 0 {
+            let length = usize::try_from(self.to - at).map_or(CHUNK, |left| left.min(CHUNK));
+            let begin = open.len();
+            open.resize(begin + length, 0);
+            let read = self.file.read_at(&mut open[begin..], at)?;
+            open.truncate(begin + read);
+            if read == 0 {
+                break;
+            }
+            at += read as u64;
+            let mut taken = 0;
+            while let Some(end) = memchr::memchr(b'\n', &open[taken..]).map(|end| taken + end) {
+                if *room == 0 || *scan == 0 {
+                    return Ok(());
+                }
+                // What comes before the first one, since not every line is in the index, does not count.
+                if page.take(&open[taken..end], query, room) {
+                    *scan = scan.saturating_sub((end + 1 - taken) as u64);
+                }
+                taken = end + 1;
+            }
+            open.drain(..taken);
+        }
+        Ok(())
+    }
+}
+
+impl Page {
+    /// Takes in a line, and says whether it is one of those after the number that was asked for. What is no event any more is
+    /// missing, and counted with the next one.
+    fn take(&mut self, line: &[u8], query: &EventQuery, room: &mut usize) -> bool {
+        let Ok(text) = std::str::from_utf8(line) else { return false };
+        let Ok(Line { seq, agent, parent }) = serde_json::from_str(text) else { return false };
+        if seq <= self.last {
+            return false;
+        }
+        self.lost += seq - self.last - 1;
+        self.last = seq;
+        if query.wants(agent.as_deref(), parent.as_deref()) {
+            self.events.push(text.to_owned());
+            *room = room.saturating_sub(text.len());
+        }
+        true
     }
 }
 
@@ -128,7 +294,7 @@ impl Half {
             Err(error) if !make && error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(Error::new(Code::Kernel, format!("open {}: {error}", path.display()))),
         };
-        let mut half = Self { file, size: 0, index: VecDeque::new() };
+        let mut half = Self { file: Arc::new(file), size: 0, index: VecDeque::new() };
         half.scan().map_err(|error| Error::new(Code::Kernel, format!("read {}: {error}", path.display())))?;
         Ok(Some(half))
     }
@@ -139,7 +305,7 @@ impl Half {
         struct Number {
             seq: u64,
         }
-        let mut reader = BufReader::new(&self.file);
+        let mut reader = BufReader::new(&*self.file);
         let (mut at, mut line, mut numbers) = (0u64, Vec::new(), Vec::new());
         loop {
             line.clear();
@@ -162,7 +328,7 @@ impl Half {
 
     /// Appends lines that are noted already, or takes back what was written of them and noted.
     fn write(&mut self, lines: &[u8]) -> std::io::Result<()> {
-        let outcome = self.file.write_all(lines);
+        let outcome = (&*self.file).write_all(lines);
         match &outcome {
             Ok(()) => self.size = self.file.metadata().map_or(self.size, |metadata| metadata.size()),
             Err(_) => {
@@ -182,34 +348,17 @@ impl Half {
 
     fn last(&self) -> Option<u64> {
         let (_, at) = self.index.back()?;
-        let mut file = &self.file;
+        let mut file = &*self.file;
         file.seek(SeekFrom::Start(*at)).ok()?;
         let lines = BufReader::new(file).lines().map_while(Result::ok);
         lines.filter_map(|line| serde_json::from_str::<Event>(&line).ok()).map(|event| event.seq).last()
     }
 
-    fn read(&self, since: u64, query: &EventQuery, page: &mut Events, budget: &mut u64) -> std::io::Result<()> {
+    /// Returns where the events after a number are; none if there is nothing to read.
+    fn stretch(&self, since: u64) -> Option<Stretch> {
         let after = self.index.partition_point(|(seq, _)| *seq <= since.saturating_add(1));
-        let Some((_, from)) = self.index.get(after.saturating_sub(1)) else { return Ok(()) };
-        let mut file = &self.file;
-        file.seek(SeekFrom::Start(*from))?;
-        for line in BufReader::new(file).lines() {
-            let line = line?;
-            let Ok(event) = serde_json::from_str::<Event>(&line) else { continue };
-            if event.seq <= page.last {
-                continue;
-            }
-            page.lost += event.seq - page.last - 1;
-            page.last = event.seq;
-            *budget = budget.saturating_sub(line.len() as u64);
-            if query.wants(&event) {
-                page.events.push(event);
-            }
-            if page.events.len() >= PAGE_EVENTS || *budget == 0 {
-                break;
-            }
-        }
-        Ok(())
+        let (_, from) = self.index.get(after.saturating_sub(1))?;
+        Some(Stretch { file: self.file.clone(), from: *from, to: self.size })
     }
 }
 
@@ -223,8 +372,11 @@ mod tests {
         Event { message: message.to_owned(), ..Event::new(Wall(1), Kind::Started) }
     }
 
-    fn since(since: u64) -> EventQuery {
-        EventQuery { since: Some(since), ..EventQuery::default() }
+    /// Reads a page, and returns the numbers of its events.
+    fn read(journal: &Journal, since: u64) -> (Vec<u64>, Page) {
+        let page = journal.pages(since).read(&EventQuery::default(), 1 << 20).unwrap();
+        let numbers = page.events.iter().map(|json| serde_json::from_str::<Event>(json).unwrap().seq).collect();
+        (numbers, page)
     }
 
     #[test]
@@ -239,8 +391,8 @@ mod tests {
             }
             journal.flush();
         }
-        let page = Journal::open(dir.path()).unwrap().read(&since(290)).unwrap();
-        assert_eq!(page.events.iter().map(|event| event.seq).collect::<Vec<_>>(), (291..=300).collect::<Vec<_>>());
+        let (numbers, page) = read(&Journal::open(dir.path()).unwrap(), 290);
+        assert_eq!(numbers, (291..=300).collect::<Vec<_>>());
         assert_eq!((page.last, page.lost), (300, 0));
     }
 
@@ -250,12 +402,12 @@ mod tests {
         let mut journal = Journal::open(dir.path()).unwrap();
         journal.append(&mut event("whole"));
         journal.flush();
-        journal.newer.file.write_all(b"{\"seq\":2,\"ti").unwrap();
+        (&*journal.newer.file).write_all(b"{\"seq\":2,\"ti").unwrap();
         let mut journal = Journal::open(dir.path()).unwrap();
         assert_eq!(journal.last(), 1);
         journal.append(&mut event("next"));
         journal.flush();
-        assert_eq!(journal.read(&since(0)).unwrap().events.len(), 2);
+        assert_eq!(read(&journal, 0).0, [1, 2]);
     }
 
     #[test]
@@ -267,16 +419,16 @@ mod tests {
             journal.flush();
         };
         append(&mut journal, 10);
-        let unwritable = File::open(dir.path().join("journal")).unwrap();
+        let unwritable = Arc::new(File::open(dir.path().join("journal")).unwrap());
         let file = std::mem::replace(&mut journal.newer.file, unwritable);
         append(&mut journal, 190);
         journal.newer.file = file;
         append(&mut journal, 100);
         for journal in [journal, Journal::open(dir.path()).unwrap()] {
-            let page = journal.read(&since(5)).unwrap();
-            assert_eq!((page.events.len(), page.lost, page.last), (105, 190, 300));
-            let page = journal.read(&since(250)).unwrap();
-            assert_eq!((page.events.first().unwrap().seq, page.events.len(), page.lost), (251, 50, 0));
+            let (numbers, page) = read(&journal, 5);
+            assert_eq!((numbers.len(), page.lost, page.last), (105, 190, 300));
+            let (numbers, page) = read(&journal, 250);
+            assert_eq!((numbers[0], numbers.len(), page.lost), (251, 50, 0));
         }
     }
 
@@ -292,14 +444,26 @@ mod tests {
         let size: u64 =
             ["journal", "journal.1"].iter().map(|name| dir.path().join(name).metadata().unwrap().len()).sum();
         assert!(size <= 2 * (HALF_MAX + 200_000), "{size}");
-        let first = journal.read(&since(0)).unwrap();
-        assert!(first.lost > 0 && first.events[0].seq == first.lost + 1, "what is gone is told exactly");
+        let (numbers, first) = read(&journal, 0);
+        assert!(first.lost > 0 && numbers[0] == first.lost + 1, "what is gone is told exactly");
         let (mut at, mut count) = (first.last, first.events.len() as u64);
         while at < 400 {
-            let page = journal.read(&since(at)).unwrap();
+            let (_, page) = read(&journal, at);
             assert!(!page.events.is_empty());
             (at, count) = (page.last, count + page.events.len() as u64);
         }
         assert_eq!(count + first.lost, 400);
+    }
+
+    #[test]
+    fn the_last_events_are_in_memory_as_far_as_their_bound_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(dir.path()).unwrap();
+        assert!(journal.recent(1).is_none());
+        (0..400).for_each(|_| journal.append(&mut event(&"x".repeat(10_000))));
+        assert!(journal.recent(1).is_none(), "the first ones are in the files alone");
+        let numbers: Vec<_> = journal.recent(390).unwrap().map(|told| told.seq).collect();
+        assert_eq!(numbers, (390..=400).collect::<Vec<_>>());
+        assert!(journal.recent.bytes <= RECENT_MAX && journal.recent(401).unwrap().next().is_none());
     }
 }

@@ -30,7 +30,9 @@ impl Supervisor {
             Outcome::Laggards { found, reply } => self.laggards_found(&found, reply),
             Outcome::Dug(agent, dug) => self.hole_dug(agent, dug),
             Outcome::Identified(arrival, peer) => self.arrived(arrival, peer),
-            Outcome::Measured { call, herd, agents } => self.measured(call, herd, agents),
+            Outcome::Read(reading) => self.take_reading(*reading),
+            // A hand goes on with it by itself.
+            Outcome::Unfinished(job) => self.hands.take(job),
             Outcome::Fault(error) => tracing::warn!("{error}"),
             Outcome::Nothing => {}
         }

@@ -9,7 +9,7 @@ use mio::{Events, Poll, Token, Waker};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 
 use super::body::{Body, Watched};
-use super::client::Client;
+use super::client::{self, CLIENTS_MEMORY_MAX, Client};
 use super::exit::Zombies;
 use super::hands::Hands;
 use super::hits::Hits;
@@ -20,8 +20,10 @@ use super::latency::{Detection, Late};
 use super::memory::Memory;
 use super::notify::Mailbox;
 use super::pressure::Triggers;
+use super::reads::Shared;
 use super::records::Records;
 use super::reread::OURSELVES;
+use super::rota::Rota;
 use super::rules::TURN_MOST;
 use super::service::Service;
 use super::settings::Settings;
@@ -42,6 +44,9 @@ pub(super) const EVENTS: usize = 1024;
 
 /// How many deaths are written down and told together.
 const DEATHS_A_TELL: usize = 32;
+
+/// How long one turn serves clients, twice at most: then agents have their turn, and the other clients the next one.
+const CLIENTS_A_TURN: Duration = Duration::from_millis(5);
 
 /// How late the loop wakes at least if it was frozen, or the machine slept: no load makes it that late.
 const STOPPED_FROM: Duration = Duration::from_secs(1);
@@ -155,10 +160,16 @@ pub(super) struct Supervisor {
     /// Whether something is not received since too many descriptors hang in a close.
     pub waits_for_closers: bool,
     pub clients: BTreeMap<u64, Client>,
-    /// Clients that have more for the next turn.
-    pub eager: BTreeSet<u64>,
+    /// Clients that have requests to take.
+    pub eager: Rota,
     /// Clients that have something to send, or follow something that moved.
-    pub stirred: BTreeSet<u64>,
+    pub stirred: Rota,
+    /// Whether there are events that not everybody who follows them was told of.
+    pub has_news: bool,
+    /// Whether the clients hold as much memory as they may.
+    pub clients_memory: client::Memory,
+    /// What is read for everybody who asks.
+    pub shared: Shared,
     pub zombies: Zombies,
     /// Each in a place of its own, as the machine has its agents.
     pub bodies: HashMap<AgentKey, Box<Body>>,
@@ -203,9 +214,10 @@ impl Supervisor {
     /// The herd has ended: tells what there is to tell, and has done.
     pub fn take_leave(&mut self) {
         self.write_down();
-        for client in self.clients.values_mut() {
-            client.polled();
-            client.flush();
+        self.tell_news();
+        for id in self.clients.keys().copied().collect::<Vec<_>>() {
+            self.clients.entry(id).and_modify(Client::polled);
+            self.pump(id);
         }
     }
 
@@ -270,9 +282,7 @@ impl Supervisor {
             }
         }
         self.keeps_a_spawn = true;
-        for id in std::mem::take(&mut self.eager) {
-            self.serve_client(id);
-        }
+        self.serve_clients();
         self.keeps_a_spawn = false;
         self.do_chores();
         if let Some(due) = self.machine.next_deadline().filter(|due| *due <= clock::monotonic()) {
@@ -286,11 +296,38 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Writes down and sends out what this turn has brought.
+    /// Takes requests of clients, each in its turn, as long as this turn has time for them.
+    fn serve_clients(&mut self) {
+        if self.eager.is_empty() && self.clients_memory == client::Memory::Ample {
+            return;
+        }
+        let held: usize = self.clients.values().map(Client::held).sum();
+        let memory = if held < CLIENTS_MEMORY_MAX { client::Memory::Ample } else { client::Memory::Short };
+        if std::mem::replace(&mut self.clients_memory, memory) != memory {
+            // Those who had to wait for memory may go on.
+            self.clients.keys().for_each(|id| self.stirred.insert(*id));
+        }
+        let until = clock::monotonic() + CLIENTS_A_TURN;
+        for _ in 0..self.eager.len() {
+            let Some(id) = self.eager.pop() else { break };
+            self.serve_client(id, until);
+            if clock::monotonic() >= until {
+                break;
+            }
+        }
+    }
+
+    /// Writes down and sends out what this turn has brought, as long as it has time for that.
     pub fn tell(&mut self) {
         self.write_down();
-        for id in std::mem::take(&mut self.stirred) {
+        self.tell_news();
+        let until = clock::monotonic() + CLIENTS_A_TURN;
+        for _ in 0..self.stirred.len() {
+            let Some(id) = self.stirred.pop() else { break };
             self.pump(id);
+            if clock::monotonic() >= until {
+                break;
+            }
         }
         if let Some(Late { cause, latency }) = self.detection.told() {
             let now = now();
@@ -321,7 +358,7 @@ impl Supervisor {
     }
 
     fn timeout(&self) -> Option<Duration> {
-        if !self.eager.is_empty() || self.mailbox.has_more {
+        if !self.eager.is_empty() || !self.stirred.is_empty() || self.has_news || self.mailbox.has_more {
             return Some(Duration::ZERO);
         }
         let chore = self.chores.first().map(|(at, _)| *at);
@@ -402,7 +439,7 @@ impl Supervisor {
             self.records.note_end(key, event.seq);
         }
         super::perform::log(&event);
-        self.tell_followers(&event);
+        self.has_news = true;
         self.note_for_service(&event);
         if let Some(key) = key.filter(|key| self.machine.has_ended(*key)) {
             // It may have been the end of what somebody follows.

@@ -62,7 +62,7 @@ mod store;
 mod tests;
 
 pub use lines::{Colours, Line, Lines, PARTIAL_MOST, escape};
-pub use read::{Cursor, Gone, Piece, Read};
+pub use read::{Cursor, Gone, Piece, Read, Tail};
 pub use rules::{LINE_MOST, Match, RuleSet, Sweep, Swept};
 pub use scan::{Looked, Scan};
 pub use spool::{CAP_DEFAULT, CAP_LEAST, Dug, Hole, Serviced, Spool};

@@ -15,7 +15,10 @@ use crate::model::time::Wall;
 const PIECE_MOST: usize = 256 << 10;
 
 /// The most steps (a piece, or a hole passed over) of one call: an agent can make its file as full of holes as it likes.
-const STEPS_MOST: usize = 4096;
+const STEPS_MOST: usize = 256;
+
+/// How much one step of a [`Tail`] looks at, in bytes.
+const TAIL_STEP: u64 = 4 << 20;
 
 /// How much is looked at in one go when lines are counted backwards, in bytes.
 const CHUNK: usize = 64 << 10;
@@ -186,23 +189,6 @@ impl Spool {
         Ok(all.iter().enumerate().skip(skipped).map(text).collect())
     }
 
-    /// Returns the cursor from which each of these streams has `lines` more lines, or all that is kept.
-    ///
-    /// A merged read from there begins with at most `lines` lines of each stream.
-    ///
-    /// # Errors
-    /// Those of [`Spool::service`].
-    pub fn from_tail(&self, store: &Store, id: &AgentId, streams: &[Stream], lines: usize) -> Result<Cursor, Error> {
-        let mut cursor = Cursor::default();
-        for stream in streams {
-            let source = self.source(store, id, *stream, 0)?;
-            // More than the bound is there only if the agent made it so; it is not worth the time.
-            let least = source.end.saturating_sub(self.most()).max(source.at);
-            cursor.set(*stream, Some(source.lines_back(lines, least)?));
-        }
-        Ok(cursor)
-    }
-
     fn source(&self, store: &Store, id: &AgentId, stream: Stream, at: u64) -> Result<Source<'_>, Error> {
         let track = self.track(stream);
         let file = store.spool_file(id, stream)?;
@@ -260,30 +246,75 @@ impl Source<'_> {
         Ok(Some(piece))
     }
 
-    /// Returns the offset at which the last `lines` lines begin, not below `least`.
-    fn lines_back(&self, lines: usize, least: u64) -> Result<u64, Error> {
-        if lines == 0 {
-            return Ok(self.end);
+    /// Looks for `lines` more line beginnings, from `upper` back to `least`, in a bounded part of the file.
+    fn look_back(&self, back: &mut Back, least: u64) -> Result<Option<u64>, Error> {
+        if back.lines == 0 {
+            return Ok(Some(back.end));
         }
-        let mut left = lines;
-        let mut upper = self.end;
-        while upper > least {
-            let lower = upper.saturating_sub(CHUNK as u64).max(least);
-            let length = usize::try_from(upper - lower).unwrap_or(CHUNK);
+        let stop = back.upper.saturating_sub(TAIL_STEP).max(least);
+        while back.upper > stop {
+            let lower = back.upper.saturating_sub(CHUNK as u64).max(least);
+            let length = usize::try_from(back.upper - lower).unwrap_or(CHUNK);
             let bytes = self.file.read_at(lower - self.track.base, length)?;
             for index in memrchr_iter(b'\n', &bytes) {
                 let next = lower + index as u64 + 1;
                 // The newline at the very end ends the last line, it does not begin another.
-                if next == self.end {
+                if next == back.end {
                     continue;
                 }
-                left -= 1;
-                if left == 0 {
-                    return Ok(next);
+                back.lines -= 1;
+                if back.lines == 0 {
+                    return Ok(Some(next));
                 }
             }
-            upper = lower;
+            back.upper = lower;
         }
-        Ok(least)
+        Ok((back.upper <= least).then_some(least))
+    }
+}
+
+/// A search for where the last lines of streams begin, in steps: what is kept may be long, and all of it one line.
+#[derive(Clone, Debug)]
+pub struct Tail {
+    lines: usize,
+    /// The streams that are still to be looked at, the present one last.
+    streams: Vec<Stream>,
+    present: Option<Back>,
+    cursor: Cursor,
+}
+
+/// How far one stream was looked at.
+#[derive(Clone, Copy, Debug)]
+struct Back {
+    lines: usize,
+    end: u64,
+    upper: u64,
+}
+
+impl Tail {
+    /// Begins a search in one stream, or in both.
+    #[must_use]
+    pub fn new(only: Option<Stream>, lines: usize) -> Self {
+        let streams = only.map_or_else(|| Stream::ALL.to_vec(), |only| vec![only]);
+        Self { lines, streams, present: None, cursor: Cursor::default() }
+    }
+
+    /// Looks on, at 4 MiB at most. Returns the cursor from which each stream has so many more lines, or all that is kept: a merged
+    /// read from there begins with at most so many lines of each stream. None if there is more to look at.
+    ///
+    /// # Errors
+    /// Those of [`Spool::service`].
+    pub fn step(&mut self, spool: &Spool, store: &Store, id: &AgentId) -> Result<Option<Cursor>, Error> {
+        let Some(stream) = self.streams.last().copied() else { return Ok(Some(self.cursor)) };
+        let source = spool.source(store, id, stream, 0)?;
+        // More than the bound is there only if the agent made it so; it is not worth the time.
+        let least = source.end.saturating_sub(spool.most()).max(source.at);
+        let back = self.present.get_or_insert(Back { lines: self.lines, end: source.end, upper: source.end });
+        if let Some(offset) = source.look_back(back, least)? {
+            self.cursor.set(stream, Some(offset));
+            self.streams.pop();
+            self.present = None;
+        }
+        Ok(self.streams.is_empty().then_some(self.cursor))
     }
 }

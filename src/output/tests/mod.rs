@@ -51,6 +51,16 @@ impl World {
         std::fs::metadata(self.path(stream)).unwrap().blocks() * 512
     }
 
+    /// Finds where the last lines of standard output begin.
+    fn tail(&self, spool: &Spool, lines: usize) -> Cursor {
+        let mut tail = Tail::new(Some(Stdout), lines);
+        loop {
+            if let Some(cursor) = tail.step(spool, &self.store, &self.id).unwrap() {
+                return cursor;
+            }
+        }
+    }
+
     /// Looks at a stream's file, and digs the holes that are asked for.
     fn service(&self, spool: &mut Spool, stream: Stream, seconds: u64) -> Serviced {
         let look = |spool: &mut Spool| spool.service(&self.store, &self.id, stream, Wall(seconds)).unwrap();

@@ -141,7 +141,7 @@ fn the_last_lines_are_the_last_lines() {
 fn logs_begin_n_lines_before_the_end() {
     let world = World::new();
     let mut spool = Spool::new(CAP_LEAST);
-    let tail = |spool: &Spool, lines| spool.from_tail(&world.store, &world.id, &[Stdout], lines).unwrap();
+    let tail = |spool: &Spool, lines| world.tail(spool, lines);
     assert_eq!(tail(&spool, 3), Cursor { stdout: Some(0), stderr: None });
     world.write(Stdout, "one\ntwo\nthree\n");
     assert_eq!(tail(&spool, 0).stdout, Some(14));
