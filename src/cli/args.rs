@@ -169,6 +169,9 @@ pub(super) struct RunArgs {
     /// Show output only, no events and no summary
     #[arg(long, short)]
     pub quiet: bool,
+    /// End the herd, as on SIGTERM, when the process that started this one has ended
+    #[arg(long)]
+    pub end_with_parent: bool,
 }
 
 #[derive(Args, Debug)]
@@ -205,6 +208,10 @@ pub(super) struct DaemonArgs {
     /// Keep ended agents until `cleanup`
     #[arg(long)]
     pub no_auto_cleanup: bool,
+    /// Kill the herd when the daemon has ended without ending it: by a crash, SIGKILL or the OOM killer. Without this its agents live
+    /// on, and the next daemon takes them over
+    #[arg(long)]
+    pub end_with_supervisor: bool,
 }
 
 #[derive(Args, Debug)]

@@ -23,6 +23,12 @@ pub(super) fn is_init() -> bool {
     std::process::id() == 1
 }
 
+/// Says whether this process is the second one, started by this program as PID 1.
+pub(super) fn is_parent() -> bool {
+    let program = |path| std::fs::read_link(path).ok();
+    Pid::parent() == Pid::from_raw(1) && program("/proc/1/exe").is_some_and(|it| program("/proc/self/exe") == Some(it))
+}
+
 /// Runs this program a second time, and returns its exit status when it has ended.
 pub(super) fn run() -> ExitCode {
     match supervise() {

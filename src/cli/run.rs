@@ -27,12 +27,13 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::args::{Global, RunArgs};
 use super::check;
 use super::failure::{Done, FAILED, Failure, note, tell};
+use super::init;
 use super::link::SOCKET_VARIABLE;
 use super::log;
 use super::screen::Screen;
 use crate::api::client::Client;
 use crate::api::method::{Call, EventQuery, Events, FollowQuery, Nothing, Selection};
-use crate::daemon::{self, Residence, Settings};
+use crate::daemon::{self, EndsWith, Residence, Settings};
 use crate::herd::Herd;
 use crate::model::error::{Code, Error};
 use crate::model::request::Target;
@@ -75,6 +76,13 @@ pub(super) fn run(global: &Global, args: RunArgs, screen: &mut Screen) -> Done {
     // Where we are no controller can be handed down.
     settings.residence = if delegated.is_some() { Residence::OwnLeaf } else { Residence::Stay };
     settings.cgroup = args.cgroup.or(delegated).unwrap_or_else(|| format!("treeherd-run-{}", std::process::id()));
+    settings.is_transient = place.is_ours;
+    settings.ends_with = match args.end_with_parent {
+        true => EndsWith::Parent,
+        // With PID 1 ends everything.
+        false if init::is_parent() => EndsWith::Nobody,
+        false => EndsWith::Supervisor,
+    };
     let socket = settings.socket();
     settings.env = told_where(&socket);
     let herd = Herd::start(settings)?;

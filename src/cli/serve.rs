@@ -6,7 +6,7 @@ use super::args::{DaemonArgs, Global};
 use super::failure::Done;
 use super::link::state_dir;
 use super::log;
-use crate::daemon::{self, Residence, Settings};
+use crate::daemon::{self, EndsWith, Residence, Settings};
 use crate::model::config::Flags;
 use crate::model::error::{Code, Error};
 
@@ -28,6 +28,7 @@ pub(super) fn daemon(global: &Global, args: DaemonArgs) -> Done {
         auto_cleanup: args.no_auto_cleanup.then_some(false),
     };
     settings.residence = Residence::OwnLeaf;
+    settings.ends_with = if args.end_with_supervisor { EndsWith::Supervisor } else { EndsWith::Nobody };
     // It is read again at any time, from whatever directory.
     let config = std::path::absolute(args.config.as_deref().unwrap_or(daemon::DEFAULT_CONFIG.as_ref()))
         .map_err(|error| Error::new(Code::BadValue, format!("--config: {error}")))?;

@@ -60,5 +60,6 @@ pub use guard::{prepare_process, trim_memory};
 pub use settings::{Residence, Settings, default_cgroup, delegated_cgroup};
 pub use start::{Running, serve, start, step_aside};
 
+pub use crate::kernel::guardian::EndsWith;
 pub use crate::kernel::program::share_heap;
 pub use crate::kernel::signals::{block_irrelevant as block_irrelevant_signals, is_ignored};

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::kernel::cgroup::Place;
+use crate::kernel::guardian::EndsWith;
 use crate::kernel::host::Host;
 use crate::model::config::{Flags, HerdConfig};
 
@@ -29,6 +30,10 @@ pub struct Settings {
     pub config: Option<PathBuf>,
     /// Whether the supervisor moves into a cgroup of its own.
     pub residence: Residence,
+    /// With whom the herd ends, where that is not in order.
+    pub ends_with: EndsWith,
+    /// Whether the state directory goes with the herd, if its guardian ends it.
+    pub is_transient: bool,
     /// What is in every agent's environment, unless its own spec says otherwise, beside what always is.
     pub env: BTreeMap<String, String>,
 }
@@ -60,7 +65,7 @@ pub fn delegated_cgroup() -> Option<String> {
 }
 
 impl Settings {
-    /// Makes settings with everything but the state directory at its default.
+    /// Makes settings with everything but the state directory at its default: the herd ends with this process.
     #[must_use]
     pub fn new(state_dir: impl Into<PathBuf>) -> Self {
         Self {
@@ -72,6 +77,8 @@ impl Settings {
             origins: BTreeMap::new(),
             config: None,
             residence: Residence::default(),
+            ends_with: EndsWith::default(),
+            is_transient: false,
             env: BTreeMap::new(),
         }
     }

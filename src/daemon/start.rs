@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use mio::unix::SourceFd;
 use mio::{Interest, Poll, Waker};
@@ -25,13 +26,14 @@ use super::settings::{Residence, Settings};
 use super::stand_in;
 use super::supervisor::{Source, Supervisor, now};
 use crate::kernel::cgroup::{self, Cgroups, Place, Removal, RootClaim};
+use crate::kernel::guardian::{EndsWith, Guardian};
 use crate::kernel::host::Host;
 use crate::kernel::notify::Inbox;
 use crate::kernel::orphans::Orphans;
 use crate::kernel::program::{self, Sparse};
 use crate::kernel::spawn::{self, Way};
 use crate::kernel::watch::Watches;
-use crate::kernel::{clock, socket};
+use crate::kernel::{clock, process, socket};
 use crate::machine::Machine;
 use crate::model::config::HerdConfig;
 use crate::model::error::{Code, Error};
@@ -41,6 +43,9 @@ use crate::output::Store;
 
 /// The cgroup for a trial; no agent can have a name with a dot.
 const CANARY: &str = ".canary";
+
+/// How long the start waits for the guardian of a dead supervisor that is ending its herd.
+const GUARDIAN_MOST: Duration = Duration::from_secs(10);
 
 /// A supervisor that runs in a thread of this process.
 #[derive(Debug)]
@@ -127,6 +132,8 @@ struct Herdsman {
     /// None in somebody else's program.
     orphans: Option<Orphans>,
     supervisor: Box<Supervisor>,
+    /// Given up last: a herd that did not end in order is the guardian's as soon as its root is free.
+    guardian: Option<Guardian>,
 }
 
 /// The cgroups, taken back if the start fails.
@@ -163,9 +170,8 @@ impl Herdsman {
         let claim = socket::claim_state_dir(&settings.state_dir)?;
         let host = Arc::new(Host::discover()?);
         let not_offered = check_offers(&host, &settings)?;
-        let cgroups = Cgroups::create(host.clone(), &settings.cgroup)?;
         // Only what is ours is taken back.
-        let root_claim = cgroups.claim()?;
+        let (cgroups, root_claim) = take_root(&host, &settings.cgroup)?;
         let mut cgroups = Undo(Some(cgroups));
         let own = cgroups.0.as_ref().expect("it was just put there");
         check_pressure(own, &settings)?;
@@ -211,6 +217,8 @@ impl Herdsman {
         let machine = Machine::new(herd, root.clone(), not_offered, clock::wall().0);
         let parts = Parts { settings, manner, tools, listener, inbox, records, journal, poll, machine, root };
         let mut supervisor = parts.assemble()?;
+        // Before anything of the herd is begun, and after everything else that can be refused.
+        let guardian = set_guardian(&supervisor).inspect_err(|_| remove_root(&supervisor.tools.cgroups))?;
         supervisor.announce(estate);
         let sparse = match residence {
             Residence::OwnLeaf => super::guard::hold_memory(),
@@ -223,11 +231,13 @@ impl Herdsman {
             own_socket,
             orphans,
             supervisor: Box::new(supervisor),
+            guardian,
         })
     }
 
     fn run(mut self) -> Result<(), Error> {
         let own_socket = self.own_socket;
+        let guardian = &mut self.guardian;
         let clear_up = |supervisor: &mut Supervisor, outcome: &Result<(), Error>| {
             if outcome.is_ok() {
                 supervisor.records.remove();
@@ -236,6 +246,9 @@ impl Herdsman {
                 if let Err(error) = std::fs::remove_file(&socket) {
                     tracing::warn!("remove {}: {error}", socket.display());
                 }
+            }
+            if let Ok(Removal::Removed) = supervisor.tools.cgroups.remove(&Place::herd()) {
+                guardian.take().into_iter().for_each(Guardian::dismiss);
             }
             remove_root(&supervisor.tools.cgroups);
         };
@@ -246,6 +259,34 @@ impl Herdsman {
         };
         outcome
     }
+}
+
+/// Makes the root cgroup and takes it for this supervisor. A guardian that is just ending the herd of a dead supervisor there is
+/// waited for.
+fn take_root(host: &Arc<Host>, root: &str) -> Result<(Cgroups, RootClaim), Error> {
+    let mut has_waited = false;
+    loop {
+        let cgroups = Cgroups::create(host.clone(), root)?;
+        match cgroups.claim() {
+            Ok(claim) => return Ok((cgroups, claim)),
+            Err(error) if has_waited => return Err(error),
+            Err(error) => match cgroups.guardian_at_work() {
+                Some(guardian) if process::has_ended_within(&guardian, GUARDIAN_MOST) => has_waited = true,
+                _ => return Err(error),
+            },
+        }
+    }
+}
+
+/// Starts the guardian of a herd that ends with this process.
+fn set_guardian(supervisor: &Supervisor) -> Result<Option<Guardian>, Error> {
+    let settings = &supervisor.settings;
+    if settings.ends_with == EndsWith::Nobody {
+        return Ok(None);
+    }
+    let state_dir = settings.is_transient.then_some(settings.state_dir());
+    let tools = &supervisor.tools;
+    Ok(Some(Guardian::start(&tools.cgroups, settings.ends_with, state_dir, tools.way)?))
 }
 
 /// Turns the loop in a thread of its own: to this one, the main thread, orphans are given. They are the only children that it has.

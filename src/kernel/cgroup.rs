@@ -48,6 +48,7 @@ pub use inhabitants::Laggard;
 pub use oom::OomCounts;
 pub(in crate::kernel) use oom::is_limited;
 pub use place::Place;
+pub(in crate::kernel) use root::MARKS;
 pub use root::{remedy, step_aside};
 
 /// Whether a subtree is to stand still.

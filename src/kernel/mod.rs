@@ -6,6 +6,7 @@ pub mod clock;
 pub(crate) mod controllers;
 pub mod error;
 pub mod guard;
+pub mod guardian;
 pub mod host;
 mod lock;
 pub mod notify;

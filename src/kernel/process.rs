@@ -1,7 +1,10 @@
 //! Ourselves: what this process may do, and the one thing that it takes for itself, descriptors.
 
+use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::CapabilitySet;
@@ -40,6 +43,14 @@ pub fn raise_descriptor_limit() -> Result<u64> {
             .map_err(|errno| KernelError::new("raise rlimit nofile", most.to_string(), errno))?;
     }
     Ok(most)
+}
+
+/// Waits for the end of the process of a pidfd, and says whether it came in time.
+#[must_use]
+pub fn has_ended_within(pidfd: &OwnedFd, most: Duration) -> bool {
+    let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
+    let timeout = Timespec::try_from(most).unwrap_or_default();
+    matches!(poll(&mut fds, Some(&timeout)), Ok(1))
 }
 
 /// Says whether this process acts as root.

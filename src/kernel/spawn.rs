@@ -28,6 +28,7 @@
 //! to that by marking the *shared* memory undumpable; the mark stays on the supervisor for the rest of its life (no core
 //! dumps of it). Nobody may take it off again: another thread's child could be on its way at that moment.
 
+mod bare;
 mod child;
 mod cradle;
 mod entry;
@@ -49,6 +50,8 @@ pub(super) use self::raw::set_signal_mask;
 use super::pidfd::{self, Exit};
 use super::user::Credentials;
 use crate::model::stage::{SpawnFailure, Stage};
+
+pub(super) use bare::{end as end_bare, start as start_bare};
 
 /// How a child comes into its leaf.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,14 +3,16 @@
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use rustix::fs::OFlags;
+use rustix::process::{Flock, FlockType, fcntl_getlk};
 
 use super::{Cgroups, Place};
 use crate::kernel::error::{KernelError, Result};
 use crate::kernel::lock::{Lock, Refused};
+use crate::kernel::{guardian, pidfd};
 use crate::model::error::{Code, Error};
 
 /// A file that nothing else locks, and that is writable where a cgroup is delegated: cgroup-v2.rst, Model of Delegation.
-const LOCKED: &str = "cgroup.threads";
+pub(super) const LOCKED: &str = "cgroup.threads";
 
 /// A root cgroup that is ours as long as this lives.
 #[derive(Debug)]
@@ -37,6 +39,17 @@ impl Cgroups {
     fn in_use(&self, by: &str) -> Error {
         Error::new(Code::InUse, format!("root cgroup {} is in use by {by}", self.root))
             .remedy("give this daemon another --cgroup, or end the other one")
+    }
+
+    /// Opens the guardian that has the root cgroup because its supervisor is gone, if that is so.
+    #[must_use]
+    pub fn guardian_at_work(&self) -> Option<OwnedFd> {
+        let file = self.spine.open(LOCKED, OFlags::RDWR).ok()?;
+        let holder = fcntl_getlk(&file, &Flock::from(FlockType::WriteLock)).ok()??.pid?.as_raw_nonzero().get();
+        let process = pidfd::open(holder).ok()?;
+        // After it was opened: its number is nobody else's then. Its cgroup it leaves before it is done.
+        let name = std::fs::read_to_string(format!("/proc/{holder}/comm")).ok()?;
+        (name.trim_end() == guardian::NAME.to_string_lossy()).then_some(process)
     }
 
     /// Opens a place's `cgroup.events`, to be polled for [`PollFlags::PRI`](rustix::event::PollFlags).

@@ -15,14 +15,15 @@ use rustix::io::Errno;
 use super::dir::Dir;
 use super::inhabitants::own_cgroup;
 use super::mirror::c_name;
-use super::{Cgroups, Hierarchy, Place, Removal, is_busy, remove_below};
+use super::{Cgroups, Hierarchy, Place, Removal, claim, is_busy, remove_below};
 use crate::kernel::error::{KernelError, Result};
+use crate::kernel::guardian::{self, Estate};
 use crate::kernel::host::{Binding, Host};
 use crate::model::error::{Code, Error};
 use crate::model::limits::Controller;
 
 /// `trusted.` works for root in every hierarchy, `user.` for a delegatee in cgroup2.
-const MARKS: [&str; 2] = ["trusted.treeherd.made", "user.treeherd.made"];
+pub(in crate::kernel) const MARKS: [&str; 2] = ["trusted.treeherd.made", "user.treeherd.made"];
 
 const SUPERVISOR: &str = "supervisor";
 
@@ -35,8 +36,8 @@ const SUPERVISOR_WEIGHT: &str = "10000";
 /// How much of the supervisor's memory is never reclaimed, in bytes: what it has with some 10,000 agents.
 const SUPERVISOR_MEMORY: &str = "67108864";
 
-/// How many supervisor leaves may be in use at once: one for each daemon of an overlapping restart, with room.
-const SUPERVISORS_MAX: u32 = 64;
+/// How many leaves of supervisors, or of guardians, may be in use at once: one for each daemon of an overlapping restart, with room.
+const LEAVES_MAX: u32 = 64;
 
 /// The supervisor's move into its leaf.
 #[derive(Debug)]
@@ -93,8 +94,20 @@ impl Cgroups {
     pub fn enter_supervisor(&self) -> Result<String> {
         let own = own_cgroup()?;
         let own = self.host.below_mount(&own).unwrap_or_else(|| "/".to_owned());
-        for number in 1..=SUPERVISORS_MAX {
-            let name = if number == 1 { SUPERVISOR.to_owned() } else { format!("{SUPERVISOR}-{number}") };
+        let (name, leaf) = self.fresh_leaf(SUPERVISOR)?;
+        if let Err(error) = leaf.write("cgroup.procs", "0") {
+            drop(self.spine.remove(&c_name(&name)?));
+            return Err(error.hint("this process may not be moved within cgroup2: run as root, or delegate the cgroup"));
+        }
+        let mut moved = self.moved.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        moved.get_or_insert(Moved { home: own.trim_start_matches('/').to_owned(), leaf: name.clone() });
+        Ok(name)
+    }
+
+    /// Makes a leaf beside the herd that nothing was ever in, with a number behind its name where that one is in use.
+    fn fresh_leaf(&self, base: &str) -> Result<(String, Dir)> {
+        for number in 1..=LEAVES_MAX {
+            let name = if number == 1 { base.to_owned() } else { format!("{base}-{number}") };
             // One that is left over and empty makes room for a fresh one.
             match self.spine.remove(&c_name(&name)?) {
                 Err(error) if is_busy(error.errno) => continue,
@@ -105,17 +118,42 @@ impl Cgroups {
                 Err(error) if error.errno == Errno::EXIST => continue,
                 other => other?,
             }
-            if let Err(error) = self.spine.descend(&name).and_then(|leaf| leaf.write("cgroup.procs", "0")) {
-                drop(self.spine.remove(&c_name(&name)?));
-                return Err(
-                    error.hint("this process may not be moved within cgroup2: run as root, or delegate the cgroup")
-                );
-            }
-            let mut moved = self.moved.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            moved.get_or_insert(Moved { home: own.trim_start_matches('/').to_owned(), leaf: name.clone() });
-            return Ok(name);
+            let leaf = self.spine.descend(&name).inspect_err(|_| {
+                c_name(&name).and_then(|name| self.spine.remove(&name)).unwrap_or_default();
+            })?;
+            return Ok((name, leaf));
         }
-        Err(KernelError::new("mkdir", format!("{}/{SUPERVISOR}", self.spine.label()), Errno::EXIST))
+        Err(KernelError::new("mkdir", format!("{}/{base}", self.spine.label()), Errno::EXIST))
+    }
+
+    /// Makes the leaf of a guardian.
+    ///
+    /// # Errors
+    /// As [`Cgroups::enter_supervisor`].
+    pub(in crate::kernel) fn make_guardian_leaf(&self) -> Result<Dir> {
+        Ok(self.fresh_leaf(guardian::LEAF)?.1)
+    }
+
+    /// Opens what a guardian needs to end the herd without us.
+    ///
+    /// # Errors
+    /// What the kernel answered.
+    pub(in crate::kernel) fn estate(&self) -> Result<Estate> {
+        let moved = self.moved.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let home = match moved.as_ref() {
+            Some(Moved { home, .. }) => home.clone(),
+            None => self.host.own_cgroup.trim_start_matches('/').to_owned(),
+        };
+        let home = self.mount.descend(&home).and_then(|home| home.open("cgroup.procs", OFlags::WRONLY));
+        let mounts = std::iter::once(&self.mount).chain(self.each_hierarchy().map(|hierarchy| &hierarchy.mount));
+        Ok(Estate {
+            root: self.root.clone(),
+            spine: self.spine.descend("")?.into_fd(),
+            lock: self.spine.open(claim::LOCKED, OFlags::RDWR)?,
+            // The top takes everybody, where it is the kernel's.
+            home: home.or_else(|_| self.mount.open("cgroup.procs", OFlags::WRONLY))?,
+            mounts: mounts.map(|mount| mount.descend("").map(Dir::into_fd)).collect::<Result<_>>()?,
+        })
     }
 
     /// Gives the supervisor's leaf precedence over the herd beside it, once the root hands controllers down: by then the two
@@ -169,7 +207,9 @@ impl Cgroups {
         let own = self.host.below_mount(&own).unwrap_or_else(|| "/".to_owned());
         for child in self.spine.children()? {
             let Ok(name) = child.to_str() else { continue };
-            let is_ours = name.strip_prefix(SUPERVISOR).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'));
+            let is_ours = [SUPERVISOR, guardian::LEAF]
+                .iter()
+                .any(|leaf| name.strip_prefix(leaf).is_some_and(|rest| rest.is_empty() || rest.starts_with('-')));
             // Whoever put us there, systemd with `DelegateSubgroup=`, takes it away.
             let is_our_home = own.trim_start_matches('/') == format!("{}/{name}", self.root);
             if is_ours && !is_our_home && remove_below(&self.spine, name)? == Removal::Busy {
