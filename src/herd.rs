@@ -342,7 +342,7 @@ impl Herd {
     /// # Errors
     /// [`Code::LimitNotOffered`], [`Code::LimitTooWide`], or what the kernel says; then nothing was changed.
     pub fn limit(&self, scope: LimitScope, limits: Limits) -> Result<Limits, Error> {
-        self.call(&Call::Limit(LimitChange { scope, limits }))
+        self.call(&Call::Limit(LimitChange { scope, limits, lifted: Vec::new() }))
     }
 
     /// Ends an agent's run and starts the next one.

@@ -6,7 +6,7 @@ mod common;
 use common::*;
 use std::time::Duration;
 use treeherd::model::event::Kind;
-use treeherd::model::spec::RestartPolicy;
+use treeherd::model::spec::{OnMainExit, OnOom, RestartPolicy};
 use treeherd::model::status::{Cause, State};
 
 fn text(output: &std::process::Output) -> String {
@@ -59,5 +59,71 @@ fn a_paused_agent_and_all_below_it_are_shown_as_paused_first() {
     herd.resume_agent(&boss).unwrap();
     assert_eq!(herd.agent_status(&worker).unwrap().state, State::Running);
     assert_eq!(herd.agent_status(&boss).unwrap().state, State::Group);
+    herd.finish();
+}
+
+#[test]
+fn a_program_that_puts_itself_into_the_background_and_crashes_has_failed_and_comes_back() {
+    let herd = herd();
+    let mut events = herd.follow();
+    // The one that lives on is forked by one that is forked, as daemon(3) does it.
+    let script = "setsid sh -c 'sleep 1000 & exit 0' & exit 0";
+    let id = herd.spawn_with("forks", None, script, |spec| {
+        (spec.on_main_exit, spec.restart.policy) = (OnMainExit::Wait, RestartPolicy::OnFailure);
+        spec.restart.delay = Duration::ZERO;
+    });
+    let sleeper = |old: Option<i32>| {
+        let mut found = None;
+        until("the program is in the background", || {
+            let is_it =
+                |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "sleep\n");
+            let alone: Vec<i32> = herd.processes();
+            found = alone.iter().copied().find(|pid| is_it(pid) && Some(*pid) != old).filter(|_| alone.len() == 1);
+            found.is_some()
+        });
+        found.unwrap()
+    };
+    let first = sleeper(None);
+    let kill = |pid: i32, signal: &str| {
+        assert!(std::process::Command::new("kill").args([signal, &pid.to_string()]).status().unwrap().success());
+    };
+    kill(first, "-SEGV");
+    let failed = await_event(&mut events, Kind::Failed, &id);
+    let exit = failed.exit.unwrap();
+    assert_eq!((exit.cause, exit.signal.as_deref()), (Cause::Signal, Some("SIGSEGV")));
+    let second = sleeper(Some(first));
+    assert_eq!(herd.agent_status(&id).unwrap().run.0, 2);
+    // One that is asked to end is no crash, whatever it dies of.
+    herd.terminate(ids(&[&id]), Some(Duration::ZERO)).unwrap();
+    assert_eq!(herd.agent_status(&id).unwrap().state, State::Terminated);
+    assert_ne!(first, second);
+    herd.finish();
+}
+
+#[test]
+fn an_oom_kill_of_a_worker_stays_visible_and_its_policy_decides() {
+    let herd = herd();
+    // A worker that takes all there is, below a main process that takes nothing.
+    let script = "sh -c 'exec tail /dev/zero' ; echo worker-gone; exec sleep 1000";
+    let spawn = |id: &str, on_oom| {
+        herd.spawn_with(id, None, script, |spec| {
+            (spec.on_oom, spec.limits) = (on_oom, limits(&["memory_max=20MiB"]));
+        })
+    };
+    let on = spawn("on", OnOom::Continue);
+    await_line(&herd, &on, "worker-gone");
+    until("the kill is told", || herd.agent_status(&on).unwrap().oom_kills == 1);
+    assert_eq!(herd.agent_status(&on).unwrap().state, State::Running);
+    for words in [&["ps"][..], &["show", "on"], &["explain", "on"]] {
+        assert!(text(&treeherd(&herd, words)).contains("OOM"), "{words:?}");
+    }
+    herd.terminate(ids(&[&on]), None).unwrap();
+    assert_eq!(herd.agent_status(&on).unwrap().exit.unwrap().oom_kills, 1, "it is in the record");
+    for (id, on_oom) in [("kill", OnOom::Kill), ("fail", OnOom::Fail)] {
+        let id = spawn(id, on_oom);
+        let [status] = herd.wait(std::slice::from_ref(&id)).unwrap().try_into().unwrap();
+        let exit = status.exit.unwrap();
+        assert_eq!((status.state, exit.cause), (State::Failed, Cause::Oom), "{exit}");
+    }
     herd.finish();
 }

@@ -10,6 +10,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::schema::Method;
+use crate::model::applied::Applied;
 use crate::model::config::HerdConfig;
 use crate::model::error::{Code, Error};
 use crate::model::event::Event;
@@ -113,6 +114,8 @@ methods! {
     Cleanup(OfTarget) -> Vec<AgentStatus> = "cleanup",
     /// Ends the herd and the daemon: gives the receipt.
     Shutdown(Grace) -> Receipt = "shutdown",
+    /// Remembers what an applied file has given, so that it goes with it: gives [`Nothing`].
+    Declare(Declaration) -> Nothing = "declare",
     /// Tells what the herd is held to now: gives [`Configured`].
     Config(Nothing) -> Configured = "config",
     /// Tells what the host offers: gives [`Doctor`].
@@ -147,6 +150,9 @@ pub struct Configured {
     pub config: HerdConfig,
     /// Each setting by its name in a configuration file, as in `herd.max_levels`.
     pub settings: BTreeMap<String, Configuration>,
+    /// What each applied file has given, by its name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub applied: BTreeMap<String, Applied>,
 }
 
 /// One setting.
@@ -241,6 +247,19 @@ pub struct LimitChange {
     pub scope: LimitScope,
     /// Which.
     pub limits: Limits,
+    /// The names of limits that are taken back: what is inherited, or what the level gives, holds in their place.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lifted: Vec<String>,
+}
+
+/// What an applied file has given.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Declaration {
+    /// The file's name.
+    pub file: String,
+    /// What it has given; nothing if it is to be forgotten.
+    pub applied: Applied,
 }
 
 /// Which figures.

@@ -1,11 +1,15 @@
 //! `apply`: brings a running herd to a tree file, and touches only what differs.
 //!
-//! Steps are carried out in the order of the plan; starts that do not wait for each other are asked for several at a time. The
-//! first refusal ends the asking, and what was asked for by then is heard: every step is known to be done, refused or untouched.
+//! Steps are carried out in the order of the plan; starts that do not wait for each other are asked for several at a time. A step
+//! that is refused keeps back those that need it, and no other: every step is known to be done, refused or left out.
+//!
+//! What the file gives is remembered before the first step, together with what it gave before: a second try knows what to take
+//! back, wherever the first one ended.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 
+use anstyle::Style;
 use serde::Serialize;
 
 use super::ahead::Asked;
@@ -16,11 +20,14 @@ use super::link::connect;
 use super::list::limits;
 use super::screen::{BAD, DIM, GOOD, Screen, WARN};
 use crate::api::client::{Client, read};
-use crate::api::method::{Call, Configured, Ending, LimitChange, Nothing, OfAgent, OfTarget, Selection, Shown};
+use crate::api::method::{
+    Call, Configured, Declaration, Ending, LimitChange, Nothing, OfAgent, OfTarget, Selection, Shown,
+};
+use crate::model::applied::Applied;
 use crate::model::error::{Code, Error};
 use crate::model::id::AgentId;
 use crate::model::limits::Limits;
-use crate::model::plan::{Present, Step, plan};
+use crate::model::plan::{Conflict, Herd, Plan, Present, Step, plan};
 use crate::model::request::{LimitScope, Target};
 use crate::model::spec::AgentSpec;
 use crate::model::status::{AgentStatus, Cause, Receipt, State};
@@ -32,8 +39,10 @@ struct Report<'a> {
     steps: &'a [Step],
     /// How many of the steps were carried out; none in a dry run.
     done: usize,
-    /// Those that were refused, in their order. What was to come after `done` and these together was not asked for.
+    /// Those that were refused, in their order.
     refused: &'a [Refusal],
+    /// Those that were not asked for, since they need one that was refused: their places in the plan.
+    left_out: &'a [usize],
 }
 
 /// A step that was not carried out.
@@ -46,32 +55,79 @@ struct Refusal {
 
 /// `apply`
 pub(super) fn apply(global: &Global, args: &ApplyArgs, screen: &mut Screen) -> Done {
-    let Some(tree) = check::tree(&args.file, screen)? else { return Ok(ExitCode::from(FAILED)) };
+    let Some(mut tree) = check::tree(&args.file, screen)? else { return Ok(ExitCode::from(FAILED)) };
+    let name = match &args.name {
+        Some(name) => name.clone(),
+        None => check::stem(&args.file),
+    };
+    tree.declare(&name);
     let mut client = connect(global)?;
-    let Configured { config, .. } = client.call(&Call::Config(Nothing {}))?;
-    let herd = present(&mut client)?;
-    let steps = plan(&tree, &config, &herd);
-    if !screen.is_json {
-        steps.iter().try_for_each(|step| tell(step, screen))?;
-        screen.flush()?;
-    }
+    let Configured { config, applied, .. } = client.call(&Call::Config(Nothing {}))?;
+    let agents = present(&mut client)?;
+    let herd = Herd { config: &config, agents: &agents, applied: &applied };
+    let Plan { steps, applied: wanted } = plan(&tree, &name, herd).map_err(|conflicts| refusal(&name, &conflicts))?;
     let mut work = Work::new(&mut client, &tree, &steps, args.grace.millis());
     if !args.dry_run {
+        let earlier = applied.get(&name).cloned().unwrap_or_default();
+        work.remember(&name, &earlier, &wanted.with_earlier(&earlier))?;
         work.carry_out();
+        if work.refused.is_empty() {
+            work.remember(&name, &wanted.with_earlier(&earlier), &wanted)?;
+        }
     }
-    let (done, refused) = work.outcome();
+    let (done, refused, left_out) = work.outcome(args.dry_run);
     if screen.is_json {
-        screen.json(&Report { steps: &steps, done, refused: &refused })?;
+        screen.json(&Report { steps: &steps, done, refused: &refused, left_out: &left_out })?;
+    } else {
+        tell_all(&steps, &refused, &left_out, screen)?;
     }
-    let Some(first) = refused.first() else { return Ok(ExitCode::SUCCESS) };
+    if refused.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
     screen.flush()?;
     let mut errors: Vec<&Error> = refused.iter().map(|refusal| &refusal.error).collect();
     errors.dedup();
     errors.iter().for_each(|error| failure::tell(error, screen.is_json));
     if !screen.is_json {
-        failure::note(&format!("{done} of {} steps are done, {} were refused", steps.len(), refused.len()));
+        let (all, not_done, rest) = (steps.len(), refused.len(), left_out.len());
+        failure::note(&format!("{done} of {all} steps are done, {not_done} were refused, {rest} were left out"));
     }
-    Ok(ExitCode::from(failure::status(first.error.code)))
+    Ok(ExitCode::from(FAILED))
+}
+
+/// Says whose it is what the file wants.
+fn refusal(name: &str, conflicts: &[Conflict]) -> Error {
+    let text = |conflict: &Conflict| match conflict {
+        Conflict::Agent { id, owner: Some(owner) } => format!("agent {id} is declared by {owner}"),
+        Conflict::Agent { id, owner: None } => format!("agent {id} was started by hand"),
+        Conflict::Limit { scope, knob, owner } => {
+            format!("{knob} of {} is given by {owner}, differently", whose(scope))
+        }
+    };
+    let shown: Vec<String> = conflicts.iter().take(CONFLICTS_MAX).map(text).collect();
+    let more = conflicts.len() - shown.len();
+    let more = if more > 0 { format!(", and {more} more") } else { String::new() };
+    let error = Error::new(Code::DuplicateId, format!("apply {name}: nothing is changed: {}{more}", shown.join(", ")));
+    error.remedy("rename it in this file, or end and clean up the other one; --name tells which file this is")
+}
+
+/// How many conflicts an error names.
+const CONFLICTS_MAX: usize = 10;
+
+/// Writes each step with what became of it; a plan, if nothing was to be carried out.
+fn tell_all(steps: &[Step], refused: &[Refusal], left_out: &[usize], screen: &mut Screen) -> std::io::Result<()> {
+    for (number, step) in steps.iter().enumerate() {
+        let (style, text) = line(step);
+        let line = if refused.iter().any(|refusal| refusal.step == number) {
+            screen.paint(BAD, &format!("{text}: refused"))
+        } else if left_out.contains(&number) {
+            screen.paint(WARN, &format!("{text}: left out"))
+        } else {
+            screen.paint(style, &text)
+        };
+        screen.line(&line)?;
+    }
+    Ok(())
 }
 
 /// Asks for every agent of the herd, parents before their children.
@@ -92,7 +148,7 @@ fn present(client: &mut Client) -> Result<Vec<Present>, Error> {
             match outcome.and_then(|shown| read::<Shown>(&shown, "show")) {
                 Ok(Shown { status, spec, .. }) => {
                     let is_unstarted = is_unstarted(&status);
-                    herd.insert(number, Present { limits: status.limits, spec, is_unstarted });
+                    herd.insert(number, Present { spec, is_unstarted });
                 }
                 // Its retention is over just now.
                 Err(error) if error.code == Code::NoSuchAgent => {}
@@ -109,15 +165,17 @@ fn is_unstarted(agent: &AgentStatus) -> bool {
     waits || agent.state == State::Failed && agent.exit.as_ref().is_some_and(|exit| exit.cause == Cause::Dependency)
 }
 
-fn tell(step: &Step, screen: &mut Screen) -> std::io::Result<()> {
-    let (style, text) = match step {
+fn line(step: &Step) -> (Style, String) {
+    match step {
         Step::End { id, why } => (BAD, format!("- end    {id} ({why})")),
-        Step::Limit { scope, limits: to } => (WARN, format!("~ limit  {}: {}", whose(scope), limits(to).join(", "))),
+        Step::Limit { scope, limits: to, lifted } => {
+            let lifted = lifted.iter().map(|name| format!("{name} is taken back"));
+            let texts: Vec<String> = limits(to).into_iter().chain(lifted).collect();
+            (WARN, format!("~ limit  {}: {}", whose(scope), texts.join(", ")))
+        }
         Step::Start { id, why } => (GOOD, format!("+ start  {id} ({why})")),
         Step::Keep { id } => (DIM, format!("= keep   {id}")),
-    };
-    let line = screen.paint(style, &text);
-    screen.line(&line)
+    }
 }
 
 fn whose(scope: &LimitScope) -> String {
@@ -140,34 +198,60 @@ struct Work<'a> {
     asked: Asked<usize>,
     done: usize,
     refused: BTreeMap<usize, Error>,
+    left_out: BTreeSet<usize>,
+    /// Agents that are not there, or not as the file has them, for a step that was refused.
+    missing: BTreeSet<&'a AgentId>,
 }
 
 impl<'a> Work<'a> {
     fn new(client: &'a mut Client, tree: &'a Tree, steps: &'a [Step], grace_ms: Option<u64>) -> Self {
         let specs = tree.agents.iter().map(|spec| (&spec.id, spec)).collect();
-        Self { client, steps, specs, grace_ms, asked: Asked::default(), done: 0, refused: BTreeMap::new() }
+        let (refused, left_out, missing) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
+        Self { client, steps, specs, grace_ms, asked: Asked::default(), done: 0, refused, left_out, missing }
     }
 
-    /// How many steps are done, and which were refused, in their order.
-    fn outcome(self) -> (usize, Vec<Refusal>) {
-        (self.done, self.refused.into_iter().map(|(step, error)| Refusal { step, error }).collect())
+    /// How many steps are done, which were refused, and which were left out, in their order.
+    fn outcome(self, is_dry: bool) -> (usize, Vec<Refusal>, Vec<usize>) {
+        let refused = self.refused.into_iter().map(|(step, error)| Refusal { step, error }).collect();
+        (if is_dry { 0 } else { self.done }, refused, self.left_out.into_iter().collect())
     }
 
-    /// Carries out all steps in their order, until one is refused.
+    /// Has the herd remember what the file gives, unless it does.
+    fn remember(&mut self, file: &str, known: &Applied, applied: &Applied) -> Result<(), Error> {
+        if known == applied {
+            return Ok(());
+        }
+        let declaration = Declaration { file: file.to_owned(), applied: applied.clone() };
+        self.client.call::<Nothing>(&Call::Declare(declaration)).map(drop)
+    }
+
+    /// Carries out all steps in their order, but for those that need one which was refused.
     fn carry_out(&mut self) {
         for (number, step) in self.steps.iter().enumerate() {
             while self.has_to_wait(step) {
                 self.hear();
             }
-            if !self.refused.is_empty() {
-                break;
-            }
-            if let Some(outcome) = self.begin(number, step) {
+            if self.needs_what_is_missing(step) {
+                self.left_out.insert(number);
+                self.miss(step);
+            } else if let Some(outcome) = self.begin(number, step) {
                 self.note(number, outcome);
             }
         }
         while !self.asked.is_empty() {
             self.hear();
+        }
+    }
+
+    fn needs_what_is_missing(&self, step: &Step) -> bool {
+        let Step::Start { id, .. } = step else { return false };
+        let spec = self.specs[id];
+        self.missing.contains(id) || self.missing.iter().any(|missing| spec.comes_after(missing))
+    }
+
+    fn miss(&mut self, step: &'a Step) {
+        if let Step::Start { id, .. } | Step::End { id, .. } = step {
+            self.missing.insert(id);
         }
     }
 
@@ -188,8 +272,8 @@ impl<'a> Work<'a> {
         match step {
             Step::Keep { .. } => Some(Ok(())),
             Step::End { id, .. } => Some(self.end(id)),
-            Step::Limit { scope, limits } => {
-                let change = LimitChange { scope: scope.clone(), limits: limits.clone() };
+            Step::Limit { scope, limits, lifted } => {
+                let change = LimitChange { scope: scope.clone(), limits: limits.clone(), lifted: lifted.clone() };
                 Some(self.client.call::<Limits>(&Call::Limit(change)).map(drop))
             }
             Step::Start { id, .. } => {
@@ -217,7 +301,10 @@ impl<'a> Work<'a> {
     fn note(&mut self, number: usize, outcome: Result<(), Error>) {
         match outcome {
             Ok(()) => self.done += 1,
-            Err(error) => drop(self.refused.insert(number, error)),
+            Err(error) => {
+                self.refused.insert(number, error);
+                self.miss(&self.steps[number]);
+            }
         }
     }
 }

@@ -154,6 +154,9 @@ pub(super) struct ApplyArgs {
     /// Only print the plan
     #[arg(long)]
     pub dry_run: bool,
+    /// The name under which the file owns what it declares [default: its own, without the suffix]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
     #[command(flatten)]
     pub grace: GraceArgs,
 }

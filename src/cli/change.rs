@@ -135,7 +135,7 @@ fn show(receipt: &Receipt, screen: &mut Screen) -> std::io::Result<()> {
 /// `limit`
 pub(super) fn limit(global: &Global, args: LimitArgs, screen: &mut Screen) -> Done {
     let (scope, wanted) = args.scope_and_limits()?;
-    let now: Limits = connect(global)?.call(&Call::Limit(LimitChange { scope, limits: wanted }))?;
+    let now: Limits = connect(global)?.call(&Call::Limit(LimitChange { scope, limits: wanted, lifted: Vec::new() }))?;
     if screen.is_json {
         screen.json(&now)?;
     } else {

@@ -26,6 +26,13 @@ pub(super) fn check(file: &Path, screen: &mut Screen) -> Done {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Names a file as `apply` does by default: without its directory and its suffix.
+pub(super) fn stem(file: &Path) -> String {
+    let stem = file.file_stem().map(|stem| plain(&stem.to_string_lossy())).unwrap_or_default();
+    let end = stem.char_indices().map(|(at, character)| at + character.len_utf8()).take_while(|end| *end <= 63).last();
+    end.map_or_else(|| "file".to_owned(), |end| stem[..end].to_owned())
+}
+
 /// Reads a tree file; none if it has mistakes, which are shown then.
 pub(super) fn tree(file: &Path, screen: &mut Screen) -> Result<Option<Tree>, Failure> {
     let bytes = read(file)?;

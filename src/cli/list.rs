@@ -12,7 +12,7 @@ use crate::model::explain::Explanation;
 use crate::model::id::AgentId;
 use crate::model::limits::{Limits, Setting};
 use crate::model::spec::{Children, RestartPolicy};
-use crate::model::status::{AgentStatus, ExitRecord, Paused, State};
+use crate::model::status::{AgentStatus, Cause, ExitRecord, Paused, State};
 use crate::model::units::Bytes;
 use crate::model::usage::{MemorySource, Usage};
 
@@ -53,7 +53,8 @@ fn row(agent: &AgentStatus) -> Vec<Cell> {
 pub(super) fn doing(agent: &AgentStatus) -> String {
     let command = agent.command.join(" ");
     let ended = agent.exit.as_ref().filter(|_| agent.pid.is_none()).map(ToString::to_string);
-    match (ended.or(agent.waits.clone()), command.is_empty()) {
+    let killed = Some(agent.oom_kills).filter(|kills| *kills > 0).map(|kills| format!("OOM kills in it: {kills}"));
+    match (ended.or(agent.waits.clone()).or(killed), command.is_empty()) {
         (Some(note), false) => plain(&format!("({note}) {command}")),
         (Some(note), true) => plain(&format!("({note})")),
         (None, _) => plain(&command),
@@ -129,6 +130,7 @@ fn facts(shown: &Shown) -> Vec<(&'static str, String)> {
     add("uptime", shown.uptime_ms.map(duration));
     add("ended", status.ended.map(date));
     add("exit", status.exit.as_ref().map(exit));
+    add("OOM kills", (status.oom_kills > 0).then(|| format!("{} processes besides the main one", status.oom_kills)));
     add("paused for", (status.paused_ms > 0).then(|| duration(status.paused_ms)));
     add("limits", (!status.limits.is_empty()).then(|| limits(&status.limits).join(", ")));
     let restart = &spec.restart;
@@ -179,7 +181,9 @@ fn words(command: &[String]) -> String {
 }
 
 fn exit(exit: &ExitRecord) -> String {
-    let mut text = format!("{exit}, after {}", duration(exit.run_ms));
+    // What nobody saw end has no known length.
+    let is_lost = exit.cause == Cause::Lost && exit.run_ms == 0;
+    let mut text = if is_lost { exit.to_string() } else { format!("{exit}, after {}", duration(exit.run_ms)) };
     if exit.descendants > 0 {
         text += &format!(", {} descendants left behind", exit.descendants);
     }

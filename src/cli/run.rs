@@ -55,7 +55,8 @@ const BAD_FILE: u8 = 2;
 
 /// `run`
 pub(super) fn run(global: &Global, args: RunArgs, screen: &mut Screen) -> Done {
-    let Some(tree) = check::tree(&args.file, screen)? else { return Ok(ExitCode::from(BAD_FILE)) };
+    let Some(mut tree) = check::tree(&args.file, screen)? else { return Ok(ExitCode::from(BAD_FILE)) };
+    tree.declare(&check::stem(&args.file));
     if tree.agents.is_empty() {
         let error = Error::new(Code::BadTree, format!("{} has no agents", args.file.display()));
         return Err(error.remedy("add one, as in [agents.hello] with command = \"echo hello\"").into());

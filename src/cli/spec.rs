@@ -13,7 +13,7 @@ use crate::model::pressure::PressureRule;
 use crate::model::ready::Ready;
 use crate::model::rule::Rule;
 use crate::model::spec::{
-    Admission, AgentSpec, Children, IoClass, IoNice, OnMainExit, Restart, RestartPolicy, Rlimit, RlimitPair,
+    Admission, AgentSpec, Children, IoClass, IoNice, OnMainExit, OnOom, Restart, RestartPolicy, Rlimit, RlimitPair,
     StopSignal, StopSignalTo, Strategy,
 };
 use crate::model::stall::StallRule;
@@ -140,6 +140,9 @@ pub(super) struct SpawnArgs {
     /// What its descendants' fate is when the main process has ended: terminate or wait [default: terminate]
     #[arg(long, value_name = "WHAT", value_parser = word::<OnMainExit>)]
     on_main_exit: Option<OnMainExit>,
+    /// What an OOM kill of a process that is not the main one means: continue, kill or fail [default: continue]
+    #[arg(long, value_name = "WHAT", value_parser = word::<OnOom>)]
+    on_oom: Option<OnOom>,
     /// The polite signal [default: SIGTERM]
     #[arg(long, value_name = "SIGNAL")]
     stop_signal: Option<StopSignal>,
@@ -289,6 +292,7 @@ impl SpawnArgs {
         spec.ionice = self.ionice;
         spec.umask = self.umask;
         spec.on_main_exit = self.on_main_exit.unwrap_or_default();
+        spec.on_oom = self.on_oom.unwrap_or_default();
         spec.stop_signal = self.stop_signal.unwrap_or_default();
         spec.stop_signal_to = self.stop_signal_to.unwrap_or_default();
         spec.grace = self.grace.unwrap_or(spec.grace);
@@ -408,7 +412,7 @@ mod tests {
                     --rlimit nofile=100:max --oom-score-adj -5 --nice -3 --ionice idle:7 --umask 077 --restart on-failure \
                     --restart-delay 2m --restart-factor 3 --restart-jitter 0 --restart-healthy-after 5s \
                     --restart-intensity 3 --restart-period 1m --significant --strategy rest-for-one \
-                    --child-intensity 3 --child-period 5s --spawn-budget 9 --on-main-exit wait --stop-signal INT --grace 250ms \
+                    --child-intensity 3 --child-period 5s --spawn-budget 9 --on-main-exit wait --on-oom fail --stop-signal INT --grace 250ms \
                     --run-timeout 9s --ready stderr:^up --ready-timeout 5s --watchdog 2s --stall fail:5m \
                     --rule stderr:fail:panic --output-max 1MiB --queue --pids-max 9 -- sh -c --json";
         let spec = spawn(&line.split_whitespace().collect::<Vec<_>>());
@@ -418,7 +422,7 @@ mod tests {
             assert!(field == "id" || plain.get(field) != Some(value), "{field} is not set");
         }
         let names = json.as_object().unwrap().len();
-        assert_eq!(names, 37, "a field that no flag reaches, or a new one: {json:#}");
+        assert_eq!(names, 38, "a field that no flag reaches, or a new one: {json:#}");
         assert_eq!(spec.command, ["sh", "-c", "--json"]);
         assert_eq!((spec.metadata["k"].as_str(), spec.metadata["n"].as_i64()), (Some("v"), Some(7)));
     }

@@ -23,6 +23,7 @@ use crate::kernel::error::{KernelError, Result as KernelResult};
 use crate::kernel::host::Host;
 use crate::kernel::pidfd::{self, Held};
 use crate::machine::{Adopted, AgentKey, Found, FoundHome, Frost, Left, Telling};
+use crate::model::applied::Applied;
 use crate::model::config::HerdConfig;
 use crate::model::error::{Code, Error};
 use crate::model::id::{Level, Run};
@@ -355,4 +356,10 @@ pub(super) fn with_limits_in_force(config: &HerdConfig, records: &Records, legac
         tracing::warn!("the adopted herd keeps the limits that it had; SIGHUP applies those of the configuration");
     }
     HerdConfig { limits: herd.limits.clone(), levels: herd.levels.clone(), ..config.clone() }
+}
+
+/// Returns what the daemon before has remembered of applied files, where its herd goes on.
+pub(super) fn applied(records: &Records, legacy: Option<&Legacy>) -> BTreeMap<String, Applied> {
+    let is_near = |legacy: &&Legacy| !legacy.agents.is_empty() && is_near(legacy, records);
+    legacy.filter(is_near).and_then(|legacy| legacy.herd.as_ref()).map(|herd| herd.applied.clone()).unwrap_or_default()
 }

@@ -22,6 +22,8 @@ pub(super) struct Body {
     pub process: Option<(Run, Held)>,
     /// The watch on the cgroup of a run whose main process has ended and left others behind.
     pub leaf_watch: Option<(Run, WatchId)>,
+    /// Those that the run's main process has left behind, or was before it.
+    pub left: Vec<super::left::Left>,
     /// The descriptor on which a run is to write a newline when it is ready.
     pub newline: Option<(Run, OwnedFd)>,
     /// The search for the line that says that a run is ready.
@@ -57,6 +59,7 @@ impl Body {
             home_watch: None,
             process: None,
             leaf_watch: None,
+            left: Vec::new(),
             newline: None,
             scan: None,
             spool: None,
@@ -70,6 +73,11 @@ impl Body {
     /// Returns the main process of a run, if it has not ended.
     pub fn main(&self, run: Run) -> Option<Held> {
         self.process.as_ref().filter(|(of, _)| *of == run).map(|(_, main)| main.clone())
+    }
+
+    /// Says whether its main process runs, or has left others behind.
+    pub fn has_run(&self) -> bool {
+        self.process.is_some() || self.leaf_watch.is_some()
     }
 
     pub fn run_place(&self, run: Run) -> Place {

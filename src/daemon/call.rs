@@ -111,6 +111,7 @@ impl Supervisor {
             }
             Ok(Answer::Agent(status)) => result(&self.with_lines(*status)),
             Ok(Answer::Limits(limits)) => result(&limits),
+            Ok(Answer::Done) => result(&Nothing {}),
         };
         self.reply_value(to, value);
     }
@@ -189,7 +190,12 @@ impl Supervisor {
             Call::Pause(of) => Request::Pause(of.target),
             Call::Resume(of) => Request::Resume(of.target),
             Call::Terminate(ending) => Request::Terminate(ending.target, grace(ending.grace_ms)),
-            Call::Limit(change) => Request::Limit(change.scope, change.limits),
+            Call::Limit(change) if change.lifted.is_empty() => Request::Limit(change.scope, change.limits),
+            Call::Limit(change) => {
+                let lifted = change.lifted.iter().map(|name| name.parse()).collect::<Result<_, _>>()?;
+                Request::Lift(change.scope, change.limits, lifted)
+            }
+            Call::Declare(declaration) => Request::Declare(declaration.file, declaration.applied),
             Call::Restart(of) => Request::Restart(of.id),
             Call::Wait(of) => Request::Wait(of.ids),
             Call::Cleanup(of) => Request::Cleanup(of.target),

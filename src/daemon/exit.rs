@@ -37,6 +37,14 @@ fn is_reaped(process: &Held) -> bool {
     !matches!(pidfd::try_wait(process.as_fd()), Ok(None))
 }
 
+/// Tells a process's end in the model's words.
+pub(super) fn exit_of(status: pidfd::Exit) -> Exit {
+    match status {
+        pidfd::Exit::Code(status) => Exit::Status(status),
+        pidfd::Exit::Signal { number, core } => Exit::Signal { number, core },
+    }
+}
+
 impl Supervisor {
     /// A pidfd became readable: the process has ended, even if a tracer that has not waited for it hides that from us.
     pub(super) fn process_ended(&mut self, key: AgentKey) {
@@ -98,10 +106,7 @@ impl Supervisor {
         }
         self.zombies.unrecorded.push(process);
         let descendants = self.descendants(key, run);
-        let exit = status.map_or(Exit::Unknown, |status| match status {
-            pidfd::Exit::Code(status) => Exit::Status(status),
-            pidfd::Exit::Signal { number, core } => Exit::Signal { number, core },
-        });
+        let exit = status.map_or(Exit::Unknown, exit_of);
         let home = self.bodies[&key].home.clone();
         let oom = match exit {
             Exit::Signal { number: libc::SIGKILL, .. } => {

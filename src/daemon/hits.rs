@@ -2,7 +2,7 @@
 //!
 //! Whose limit it is, is who is to blame: the kernel counts a hit where the limit is, whoever below runs into it. The first hit is told
 //! at once; those that follow after 1 s, 2 s, 4 s and so on, after 5 minutes at most, so a limit that is hit for an hour makes 20
-//! events. When one such interval goes by without a hit, the next one is told at once again. What is not told by then is told when
+//! events, however irregularly: only 5 minutes without a hit start the intervals over. What is not told by then is told when
 //! the agent's run ends; what the limit of a level or a group has counted since it was told last goes with its cgroup. None is told
 //! twice.
 
@@ -61,19 +61,19 @@ enum Ear {
     Domain,
 }
 
-/// When something that goes on is told again.
+/// When something that goes on is reported again.
 #[derive(Clone, Copy, Debug, Default)]
-struct Pace {
-    /// Before this time nothing more is told.
-    next: Monotonic,
+pub(super) struct Pace {
+    /// Before this time nothing more is reported.
+    pub next: Monotonic,
     wait: Duration,
 }
 
 impl Pace {
-    /// It is told now.
-    fn advance(&mut self, now: Monotonic) {
-        let was_calm = now.since(self.next) >= self.wait;
-        self.wait = if was_calm { GATHERED } else { (self.wait * 2).min(GATHERED_MOST) };
+    /// It is reported now. The kernel itself reports pressure only every other second: a short silence is no end.
+    pub fn advance(&mut self, now: Monotonic) {
+        let is_new = self.wait.is_zero() || now.since(self.next) >= GATHERED_MOST;
+        self.wait = if is_new { GATHERED } else { (self.wait * 2).min(GATHERED_MOST) };
         self.next = now + self.wait;
     }
 }
@@ -280,8 +280,18 @@ mod tests {
     }
 
     #[test]
-    fn after_a_calm_interval_a_hit_is_told_at_once_again() {
-        assert_eq!(told([1_000, 1_002, 1_004, 1_006]), [1_000, 1_002, 1_004, 1_006], "each interval was calm");
-        assert_eq!(told([1_000, 1_001, 1_003, 1_006, 1_007, 1_100, 1_101]), [1_000, 1_001, 1_003, 1_007, 1_100, 1_101]);
+    fn a_limit_that_is_hit_every_third_second_is_no_news_each_time() {
+        assert!(told((1_000..4_600).step_by(3)).len() <= 20, "{:?}", told((1_000..4_600).step_by(3)));
+        assert!(told((1_000..4_600).step_by(61)).len() <= 20);
+    }
+
+    #[test]
+    fn after_five_calm_minutes_the_intervals_start_over() {
+        assert_eq!(told([1_000, 1_001, 1_003, 1_400, 1_401, 1_402, 1_403]), [1_000, 1_001, 1_003, 1_400, 1_401, 1_403]);
+        assert_eq!(
+            told([1_000, 1_100, 1_101, 1_102]),
+            [1_000, 1_100, 1_102],
+            "at once after a while, but no new beginning"
+        );
     }
 }

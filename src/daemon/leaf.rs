@@ -20,6 +20,7 @@ impl Supervisor {
         if self.is_empty(&place) {
             return 0;
         }
+        self.watch_left(key, run);
         self.tools.cgroups.count_some(&place).unwrap_or(0).max(1)
     }
 
@@ -53,6 +54,8 @@ impl Supervisor {
     pub(super) fn look_at_leaf(&mut self, key: AgentKey, run: Run) {
         let Some(place) = self.bodies.get(&key).map(|body| body.run_place(run)) else { return };
         if self.is_empty(&place) {
+            self.left_ended(key);
+            self.forget_left(key);
             self.feed(Input::RunEmptied { agent: key, run });
         }
     }

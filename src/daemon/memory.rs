@@ -12,12 +12,13 @@ use mio::Interest;
 use mio::unix::SourceFd;
 
 use super::body::Watched;
+use super::hits::Pace;
 use super::largest::Look;
 use super::supervisor::{Chore, Source, Supervisor, now};
 use crate::kernel::cgroup::{Cgroups, OomCounts, Place};
 use crate::kernel::clock;
 use crate::kernel::watch::WatchId;
-use crate::machine::AgentKey;
+use crate::machine::{AgentKey, Input};
 use crate::model::event::Kind;
 use crate::model::limits::{Controller, Knob, Limits, Setting};
 use crate::model::status::Oom;
@@ -26,6 +27,9 @@ use crate::model::units::{Bytes, Max};
 /// When a domain is looked at after the v1 eventfd fired: it fires before the kill is counted.
 const LOOKS: [Duration; 4] =
     [Duration::from_millis(2), Duration::from_millis(20), Duration::from_millis(100), Duration::from_millis(400)];
+
+/// In how many agents victims are looked for at one kill.
+const VICTIMS_MAX: usize = 1_000;
 
 /// A cgroup with a memory limit of its own.
 #[derive(Debug)]
@@ -38,6 +42,8 @@ pub(super) struct Domain {
     pub watch: Option<WatchId>,
     /// How many kills were told as events.
     pub told: u64,
+    /// When the next ones are.
+    pub pace: Pace,
     /// How many looks are still due.
     pub looks: usize,
 }
@@ -50,6 +56,8 @@ pub(super) struct Memory {
     attributed: BTreeMap<Place, u64>,
     /// How often a limit had been reached when it was last looked at.
     reached: BTreeMap<Place, u64>,
+    /// Kills in an agent's own cgroup that its run has been told of.
+    victims: BTreeMap<Place, u64>,
 }
 
 /// Whose a place below the herd is.
@@ -98,6 +106,12 @@ impl Memory {
         Some(self.culprit(look, home, peak))
     }
 
+    /// Names the limit that a victim most likely died of, and takes nothing as looked at.
+    pub fn nearest_limit(&self, look: &mut Look<'_>, home: &Place) -> Oom {
+        let mut seen = Self { reached: self.reached.clone(), ..Self::default() };
+        seen.culprit(look, home, None)
+    }
+
     /// Finds the nearest limit that was reached since it was last looked at; if none was, the nearest that ever was, or that was met.
     /// And who uses most below it.
     pub fn culprit(&mut self, look: &mut Look<'_>, home: &Place, peak: Option<u64>) -> Oom {
@@ -124,19 +138,25 @@ impl Memory {
         }
     }
 
-    /// Returns how many kills of a domain were not told yet, and takes them as told.
-    pub fn untold(&mut self, cgroups: &Cgroups, place: &Place) -> u64 {
-        let Some(domain) = self.domains.get_mut(place) else { return 0 };
+    /// Returns how many kills of a domain were not told yet.
+    pub fn untold(&self, cgroups: &Cgroups, place: &Place) -> u64 {
+        let Some(domain) = self.domains.get(place) else { return 0 };
         let Ok(Some(counts)) = cgroups.oom_counts(place) else { return 0 };
-        let new = counts.oom_kill.saturating_sub(domain.told);
-        domain.told = domain.told.max(counts.oom_kill);
-        new
+        counts.oom_kill.saturating_sub(domain.told)
+    }
+
+    /// Returns how many processes of an agent were killed since it was last asked; none where its kills are counted with another's.
+    pub fn new_victims(&mut self, cgroups: &Cgroups, home: &Place) -> u64 {
+        let Ok(Some(counts)) = cgroups.oom_counts(home) else { return 0 };
+        let seen = self.victims.entry(home.clone()).or_default();
+        counts.oom_kill.saturating_sub(std::mem::replace(seen, counts.oom_kill))
     }
 
     /// Takes the counters of a place as they are for told: an earlier daemon has told them, or they are nobody's news any more.
     pub fn take_as_told(&mut self, cgroups: &Cgroups, place: &Place) {
         let Ok(Some(counts)) = cgroups.oom_counts(place) else { return };
         self.attributed.insert(place.clone(), counts.oom_kill);
+        self.victims.insert(place.clone(), counts.oom_kill);
         self.reached.insert(place.clone(), counts.oom);
         if let Some(domain) = self.domains.get_mut(place) {
             domain.told = counts.oom_kill;
@@ -147,6 +167,7 @@ impl Memory {
     pub fn forget(&mut self, place: &Place) -> Vec<Domain> {
         self.attributed.retain(|other, _| !other.is_within(place));
         self.reached.retain(|other, _| !other.is_within(place));
+        self.victims.retain(|other, _| !other.is_within(place));
         let gone: Vec<_> = self.domains.keys().filter(|other| other.is_within(place)).cloned().collect();
         gone.iter().filter_map(|place| self.domains.remove(place)).collect()
     }
@@ -160,7 +181,7 @@ impl Supervisor {
                 continue;
             }
             let owner = self.owner_of(place);
-            let mut domain = Domain { owner, eventfd: None, watch: None, told: 0, looks: 0 };
+            let mut domain = Domain { owner, eventfd: None, watch: None, told: 0, pace: Pace::default(), looks: 0 };
             let cgroups = &self.tools.cgroups;
             match cgroups.oom_eventfd(place) {
                 Ok(Some(eventfd)) => domain.eventfd = self.register_memory(eventfd),
@@ -219,6 +240,9 @@ impl Supervisor {
 
     pub(super) fn look_at_memory(&mut self, place: &Place) {
         let kills = self.memory.untold(&self.tools.cgroups, place);
+        if kills > 0 {
+            self.find_victims(place);
+        }
         let now = now();
         if let Some(domain) = self.memory.domains.get_mut(place) {
             let look = LOOKS.len() - domain.looks;
@@ -227,9 +251,14 @@ impl Supervisor {
                 self.chores.insert((now.mono + *after, Chore::Memory(place.clone())));
             }
         }
-        if kills == 0 {
+        let Some(domain) = self.memory.domains.get_mut(place).filter(|_| kills > 0) else { return };
+        // A loop of kills is told as limits that are hit are: at once, then in ever longer intervals.
+        if now.mono < domain.pace.next {
+            self.chores.insert((domain.pace.next, Chore::Memory(place.clone())));
             return;
         }
+        domain.told += kills;
+        domain.pace.advance(now.mono);
         let owner = self.memory.domains.get(place).and_then(|domain| domain.owner);
         let mut event = self.machine.event_about(now.mono, now.wall, Kind::Oom, owner);
         let mut look = Look { cgroups: &self.tools.cgroups, reads: &mut self.reads, now: now.mono };
@@ -239,6 +268,22 @@ impl Supervisor {
         event.message = format!("the OOM killer ended {kills} of its processes{limit}{}", largest.unwrap_or_default());
         event.oom = Some(oom);
         self.publish(event);
+    }
+}
+
+impl Supervisor {
+    /// Finds the agents whose processes were killed at a limit, and has the machine decide what that means for their runs.
+    fn find_victims(&mut self, place: &Place) {
+        let homes = self.bodies.iter().filter(|(_, body)| body.home.is_within(place) && body.has_run());
+        let homes: Vec<(AgentKey, Place)> =
+            homes.map(|(key, body)| (*key, body.home.clone())).take(VICTIMS_MAX).collect();
+        for (agent, home) in homes {
+            let kills = self.memory.new_victims(&self.tools.cgroups, &home);
+            let Some(run) = self.machine.run_of(agent).filter(|_| kills > 0) else { continue };
+            let mut look = Look { cgroups: &self.tools.cgroups, reads: &mut self.reads, now: clock::monotonic() };
+            let oom = self.memory.nearest_limit(&mut look, &home);
+            self.feed(Input::OomKilled { agent, run, kills, oom });
+        }
     }
 }
 

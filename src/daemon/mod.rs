@@ -34,6 +34,7 @@ mod largest;
 mod latency;
 mod launch;
 mod leaf;
+mod left;
 mod logs;
 mod memory;
 mod notify;

@@ -129,7 +129,14 @@ impl Supervisor {
     fn read_letter(&mut self, letter: &Letter) {
         match (self.speaker(&letter.sender), &letter.text) {
             (Some((agent, run)), Some(text)) => {
-                let notes = Note::parse(text);
+                let mut notes = Note::parse(text);
+                notes.retain(|note| match note {
+                    Note::Main(pid) => {
+                        self.main_named(agent, run, *pid);
+                        false
+                    }
+                    _ => true,
+                });
                 if !notes.is_empty() {
                     self.feed(Input::Notified { agent, run, notes });
                 }

@@ -25,7 +25,7 @@ impl Supervisor {
         let settings = settings(&config)
             .into_iter()
             .map(|(name, value)| (name.clone(), Configuration { origin: origin(&name, &value), value }));
-        Configured { settings: settings.collect(), config }
+        Configured { settings: settings.collect(), config, applied: self.machine.applied().clone() }
     }
 
     pub(super) fn reread(&mut self) {

@@ -179,6 +179,7 @@ impl Herdsman {
         let records = Records::new(&settings.state_dir, clock::boot_id()?, root);
         let legacy = adopt::read(&settings.state_dir, &records, &host)?;
         let herd = adopt::with_limits_in_force(&settings.herd, &records, legacy.as_ref());
+        let applied = adopt::applied(&records, legacy.as_ref());
         let estate = Estate::survey(own, &records, legacy)?;
         prepare_cgroups(own, settings.residence, &herd)?;
         let inherited = if manner == Manner::Daemon { socket::inherited()? } else { None };
@@ -214,7 +215,8 @@ impl Herdsman {
             rulebook: Rulebook::default(),
         };
         let root = format!("{}/{}", host.cgroup2.display(), settings.cgroup.trim_matches('/'));
-        let machine = Machine::new(herd, root.clone(), not_offered, clock::wall().0);
+        let mut machine = Machine::new(herd, root.clone(), not_offered, clock::wall().0);
+        machine.restore_applied(applied);
         let parts = Parts { settings, manner, tools, listener, inbox, records, journal, poll, machine, root };
         let mut supervisor = parts.assemble()?;
         // Before anything of the herd is begun, and after everything else that can be refused.

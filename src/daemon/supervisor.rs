@@ -66,6 +66,7 @@ pub(super) enum Source {
     Newline(AgentKey),
     /// A child that has ended and that its tracer holds.
     Zombie(u64),
+    Left(AgentKey),
 }
 
 impl Source {
@@ -83,6 +84,7 @@ impl Source {
             Self::Newline(key) => number(8, key.0),
             Self::Pressure(id) => number(9, id),
             Self::Zombie(id) => number(10, id),
+            Self::Left(key) => number(11, key.0),
         }
     }
 
@@ -99,6 +101,7 @@ impl Source {
             7 => Self::Notify,
             8 => Self::Newline(AgentKey(number)),
             9 => Self::Pressure(number),
+            11 => Self::Left(AgentKey(number)),
             _ => Self::Zombie(number),
         }
     }
@@ -258,6 +261,7 @@ impl Supervisor {
                         self.tell();
                     }
                 }
+                Source::Left(key) => self.left_ended(key),
                 Source::Watches => self.watches_fired(),
                 Source::Memory(id) => self.memory_fired(id),
                 Source::Pressure(id) => self.pressure_fired(id),

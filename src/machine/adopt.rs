@@ -139,17 +139,17 @@ impl Machine {
         if found.is_none() {
             agent.enter_this_boot(now);
         }
-        if let Phase::Ended { at, .. } = agent.phase {
-            agent.expires =
-                agent.expires.or(self.config.auto_cleanup.then_some(now.mono + self.config.cleanup_retention));
-            self.retained.insert((at, key));
-        }
         let (has_ended, is_admitted, has_run) = (agent.has_ended(), agent.is_admitted(), agent.has_run());
         assert!(self.ids.insert(agent.spec.id.clone(), key).is_none(), "{}: an agent's name is its own", agent.spec.id);
         if let Phase::Queued = agent.phase {
             self.queue.insert((std::cmp::Reverse(agent.spec.priority), key));
         }
         self.agents.insert(key, Box::new(agent));
+        if let Phase::Ended { outcome, at } = self.agents[&key].phase {
+            let expires = self.agents[&key].expires.or_else(|| self.expiry(key, outcome, now.mono));
+            self.agent_mut(key).expires = expires;
+            self.retain(at, key);
+        }
         self.follow(key);
         self.next = self.next.max(birth.key);
         if let Some(parent) = parent.map(|parent| self.agent_mut(parent)) {
@@ -236,7 +236,9 @@ impl Machine {
             return;
         }
         let mut lost = ExitRecord::new(Cause::Lost);
-        lost.error = Some("the host was started again".to_owned());
+        let has_run = record.course.run != Run(0);
+        let when = if has_run { "while it ran" } else { "before it had started" };
+        lost.error = Some(format!("the host was started again {when}"));
         if record.course.run != Run(0) && record.course.told == Some(record.course.run) {
             // Its last run's end is told; that there is no next one is not.
             self.publish(step, Kind::GaveUp, key, |event| event.message = format!("not started again: {lost}"));
@@ -259,7 +261,7 @@ impl Agent {
         (self.voice.told, self.voice.period) = (course.account, course.heartbeat);
         (self.freezer.own, self.freezer.told) = frosts(course.pause);
         (self.paused_since, self.paused_total) = (course.paused_since, course.paused_total);
-        self.restarts = course.restarts;
+        (self.restarts, self.oom_kills) = (course.restarts, course.oom_kills);
         // Who asked for a start and was not answered is gone: it is a policy's now.
         self.start = if course.run == Run(0) { Start::Asked } else { Start::Automatic };
         (self.child_restarts, self.spawned) = (VecDeque::from(course.child_restarts.clone()), course.spawned);

@@ -20,7 +20,7 @@ use crate::model::record::Course;
 pub(super) use crate::model::record::Outcome;
 use crate::model::request::Target;
 use crate::model::spec::{AgentSpec, StopSignal, StopSignalTo};
-use crate::model::status::{Cause, ExitRecord, Paused, State};
+use crate::model::status::{Cause, Exit, ExitRecord, Paused, State};
 use crate::model::time::{Monotonic, Wall};
 
 /// The signal that no process can refuse.
@@ -257,6 +257,10 @@ pub(super) struct Agent {
     pub quiet: Quiet,
     /// The failure that the present run was found in, and is ended for: its end has this cause.
     pub verdict: Option<Verdict>,
+    /// How many processes of the present or last run the OOM killer has ended, its main one included.
+    pub oom_kills: u64,
+    /// The end of those that the main process left behind and that ended last.
+    pub last_left: Option<Exit>,
     /// Since when the present run is to be dead and was killed for it: its grace is over.
     pub overdue: Option<Monotonic>,
     /// Who paused this very agent.
@@ -314,6 +318,8 @@ impl Agent {
             voice: Voice::default(),
             quiet: Quiet::default(),
             verdict: None,
+            oom_kills: 0,
+            last_left: None,
             overdue: None,
             paused_by: None,
             paused_since: None,

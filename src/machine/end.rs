@@ -3,11 +3,12 @@
 use super::agent::{Home, Outcome, Phase};
 use super::input::{AgentKey, Effect};
 use super::{Machine, Step, Timer, Until};
-use crate::model::config::RETAINED_MOST;
+use crate::model::config::{FAILED_RETAINED_MAX, RETAINED_MOST};
 use crate::model::error::{Code, Error};
 use crate::model::event::Kind;
 use crate::model::spec::OnMainExit;
 use crate::model::status::{Cause, ExitRecord};
+use crate::model::time::Monotonic;
 
 impl Machine {
     /// The last run is over: ends the agent, or first waits for (or ends) the agents below it.
@@ -60,8 +61,8 @@ impl Machine {
 
     /// Enters the last phase and gives the room back.
     pub(super) fn leave(&mut self, step: &mut Step, key: AgentKey, outcome: Outcome) {
-        let retention = self.config.auto_cleanup.then_some(self.config.cleanup_retention);
         let now = step.now;
+        let expires = self.expiry(key, outcome, now.mono);
         self.leave_renewal(key);
         self.give_up_turn(key);
         self.wake_followed(key);
@@ -74,26 +75,52 @@ impl Machine {
         let agent = self.agent_mut(key);
         agent.phase = Phase::Ended { outcome, at: now.mono };
         agent.ended = agent.ended.or(Some(now));
-        agent.expires = retention.map(|retention| now.mono + retention);
+        agent.expires = expires;
         agent.paused_total = agent.paused_for(now.mono);
         agent.paused_since = None;
         agent.freezer.own = super::Frost::Thawed;
         agent.reply = None;
         self.frost_moved.insert(key);
         self.dirty.insert(key);
-        self.retained.insert((now.mono, key));
+        self.retain(now.mono, key);
         self.end_presses(step, key);
         if let Some(parent) = self.agents[&key].parent {
             self.agent_mut(parent).live_children -= 1;
             self.dirty.insert(parent);
         }
-        if self.retained.len() > RETAINED_MOST {
-            let oldest = self.retained.first().map(|(_, key)| *key);
-            if let Some(oldest) = oldest.filter(|_| self.config.auto_cleanup) {
+        let of_all = self.retained.first().filter(|_| self.retained.len() > RETAINED_MOST);
+        let of_failed = self.failed.first().filter(|_| self.failed.len() > FAILED_RETAINED_MAX);
+        for (_, oldest) in of_all.into_iter().chain(of_failed).copied().collect::<Vec<_>>() {
+            if self.config.auto_cleanup {
                 self.agent_mut(oldest).expires = Some(now.mono);
                 self.dirty.insert(oldest);
             }
         }
+    }
+
+    /// Returns when an agent that ends now is forgotten: one that a file declares stays until it leaves the file.
+    pub(super) fn expiry(&self, key: AgentKey, outcome: Outcome, now: Monotonic) -> Option<Monotonic> {
+        let is_kept = !self.config.auto_cleanup || self.agents[&key].spec.declared_by.is_some();
+        let retention = match outcome {
+            Outcome::Failed => self.config.failed_retention,
+            Outcome::Completed | Outcome::Terminated => self.config.cleanup_retention,
+        };
+        (!is_kept).then(|| now + retention)
+    }
+
+    /// Enters an agent that has ended into the books of those that are still known.
+    pub(super) fn retain(&mut self, at: Monotonic, key: AgentKey) {
+        self.retained.insert((at, key));
+        let agent = &self.agents[&key];
+        if matches!(agent.phase, Phase::Ended { outcome: Outcome::Failed, .. }) && agent.spec.declared_by.is_none() {
+            self.failed.insert((at, key));
+        }
+    }
+
+    /// Takes an agent out of these books.
+    pub(super) fn release(&mut self, at: Monotonic, key: AgentKey) {
+        self.retained.remove(&(at, key));
+        self.failed.remove(&(at, key));
     }
 
     pub(super) fn settle_ended(&mut self, step: &mut Step, key: AgentKey) {
@@ -118,7 +145,7 @@ impl Machine {
         self.ids.remove(&agent.spec.id);
         self.unfollow(&agent);
         if let Phase::Ended { at, .. } = agent.phase {
-            self.retained.remove(&(at, key));
+            self.release(at, key);
         }
         if let Some(parent) = agent.parent.and_then(|parent| self.agents.get_mut(&parent)) {
             parent.children.remove(&key);

@@ -22,7 +22,7 @@ use crate::model::time::Monotonic;
 type Line = fn(&Machine, &Agent, Monotonic, &mut Explanation);
 
 /// What is looked at, in the order of its sentences.
-const LINES: [Line; 14] = [
+const LINES: [Line; 15] = [
     paused,
     stopping,
     being_ended,
@@ -31,6 +31,7 @@ const LINES: [Line; 14] = [
     renewing,
     turn,
     running,
+    oom_kills,
     telling,
     last_run,
     clocks,
@@ -221,6 +222,13 @@ fn running(_: &Machine, agent: &Agent, now: Monotonic, told: &mut Explanation) {
     told.because.push(format!("its run {} began {} ago", agent.run, text(now.since(began.mono))));
 }
 
+/// What its run has lost to the OOM killer.
+fn oom_kills(_: &Machine, agent: &Agent, _: Monotonic, told: &mut Explanation) {
+    if agent.has_run() && agent.oom_kills > 0 {
+        told.because.push(format!("the OOM killer has ended {} processes of its run", agent.oom_kills));
+    }
+}
+
 /// What its run has told of itself, and what it is expected to tell.
 fn telling(_: &Machine, agent: &Agent, _: Monotonic, told: &mut Explanation) {
     if !agent.has_run() {
@@ -297,6 +305,9 @@ fn idleness(_: &Machine, agent: &Agent, now: Monotonic, told: &mut Explanation) 
 fn retention(_: &Machine, agent: &Agent, now: Monotonic, told: &mut Explanation) {
     if let Some(expires) = agent.expires.filter(|_| agent.has_ended()) {
         at(told, now, expires, "it is forgotten, its record and its output with it");
+    }
+    if let Some(file) = agent.spec.declared_by.as_ref().filter(|_| agent.has_ended() && agent.expires.is_none()) {
+        some_day(told, format!("it stays as it is until it leaves the file {file}, or is cleaned up"));
     }
 }
 

@@ -103,6 +103,35 @@ pub enum Input {
         /// How many processes it left behind in the run's cgroup.
         descendants: u64,
     },
+    /// The OOM killer ended processes of a run; the main one may be among them, and its end is a fact of its own.
+    OomKilled {
+        /// Whose.
+        agent: AgentKey,
+        /// Of which run.
+        run: Run,
+        /// How many.
+        kills: u64,
+        /// Whose limit was reached.
+        oom: Oom,
+    },
+    /// Of those that a main process left behind, these have ended last so far.
+    LeftEnded {
+        /// Whose.
+        agent: AgentKey,
+        /// Of which run.
+        run: Run,
+        /// How; if one of several died of a signal, that one.
+        exit: Exit,
+    },
+    /// A run has named its main process, which is one of its own.
+    MainNamed {
+        /// Whose.
+        agent: AgentKey,
+        /// Of which run.
+        run: Run,
+        /// Which.
+        pid: i32,
+    },
     /// The cgroup of a run became empty.
     RunEmptied {
         /// Whose.

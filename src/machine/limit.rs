@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use super::agent::{Home, Phase};
 use super::input::{AgentKey, Effect, LimitPlace, ReplyTo};
 use super::{Machine, Step};
+use crate::model::applied::{APPLIED_MAX, Applied};
 use crate::model::error::{Code, Error};
 use crate::model::event::Kind;
 use crate::model::id::Level;
 use crate::model::limits::{Knob, LevelLimits, Limits};
 use crate::model::request::{Answer, LimitScope};
-use crate::model::spec::AgentSpec;
+use crate::model::spec::{AgentSpec, is_file_name};
 
 /// A change of limits that is on a hand: the model has it already, and takes it back if the kernel refuses.
 #[derive(Debug)]
@@ -27,6 +28,26 @@ pub(super) struct Change {
 
 /// How many changes of limits may wait for the one that is on a hand.
 const WAITING_CHANGES_MOST: usize = 1000;
+
+/// What becomes of limits that are taken back: what holds in their place, or no limit.
+fn with_lifted(now: &Limits, lifted: &[Knob]) -> Limits {
+    let none = |knob: Knob| knob.parse("max").ok();
+    lifted.iter().filter_map(|knob| Some((*knob, now.get(*knob).cloned().or_else(|| none(*knob))?))).collect()
+}
+
+/// Returns what has to be written for `now` to become `wanted`.
+fn difference(now: &Limits, wanted: &Limits) -> Limits {
+    let lifted: Vec<Knob> = now.iter().map(|(knob, _)| knob).filter(|knob| wanted.get(*knob).is_none()).collect();
+    let changed = wanted.iter().filter(|(knob, setting)| now.get(*knob) != Some(setting));
+    let changed: Limits = changed.map(|(knob, setting)| (knob, setting.clone())).collect();
+    changed.overlaid(&with_lifted(wanted, &lifted))
+}
+
+fn without(limits: &Limits, lifted: &[Knob]) -> Limits {
+    let mut limits = limits.clone();
+    lifted.iter().for_each(|knob| limits.remove(*knob));
+    limits
+}
 
 /// Narrows `outer` by every setting of `inner` that is not wider.
 fn tighten(outer: &mut Limits, inner: &Limits) {
@@ -147,15 +168,20 @@ impl Machine {
         to: ReplyTo,
         scope: LimitScope,
         limits: Limits,
+        lifted: &[Knob],
     ) -> Result<(), Error> {
+        if let Some(knob) = lifted.iter().find(|knob| knob.parse("max").is_err()) {
+            let error = Error::new(Code::BadValue, format!("change limits: {knob} cannot be taken back"));
+            return Err(error.remedy("set it to another value"));
+        }
         if self.changes.is_empty() {
-            return self.change_limits(step, to, scope, &limits);
+            return self.change_limits(step, to, scope, &limits, lifted);
         }
         if self.waiting_changes.len() >= WAITING_CHANGES_MOST {
             let message = format!("change limits: {WAITING_CHANGES_MOST} changes wait already");
             return Err(Error::new(Code::BoundReached, message).remedy("ask again in a moment"));
         }
-        self.waiting_changes.push_back((to, scope, limits));
+        self.waiting_changes.push_back((to, scope, limits, lifted.to_vec()));
         Ok(())
     }
 
@@ -165,38 +191,45 @@ impl Machine {
         self.dirty.extend(held.map(|agent| agent.key));
         self.queue_moved = true;
         while self.changes.is_empty() {
-            let Some((to, scope, limits)) = self.waiting_changes.pop_front() else { return };
-            if let Err(error) = self.change_limits(step, to, scope, &limits) {
+            let Some((to, scope, limits, lifted)) = self.waiting_changes.pop_front() else { return };
+            if let Err(error) = self.change_limits(step, to, scope, &limits, &lifted) {
                 step.reply(to, Err(error));
             }
         }
     }
 
-    fn change_limits(&mut self, step: &mut Step, to: ReplyTo, scope: LimitScope, limits: &Limits) -> Result<(), Error> {
-        if limits.is_empty() {
+    fn change_limits(
+        &mut self,
+        step: &mut Step,
+        to: ReplyTo,
+        scope: LimitScope,
+        limits: &Limits,
+        lifted: &[Knob],
+    ) -> Result<(), Error> {
+        if limits.is_empty() && lifted.is_empty() {
             return Err(Error::new(Code::BadValue, "no limit is given").remedy("as in memory_max=512MiB"));
         }
         self.check_offered("change limits", limits)?;
         let mut change = Change {
             reply: to,
             scope: scope.clone(),
-            limits: limits.clone(),
+            limits: limits.overlaid(&with_lifted(&Limits::default(), lifted)),
             agents: BTreeMap::new(),
             levels: self.config.levels.clone(),
             herd: self.config.limits.clone(),
         };
         let settings = match scope {
-            LimitScope::Agent(id) => self.limit_agent(&mut change, &id, limits)?,
+            LimitScope::Agent(id) => self.limit_agent(&mut change, &id, limits, lifted)?,
             LimitScope::Herd => {
-                self.config.limits = self.config.limits.overlaid(limits);
-                vec![(LimitPlace::Herd, limits.clone())]
+                self.config.limits = without(&self.config.limits, lifted).overlaid(limits);
+                vec![(LimitPlace::Herd, change.limits.clone())]
             }
-            LimitScope::Each(level) => self.limit_each(&mut change, level, limits)?,
-            LimitScope::Siblings(level) => self.limit_siblings(level, limits)?,
+            LimitScope::Each(level) => self.limit_each(&mut change, level, limits, lifted)?,
+            LimitScope::Siblings(level) => self.limit_siblings(level, limits, lifted)?,
             LimitScope::Total(level) => {
                 self.check_level(level)?;
                 let profile = self.config.levels.entry(level).or_default();
-                profile.total = profile.total.overlaid(limits);
+                profile.total = without(&profile.total, lifted).overlaid(limits);
                 Vec::new()
             }
         };
@@ -234,21 +267,26 @@ impl Machine {
         change: &mut Change,
         id: &crate::model::id::AgentId,
         limits: &Limits,
+        lifted: &[Knob],
     ) -> Result<Vec<(LimitPlace, Limits)>, Error> {
         let key = self.find(id)?;
         let agent = &self.agents[&key];
         self.check_is_settable(key)?;
         self.check_own(&format!("limit {id}"), limits, agent.parent, agent.level)?;
         let is_made = agent.home == Home::Made;
-        let wanted = agent.limits.overlaid(limits);
+        let own = without(&agent.spec.limits, lifted).overlaid(limits);
+        let given = self.with_profile(&own, agent.parent, agent.level);
+        let kept = lifted.iter().filter_map(|knob| Some((*knob, given.get(*knob)?.clone())));
+        let wanted = without(&agent.limits, lifted).overlaid(&kept.collect()).overlaid(limits);
+        let written = limits.overlaid(&with_lifted(&wanted, lifted));
         // Lower is always right, were the total even lower; higher must have room.
         if agent.is_admitted() && wanted.first_wider_than(&agent.limits).is_some() {
             self.total_room(agent.level, &wanted, Some(key))?;
         }
         let agent = self.agent_mut(key);
         change.agents.insert(key, (std::mem::replace(&mut agent.limits, wanted), Some(agent.spec.limits.clone())));
-        std::sync::Arc::make_mut(&mut agent.spec).limits = agent.spec.limits.overlaid(limits);
-        Ok(if is_made { vec![(LimitPlace::Agent(key), limits.clone())] } else { Vec::new() })
+        std::sync::Arc::make_mut(&mut agent.spec).limits = own;
+        Ok(if is_made { vec![(LimitPlace::Agent(key), written)] } else { Vec::new() })
     }
 
     fn check_is_settable(&self, key: AgentKey) -> Result<(), Error> {
@@ -267,6 +305,7 @@ impl Machine {
         change: &mut Change,
         level: Level,
         limits: &Limits,
+        lifted: &[Knob],
     ) -> Result<Vec<(LimitPlace, Limits)>, Error> {
         self.check_level(level)?;
         let members: Vec<AgentKey> = self
@@ -279,7 +318,7 @@ impl Machine {
             self.check_is_settable(*key)?;
         }
         let profile = self.config.levels.entry(level).or_default();
-        profile.each = profile.each.overlaid(limits);
+        profile.each = without(&profile.each, lifted).overlaid(limits);
         let wanted = |key: &AgentKey| {
             let agent = &self.agents[key];
             (*key, self.with_profile(&agent.spec.limits, agent.parent, level))
@@ -292,11 +331,7 @@ impl Machine {
         let mut settings = Vec::new();
         for (key, wanted) in wanted {
             let agent = &self.agents[&key];
-            let changed: Limits = wanted
-                .iter()
-                .filter(|(knob, setting)| agent.limits.get(*knob) != Some(setting))
-                .map(|(knob, setting)| (knob, setting.clone()))
-                .collect();
+            let changed = difference(&agent.limits, &wanted);
             let is_made = agent.home == Home::Made;
             let agent = self.agent_mut(key);
             change.agents.insert(key, (std::mem::replace(&mut agent.limits, wanted), None));
@@ -323,7 +358,12 @@ impl Machine {
         Ok(())
     }
 
-    fn limit_siblings(&mut self, level: Level, limits: &Limits) -> Result<Vec<(LimitPlace, Limits)>, Error> {
+    fn limit_siblings(
+        &mut self,
+        level: Level,
+        limits: &Limits,
+        lifted: &[Knob],
+    ) -> Result<Vec<(LimitPlace, Limits)>, Error> {
         self.check_level(level)?;
         if level.0 == 0 {
             let error = Error::new(Code::BadValue, "the agents of level 0 have no parent");
@@ -340,9 +380,48 @@ impl Machine {
             return Err(Error::new(Code::WrongState, message).remedy("ask again when it runs"));
         }
         let profile = self.config.levels.entry(level).or_default();
-        profile.siblings = profile.siblings.overlaid(limits);
+        profile.siblings = without(&profile.siblings, lifted).overlaid(limits);
+        let written = limits.overlaid(&with_lifted(&Limits::default(), lifted));
         let parents = self.agents.values().filter(|agent| agent.level.below() == level && agent.nursery == Home::Made);
-        Ok(parents.map(|agent| (LimitPlace::Children(agent.key), limits.clone())).collect())
+        Ok(parents.map(|agent| (LimitPlace::Children(agent.key), written.clone())).collect())
+    }
+
+    /// Remembers what an applied file has given; nothing, if that is so.
+    pub(super) fn ask_declare(
+        &mut self,
+        step: &mut Step,
+        to: ReplyTo,
+        file: String,
+        applied: Applied,
+    ) -> Result<(), Error> {
+        if !is_file_name(&file) {
+            let error = Error::new(Code::BadValue, "declare: a file's name has 1 to 63 printable characters");
+            return Err(error.remedy("give it another one with --name"));
+        }
+        if self.applied.len() >= APPLIED_MAX && !self.applied.contains_key(&file) {
+            let error =
+                Error::new(Code::BoundReached, format!("declare {file}: {APPLIED_MAX} files are applied already"));
+            return Err(error.remedy("apply fewer files, each with more agents"));
+        }
+        if applied.is_empty() {
+            self.applied.remove(&file);
+        } else {
+            self.applied.insert(file, applied);
+        }
+        step.order(Effect::RecordHerd(Box::new(self.herd_record())));
+        step.reply(to, Ok(Answer::Done));
+        Ok(())
+    }
+
+    /// Returns what each applied file has given.
+    #[must_use]
+    pub fn applied(&self) -> &BTreeMap<String, Applied> {
+        &self.applied
+    }
+
+    /// Goes on with what the machine before has remembered of applied files.
+    pub fn restore_applied(&mut self, applied: BTreeMap<String, Applied>) {
+        self.applied = applied;
     }
 
     pub(super) fn limits_set(&mut self, step: &mut Step, key: u64) {

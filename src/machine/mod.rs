@@ -75,6 +75,7 @@ use stop::{Stop, StopKey};
 use storm::Storm;
 use strategy::{Renewal, RenewalKey};
 
+use crate::model::applied::Applied;
 use crate::model::config::HerdConfig;
 use crate::model::error::{Code, Error};
 use crate::model::id::{AgentId, Level, Priority};
@@ -102,6 +103,10 @@ pub struct Machine {
     queue: BTreeSet<(Reverse<Priority>, AgentKey)>,
     /// The ended agents that are still known, oldest first.
     retained: BTreeSet<(Monotonic, AgentKey)>,
+    /// Those of them that have failed and that no file declares.
+    failed: BTreeSet<(Monotonic, AgentKey)>,
+    /// What each applied file has given.
+    applied: BTreeMap<String, Applied>,
     stops: BTreeMap<StopKey, Stop>,
     renewals: BTreeMap<RenewalKey, Renewal>,
     storm: Storm,
@@ -111,7 +116,7 @@ pub struct Machine {
     waits: BTreeMap<u64, Wait>,
     changes: BTreeMap<u64, Change>,
     /// The changes of limits that wait for the one before.
-    waiting_changes: VecDeque<(ReplyTo, LimitScope, Limits)>,
+    waiting_changes: VecDeque<(ReplyTo, LimitScope, Limits, Vec<Knob>)>,
     timers: BTreeSet<(Monotonic, Timer)>,
     dirty: BTreeSet<AgentKey>,
     dirty_stops: BTreeSet<StopKey>,
@@ -194,6 +199,8 @@ impl Machine {
             admitted: 0,
             queue: BTreeSet::new(),
             retained: BTreeSet::new(),
+            failed: BTreeSet::new(),
+            applied: BTreeMap::new(),
             stops: BTreeMap::new(),
             renewals: BTreeMap::new(),
             storm: Storm::default(),
@@ -259,6 +266,9 @@ impl Machine {
             Input::Exited { agent, run, exit, rusage, oom, descendants } => {
                 self.exited(step, agent, run, run::Death { exit, rusage, oom, descendants });
             }
+            Input::OomKilled { agent, run, kills, oom } => self.oom_killed(step, agent, run, kills, oom),
+            Input::MainNamed { agent, run, pid } => self.main_named(agent, run, pid),
+            Input::LeftEnded { agent, run, exit } => self.left_ended(agent, run, exit),
             Input::RunEmptied { agent, run } => self.run_emptied(step, agent, run),
             Input::Matched { agent, run, rule, found } => self.matched(step, agent, run, rule, *found),
             Input::OutputRead { agent, run } => self.output_read(step, agent, run),
@@ -351,7 +361,9 @@ impl Machine {
             Request::Pause(target) => self.ask_frost(step, to, caller, &target, Frost::Frozen),
             Request::Resume(target) => self.ask_frost(step, to, caller, &target, Frost::Thawed),
             Request::Terminate(target, grace) => self.ask_terminate(step, to, caller, &target, grace),
-            Request::Limit(scope, limits) => self.ask_limit(step, to, scope, limits),
+            Request::Limit(scope, limits) => self.ask_limit(step, to, scope, limits, &[]),
+            Request::Lift(scope, limits, lifted) => self.ask_limit(step, to, scope, limits, &lifted),
+            Request::Declare(file, applied) => self.ask_declare(step, to, file, applied),
             Request::Restart(id) => self.ask_restart(step, to, caller, &id),
             Request::Wait(ids) => self.ask_wait(step, to, &ids),
             Request::Cleanup(target) => self.ask_cleanup(step, to, &target),
@@ -375,14 +387,16 @@ impl Machine {
         let allowed = match request {
             Request::Spawn(spec) => {
                 let is_within = |id: &AgentId| self.ids.get(id) == Some(&own) || is_below(id);
-                spec.parent.as_ref().is_some_and(is_within) && spec.after.iter().all(is_within)
+                // A file is the operator's.
+                let is_declared = spec.declared_by.is_some();
+                !is_declared && spec.parent.as_ref().is_some_and(is_within) && spec.after.iter().all(is_within)
             }
             Request::Pause(target)
             | Request::Resume(target)
             | Request::Terminate(target, _)
             | Request::Cleanup(target) => is_target_below(target),
             Request::Limit(LimitScope::Agent(id), _) | Request::Restart(id) => is_below(id),
-            Request::Limit(..) | Request::Shutdown(_) => false,
+            Request::Limit(..) | Request::Lift(..) | Request::Declare(..) | Request::Shutdown(_) => false,
             Request::Wait(ids) => ids.iter().all(is_below),
         };
         if allowed {

@@ -57,6 +57,8 @@ impl Machine {
             match note {
                 Note::Ready if agent.spec.ready == Some(Ready::Notify) => self.tell_ready(step, key),
                 Note::Ready => {}
+                // Whether it is one of the run, the shell knows.
+                Note::Main(_) => {}
                 Note::Stopping => self.tell_stopping(step, key),
                 Note::Status(text) => agent.voice.status = Some(text).filter(|text| !text.is_empty()),
                 Note::Beat => self.beat(step, key),

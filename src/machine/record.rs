@@ -60,7 +60,8 @@ impl Machine {
     /// Returns the limits of the herd and of its levels.
     #[must_use]
     pub fn herd_record(&self) -> HerdRecord {
-        HerdRecord { limits: self.config.limits.clone(), levels: self.config.levels.clone() }
+        let (limits, levels) = (self.config.limits.clone(), self.config.levels.clone());
+        HerdRecord { limits, levels, applied: self.applied.clone() }
     }
 }
 
@@ -94,6 +95,7 @@ fn course(agent: &Agent) -> Course {
         pause: pause(&agent.freezer),
         paused_since: agent.paused_since,
         paused_total: agent.paused_total,
+        oom_kills: agent.oom_kills,
         restarts: agent.restarts,
         streak: agent.history.streak,
         recent: agent.history.recent.iter().copied().collect(),

@@ -65,6 +65,12 @@ impl Machine {
         self.agents.get(&key).map(|agent| agent.run)
     }
 
+    /// Returns the main process of an agent's run, while that runs.
+    #[must_use]
+    pub fn main_pid(&self, key: AgentKey, run: Run) -> Option<i32> {
+        self.agents.get(&key).filter(|agent| agent.run == run)?.pid()
+    }
+
     /// Returns the agent above one.
     #[must_use]
     pub fn parent_of(&self, key: AgentKey) -> Option<AgentKey> {
@@ -199,6 +205,7 @@ impl Machine {
             ended: agent.ended.map(|ended| ended.wall),
             waits: self.waits_for(key, now),
             status_text: agent.voice.status.clone(),
+            oom_kills: agent.last.as_ref().filter(|_| !agent.has_run()).map_or(agent.oom_kills, |last| last.oom_kills),
             limits: agent.limits.clone(),
             capabilities: spec.capabilities.clone(),
             metadata: spec.metadata.clone(),

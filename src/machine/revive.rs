@@ -66,7 +66,7 @@ impl Machine {
         let agent = &self.agents[&key];
         self.check_revivable(step.now.mono, agent)?;
         if let Phase::Ended { at, .. } = agent.phase {
-            self.retained.remove(&(at, key));
+            self.release(at, key);
         }
         let agent = self.agent_mut(key);
         agent.down = None;

@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use super::agent::{Home, Kill, Ladder, Outcome, Phase, Signal};
+use super::agent::{Home, Kill, Ladder, Outcome, Phase, Signal, Verdict};
 use super::clock::Countdown;
-use super::input::{AgentKey, Effect};
+use super::input::{AgentKey, Effect, Force};
 use super::{Machine, Step};
 use crate::model::error::{Code, Error};
 use crate::model::event::Kind;
 use crate::model::id::{AgentId, Run};
 use crate::model::request::Answer;
-use crate::model::spec::{OnMainExit, StopSignalTo, signal_name};
+use crate::model::spec::{OnMainExit, OnOom, StopSignalTo, signal_name};
 use crate::model::stage::{SpawnFailure, Stage};
 use crate::model::status::{Cause, Exit, ExitRecord, Oom, Rusage, millis};
 
@@ -176,8 +176,54 @@ impl Machine {
         let Some(agent) = self.agents.get(&key) else { return };
         let Phase::Draining { record, .. } = &agent.phase else { return };
         if agent.run == run {
-            let record = record.as_ref().clone();
+            let mut record = record.as_ref().clone();
+            // Whoever puts itself into the background leaves its work to these: their crash is the run's.
+            if let Some(Exit::Signal { number, core }) = agent.last_left.filter(|_| agent.is_unattended())
+                && record.is_success()
+            {
+                (record.cause, record.status, record.core) = (Cause::Signal, None, core);
+                record.signal = Some(signal_name(number));
+            }
             self.run_is_over(step, key, record);
+        }
+    }
+
+    /// A run goes on in another main process than the one that was started.
+    pub(super) fn main_named(&mut self, key: AgentKey, run: Run, pid: i32) {
+        let Some(agent) = self.agents.get_mut(&key).filter(|agent| agent.run == run) else { return };
+        match &mut agent.phase {
+            Phase::Running { pid: main, .. } => *main = pid,
+            Phase::Draining { ladder, .. } => agent.phase = Phase::Running { pid, ladder: *ladder },
+            _ => return,
+        }
+        self.dirty.insert(key);
+    }
+
+    /// Some of those that a main process left behind have ended.
+    pub(super) fn left_ended(&mut self, key: AgentKey, run: Run, exit: Exit) {
+        if let Some(agent) = self.agents.get_mut(&key).filter(|agent| agent.run == run && agent.has_run()) {
+            agent.last_left = Some(exit);
+        }
+    }
+
+    /// The OOM killer ended processes of a run: they are counted, and its policy decides whether it has failed.
+    pub(super) fn oom_killed(&mut self, step: &mut Step, key: AgentKey, run: Run, kills: u64, oom: Oom) {
+        let Some(agent) = self.agents.get_mut(&key).filter(|agent| agent.run == run && agent.has_run()) else { return };
+        agent.oom_kills = agent.oom_kills.saturating_add(kills);
+        let (on_oom, signal) = (agent.spec.on_oom, agent.spec.stop_signal);
+        let culprit = oom.culprit.map(|culprit| format!(" at the limit of {culprit}")).unwrap_or_default();
+        let why = format!("the OOM killer ended {kills} of its processes{culprit}");
+        self.dirty.insert(key);
+        let verdict = Verdict { cause: Cause::Oom, why };
+        match on_oom {
+            OnOom::Continue => {}
+            OnOom::Fail => self.condemn(step, key, verdict, signal),
+            OnOom::Kill if self.agents[&key].is_unattended() => {
+                self.judge(step, key, verdict);
+                step.order(Effect::KillRun { agent: key, run, force: Force::Stroke });
+                self.set_ladder(key, Ladder::Killed(Kill::new(step.now.mono)));
+            }
+            OnOom::Kill => {}
         }
     }
 
@@ -208,6 +254,9 @@ impl Machine {
         }
         let outcome = Outcome::of(&record);
         record.overdue = self.agents[&key].overdue.is_some();
+        // The main process's own kill is the cause, and no other's.
+        let is_own = u64::from(record.cause == Cause::Oom && record.oom.is_some());
+        record.oom_kills = self.agents[&key].oom_kills.saturating_sub(is_own);
         self.agent_mut(key).last = Some(Box::new(record.clone()));
         self.agent_mut(key).ended = Some(step.now);
         self.agent_mut(key).clocks.clear();

@@ -106,6 +106,8 @@ impl Machine {
         agent.cycle = None;
         agent.verdict = None;
         agent.overdue = None;
+        agent.oom_kills = 0;
+        agent.last_left = None;
         agent.voice = Voice::default();
         agent.quiet = Quiet::default();
         agent.began = None;

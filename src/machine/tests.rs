@@ -4,9 +4,9 @@ use super::*;
 use crate::model::error::Code;
 use crate::model::event::Kind;
 use crate::model::id::Run;
-use crate::model::spec::{AgentSpec, RestartPolicy};
+use crate::model::spec::{AgentSpec, OnMainExit, OnOom, RestartPolicy};
 use crate::model::stage::{SpawnFailure, Stage};
-use crate::model::status::{Exit, Rusage, State};
+use crate::model::status::{Exit, Oom, Rusage, State};
 
 struct Bench {
     machine: Machine,
@@ -249,4 +249,75 @@ fn the_end_of_a_parent_ends_the_agents_below_it() {
     let effects = bench.exit(child, 0, 0);
     assert_eq!(kinds(&effects), [Kind::Terminated, Kind::Completed]);
     assert!(effects.contains(&Effect::Remove(parent)), "one removal takes all: {effects:?}");
+}
+
+#[test]
+fn the_crash_of_what_was_left_behind_is_the_runs_unless_somebody_asked_for_its_end() {
+    let mut bench = Bench::new();
+    let crash = Exit::Signal { number: 11, core: true };
+    let mut end = |id: &str, last: Exit, is_stopped: bool| {
+        let key = bench.spawn(id, None, |spec| spec.on_main_exit = OnMainExit::Wait);
+        bench.exit(key, 0, 1);
+        bench.step(Input::LeftEnded { agent: key, run: Run(1), exit: crash });
+        bench.step(Input::LeftEnded { agent: key, run: Run(1), exit: last });
+        if is_stopped {
+            bench.ask(Request::Terminate(ids(&[id]), None));
+        }
+        bench.step(Input::RunEmptied { agent: key, run: Run(1) });
+        (bench.state(key), bench.machine.status(key, bench.now.mono).exit.unwrap())
+    };
+    let (state, exit) = end("crashed", crash, false);
+    assert_eq!((state, exit.cause, exit.signal.as_deref()), (State::Failed, Cause::Signal, Some("SIGSEGV")));
+    assert_eq!(end("went-on", Exit::Status(0), false).0, State::Completed, "the last one counts");
+    assert_eq!(end("stopped", crash, true).0, State::Terminated);
+}
+
+#[test]
+fn a_run_goes_on_in_the_main_process_that_it_names() {
+    let mut bench = Bench::new();
+    let key = bench.spawn("a", None, |spec| spec.on_main_exit = OnMainExit::Wait);
+    bench.exit(key, 0, 1);
+    bench.step(Input::MainNamed { agent: key, run: Run(1), pid: 200 });
+    assert_eq!((bench.state(key), bench.machine.main_pid(key, Run(1))), (State::Running, Some(200)));
+    assert_eq!(bench.machine.main_pid(key, Run(2)), None);
+    assert_eq!(kinds(&bench.exit(key, 3, 0)), [Kind::Failed]);
+}
+
+#[test]
+fn an_oom_kill_of_a_worker_is_counted_and_its_policy_decides() {
+    let mut bench = Bench::new();
+    let mut kill = |id: &str, on_oom| {
+        let key = bench.spawn(id, None, |spec| spec.on_oom = on_oom);
+        let oom = Oom { culprit: None, limit_bytes: None, largest: None };
+        let effects = bench.step(Input::OomKilled { agent: key, run: Run(1), kills: 2, oom });
+        assert_eq!(bench.machine.status(key, bench.now.mono).oom_kills, 2);
+        let is_killed = effects.iter().any(|effect| matches!(effect, Effect::KillRun { .. }));
+        let is_signalled = effects.iter().any(|effect| matches!(effect, Effect::Signal { .. }));
+        let told = kinds(&effects);
+        bench.exit(key, 0, 0);
+        let exit = bench.machine.status(key, bench.now.mono).exit.unwrap();
+        (told, is_killed, is_signalled, exit.cause, exit.oom_kills)
+    };
+    assert_eq!(kill("on", OnOom::Continue), (vec![], false, false, Cause::Exit, 2));
+    assert_eq!(kill("kill", OnOom::Kill), (vec![Kind::Failed], true, false, Cause::Oom, 2));
+    assert_eq!(kill("fail", OnOom::Fail), (vec![Kind::Failed], false, true, Cause::Oom, 2));
+}
+
+#[test]
+fn what_a_file_declares_stays_and_a_failed_agent_stays_longer_than_another() {
+    let mut bench = Bench::new();
+    let mut end = |id: &str, status, file: Option<&str>| {
+        let key = bench.spawn(id, None, |spec| spec.declared_by = file.map(str::to_owned));
+        bench.exit(key, status, 0);
+        bench.step(Input::Removed(key));
+    };
+    end("declared", 1, Some("fleet"));
+    end("well", 0, None);
+    end("badly", 1, None);
+    bench.wait(60);
+    let known = || ["declared", "well", "badly"].map(|id| bench.machine.key_of(&id.parse().unwrap()).is_some());
+    assert_eq!(known(), [true, false, true]);
+    bench.wait(24 * 3600);
+    assert_eq!(bench.machine.key_of(&"badly".parse().unwrap()), None);
+    assert!(bench.machine.key_of(&"declared".parse().unwrap()).is_some());
 }

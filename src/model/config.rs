@@ -23,6 +23,9 @@ pub const AGENTS_MOST: u32 = 100_000;
 /// How many ended agents are retained at most; beyond it the oldest go early.
 pub const RETAINED_MOST: usize = 20_000;
 
+/// How many failed agents that no file declares are retained for `failed_retention`; beyond it the oldest go early.
+pub const FAILED_RETAINED_MAX: usize = 1_000;
+
 /// How many restarts there may be over the whole herd, unless it is configured.
 const RESTART_RATE: Rate = Rate::per_second(NonZeroU32::new(20).expect("it is not zero"));
 
@@ -125,6 +128,9 @@ pub struct HerdConfig {
     /// How long an ended agent, its record and its output stay: 60 s by default.
     #[serde(with = "DurationText")]
     pub cleanup_retention: Duration,
+    /// How long a failed one stays that no file declares: 24 h by default. Of those the last 1,000 stay.
+    #[serde(with = "DurationText")]
+    pub failed_retention: Duration,
     /// How often statistics are sampled while somebody looks: 500 ms by default.
     #[serde(with = "DurationText")]
     pub monitoring_interval: Duration,
@@ -153,6 +159,7 @@ impl Default for HerdConfig {
             levels: BTreeMap::new(),
             auto_cleanup: true,
             cleanup_retention: Duration::from_secs(60),
+            failed_retention: Duration::from_secs(24 * 3600),
             monitoring_interval: Duration::from_millis(500),
             failure_detection_timeout: Duration::from_millis(500),
             spawn_timeout: Duration::from_secs(5),

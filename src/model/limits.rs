@@ -353,6 +353,11 @@ impl Limits {
         self.0.insert(knob, setting);
     }
 
+    /// Drops the setting of a knob.
+    pub fn remove(&mut self, knob: Knob) {
+        self.0.remove(&knob);
+    }
+
     /// Walks over the settings in the order of [`Knob::ALL`].
     pub fn iter(&self) -> impl Iterator<Item = (Knob, &Setting)> {
         self.0.iter().map(|(knob, setting)| (*knob, setting))

@@ -2,6 +2,7 @@
 //!
 //! Nothing here has a clock, touches the kernel, or decides anything.
 
+pub mod applied;
 pub mod config;
 pub mod error;
 pub mod event;

@@ -1,7 +1,7 @@
 //! What a process tells its supervisor of itself: the messages of sd_notify(3), one `NAME=VALUE` a line.
 //!
-//! Only what has a meaning here is read; `MAINPID=`, `FDSTORE=1`, `RELOADING=1`, `ERRNO=` and all others are passed over, as the
-//! protocol asks. (A main process is the one that was started, whatever it says.)
+//! Only what has a meaning here is read; `FDSTORE=1`, `RELOADING=1`, `ERRNO=` and all others are passed over, as the
+//! protocol asks.
 
 use std::time::Duration;
 
@@ -41,6 +41,8 @@ pub enum Note {
     Ready,
     /// `STOPPING=1`: it is about to end by itself.
     Stopping,
+    /// `MAINPID=`: the process whose end is the run's, if it is one of this run.
+    Main(i32),
     /// `STATUS=`: how it is, in its own words; [`STATUS_MOST`] bytes at most.
     Status(String),
     /// `WATCHDOG=1`: it lives.
@@ -67,6 +69,9 @@ impl Note {
             (b"READY", b"1") => Some(Self::Ready),
             (b"STOPPING", b"1") => Some(Self::Stopping),
             (b"STATUS", text) => Some(Self::Status(shortened(text))),
+            (b"MAINPID", number) => {
+                std::str::from_utf8(number).ok()?.parse().ok().filter(|pid| *pid > 1).map(Self::Main)
+            }
             (b"WATCHDOG", b"1") => Some(Self::Beat),
             (b"WATCHDOG", b"trigger") => Some(Self::Trigger),
             (b"WATCHDOG_USEC", number) => micros(number).map(Self::Period),
@@ -98,8 +103,13 @@ mod tests {
     #[test]
     fn a_message_is_read_line_by_line_and_what_is_not_known_is_passed_over() {
         let message = b"READY=1\nMAINPID=7\nSTATUS=Up = running\nWATCHDOG_USEC=20000000\nWATCHDOG=1\nnonsense\n";
-        let notes =
-            [Note::Ready, Note::Status("Up = running".to_owned()), Note::Period(Duration::from_secs(20)), Note::Beat];
+        let notes = [
+            Note::Ready,
+            Note::Main(7),
+            Note::Status("Up = running".to_owned()),
+            Note::Period(Duration::from_secs(20)),
+            Note::Beat,
+        ];
         assert_eq!(Note::parse(message), notes);
         for nothing in
             [&b""[..], b"READY=0", b"READY=10", b"ready=1", b"WATCHDOG=", b"\0\xff=\n=1", b"EXTEND_TIMEOUT_USEC=-1"]

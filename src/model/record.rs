@@ -182,6 +182,9 @@ pub struct Course {
     /// For how long it was paused before that, in this run.
     #[serde(default, skip_serializing_if = "Duration::is_zero")]
     pub paused_total: Duration,
+    /// How many processes of its run, other than its main one, the OOM killer has ended.
+    #[serde(default, skip_serializing_if = "is_zero_long")]
+    pub oom_kills: u64,
     /// How many of its runs were restarts.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub restarts: u32,
@@ -212,6 +215,10 @@ pub struct Course {
     /// The limits over its subtree: its own and those of its level.
     #[serde(default, skip_serializing_if = "Limits::is_empty")]
     pub limits: Limits,
+}
+
+fn is_zero_long(count: &u64) -> bool {
+    *count == 0
 }
 
 fn is_zero(count: &u32) -> bool {
@@ -250,4 +257,7 @@ pub struct HerdRecord {
     pub limits: Limits,
     /// What each level gives to its agents.
     pub levels: std::collections::BTreeMap<Level, LevelLimits>,
+    /// What each applied file has given.
+    #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
+    pub applied: std::collections::BTreeMap<String, super::applied::Applied>,
 }

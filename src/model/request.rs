@@ -5,8 +5,9 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::applied::Applied;
 use super::id::{AgentId, Level, SessionId};
-use super::limits::Limits;
+use super::limits::{Knob, Limits};
 use super::spec::AgentSpec;
 use super::status::{AgentStatus, Receipt};
 
@@ -53,6 +54,10 @@ pub enum Request {
     Terminate(Target, Option<Duration>),
     /// Change limits.
     Limit(LimitScope, Limits),
+    /// Change limits, and take these back: what is inherited, or what the level gives, holds in their place.
+    Lift(LimitScope, Limits, Vec<Knob>),
+    /// Remember what an applied file has given.
+    Declare(String, Applied),
     /// End an agent's run and start the next one.
     Restart(AgentId),
     /// Answer when all of these have ended.
@@ -74,4 +79,6 @@ pub enum Answer {
     Receipt(Receipt),
     /// The limits that are in force now.
     Limits(Limits),
+    /// It is done.
+    Done,
 }

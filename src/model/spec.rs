@@ -49,6 +49,10 @@ pub struct AgentSpec {
     /// completed. Anywhere in the herd, 64 at most; none by default.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub after: BTreeSet<AgentId>,
+    /// The applied file that declares it, by name: it stays, ended or not, until it leaves that file or is cleaned up. None for an
+    /// agent that somebody started by hand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub declared_by: Option<String>,
     /// A word of the user's for what kind of agent this is.
     #[serde(default = "default_kind", rename = "type")]
     pub kind: String,
@@ -120,6 +124,9 @@ pub struct AgentSpec {
     /// What happens to what the main process leaves behind when it ends.
     #[serde(default)]
     pub on_main_exit: OnMainExit,
+    /// What it means that the OOM killer ends a process of the run that is not its main one.
+    #[serde(default, skip_serializing_if = "OnOom::is_default")]
+    pub on_oom: OnOom,
     /// The polite signal.
     #[serde(default)]
     pub stop_signal: StopSignal,
@@ -181,6 +188,7 @@ impl AgentSpec {
             parent: None,
             level: None,
             after: BTreeSet::new(),
+            declared_by: None,
             kind: default_kind(),
             priority: Priority::default(),
             session: None,
@@ -204,6 +212,7 @@ impl AgentSpec {
             significant: false,
             spawn_budget: None,
             on_main_exit: OnMainExit::default(),
+            on_oom: OnOom::default(),
             stop_signal: StopSignal::default(),
             stop_signal_to: StopSignalTo::default(),
             grace: default_grace(),
@@ -288,6 +297,10 @@ impl AgentSpec {
         if self.kind.is_empty() || self.kind.len() > 63 || self.kind.chars().any(char::is_control) {
             return bad("type", "it is 1 to 63 printable characters".to_owned());
         }
+        if let Some(name) = self.declared_by.as_deref().filter(|name| !is_file_name(name)) {
+            let shown: String = name.chars().take(40).collect();
+            return bad("declared_by", format!("a file's name has 1 to 63 printable characters (got {shown:?})"));
+        }
         for (name, pair) in &self.rlimits {
             if pair.soft.is_wider_than(&pair.hard) {
                 return bad("rlimits", format!("{name}: the soft limit is above the hard one"));
@@ -327,6 +340,12 @@ impl AgentSpec {
         }
         Ok(())
     }
+}
+
+/// Says whether a text can be the name of an applied file.
+#[must_use]
+pub fn is_file_name(name: &str) -> bool {
+    !name.is_empty() && name.len() <= 63 && !name.chars().any(char::is_control)
 }
 
 /// Says whether a value is nested at most so deep.
@@ -427,6 +446,25 @@ impl fmt::Display for StopSignal {
 #[must_use]
 pub fn signal_name(number: i32) -> String {
     nix::sys::signal::Signal::try_from(number).map_or_else(|_| number.to_string(), |signal| signal.as_str().to_owned())
+}
+
+/// What an OOM kill of a process that is not a run's main one means.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnOom {
+    /// It is counted and shown; the run goes on.
+    #[default]
+    Continue,
+    /// The run has failed, and all of it is killed at once.
+    Kill,
+    /// The run has failed, and is ended by its stop signal and its grace.
+    Fail,
+}
+
+impl OnOom {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// A resource of `setrlimit`, by the kernel's name in small letters.

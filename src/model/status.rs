@@ -293,6 +293,9 @@ pub struct ExitRecord {
     /// How many processes the main process left behind; some hundreds stand for that many or more.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub descendants: u64,
+    /// How many processes that were not its main one the OOM killer ended.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub oom_kills: u64,
     /// How long the run lasted, paused time included, in milliseconds.
     pub run_ms: u64,
     /// How long the agent was paused during the run, in milliseconds.
@@ -326,6 +329,7 @@ impl ExitRecord {
             by: None,
             overdue: false,
             descendants: 0,
+            oom_kills: 0,
             run_ms: 0,
             paused_ms: 0,
             rusage: Rusage::default(),
@@ -372,7 +376,7 @@ impl fmt::Display for ExitRecord {
             }
             (Cause::Exec, ..) => write!(f, "could not start: {}", self.error.as_deref().unwrap_or("unknown error"))?,
             (Cause::Oom, ..) => {
-                f.write_str("killed by the OOM killer")?;
+                f.write_str(self.error.as_deref().unwrap_or("killed by the OOM killer"))?;
                 if let Some(Oom { culprit: Some(culprit), limit_bytes, largest }) = &self.oom {
                     write!(f, " at the limit of {culprit}")?;
                     if let Some(limit) = limit_bytes {
@@ -399,12 +403,10 @@ impl fmt::Display for ExitRecord {
             (_, _, Some(signal)) => {
                 write!(f, "killed by {signal}{}", if self.core { " (core dumped)" } else { "" })?;
             }
-            _ => {
-                f.write_str("ended, how is not known")?;
-                if let Some(why) = &self.error {
-                    write!(f, ": {why}")?;
-                }
-            }
+            _ => write!(f, "lost: {}", self.error.as_deref().unwrap_or("no daemon saw how it ended"))?,
+        }
+        if self.oom_kills > 0 && self.cause != Cause::Oom {
+            write!(f, "; OOM kills in it: {}", self.oom_kills)?;
         }
         Ok(())
     }
@@ -452,6 +454,9 @@ pub struct AgentStatus {
     /// What it last said of itself with `STATUS=`, as it said it: escape it before you show it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status_text: Option<String>,
+    /// How many processes of its present or last run, other than its main one, the OOM killer has ended.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub oom_kills: u64,
     /// The limits over its subtree: its own and those of its level.
     pub limits: Limits,
     /// What it can do, in the user's words.

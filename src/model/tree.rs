@@ -109,6 +109,11 @@ impl Tree {
         Ok(Self { config: drafts.config, agents })
     }
 
+    /// Has every agent declared by a file.
+    pub fn declare(&mut self, file: &str) {
+        self.agents.iter_mut().for_each(|agent| agent.declared_by = Some(file.to_owned()));
+    }
+
     /// Returns how many levels the agents stand on.
     #[must_use]
     pub fn depth(&self) -> usize {

@@ -502,6 +502,7 @@ fn example(key: &str) -> &'static str {
         "restart_burst" => "use 1 to 100000, as in 100",
         "on_main_exit" => "use \"terminate\" or \"wait\"",
         "stop_signal_to" => "use \"all\" or \"main\"",
+        "on_oom" => "use \"continue\", \"kill\" or \"fail\"",
         "rules" => "as in rules = [{ pattern = \"^panic\", stream = \"stderr\", action = \"fail\" }]",
         "stop_signal" => "as in stop_signal = \"SIGINT\"",
         "output_max" => "use 64KiB or more, as in output_max = \"16MiB\"",

@@ -61,7 +61,7 @@ impl Observer {
                     health.period = Some(*period);
                     health.since_beat = Duration::ZERO;
                 }
-                Note::Ready | Note::Status(_) | Note::Period(_) | Note::Extend(_) => {}
+                Note::Ready | Note::Main(_) | Note::Status(_) | Note::Period(_) | Note::Extend(_) => {}
             }
         }
     }
