@@ -774,7 +774,10 @@ mod level_management {
 
     #[test]
     fn what_has_ended_goes_after_the_retention() {
-        let herd = herd_with(|settings| settings.herd.cleanup_retention = Duration::from_millis(300));
+        let herd = herd_with(|settings| {
+            settings.herd.cleanup_retention = Duration::from_millis(300);
+            settings.herd.failed_retention = Duration::from_millis(300);
+        });
         let mut events = herd.follow();
         let id = herd.spawn("a", "echo kept; exit 1");
         await_event(&mut events, Kind::Failed, &id);

@@ -366,7 +366,7 @@ fn a_failure_that_is_found_during_a_start_is_told_with_it_and_once() {
     let told: Vec<_> = life.told[from..].iter().filter(|it| it.agent == Some(id("p"))).map(|it| it.kind).collect();
     assert_eq!(told, [Kind::Escalated, Kind::Started, Kind::Failed]);
     assert!(life.replies.iter().any(|(it, _)| *it == to), "it was started");
-    life.pass(100 * SECOND);
+    life.pass(25 * 3600 * SECOND);
     assert!(!is_there(&life, "p"));
 }
 
