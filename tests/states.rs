@@ -6,8 +6,31 @@ mod common;
 use common::*;
 use std::time::Duration;
 use treeherd::model::event::Kind;
+use treeherd::model::ready::Ready;
 use treeherd::model::spec::{OnMainExit, OnOom, RestartPolicy};
 use treeherd::model::status::{Cause, State};
+
+/// What this binary does when it is started as an agent.
+#[test]
+fn role() {
+    let Ok(role) = std::env::var(ROLE) else { return };
+    let tell = |message: String| sd_notify::notify(&[sd_notify::NotifyState::Custom(&message)]).unwrap();
+    match role.as_str() {
+        // A server that forks, names the one that stays, and ends.
+        "forks-and-names" => {
+            let server = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+            tell(format!("MAINPID={}\nREADY=1", server.id()));
+        }
+        "names-another" => {
+            tell(format!("MAINPID={}", std::env::var("OTHER").unwrap()));
+            tell("READY=1".to_owned());
+            loop {
+                std::thread::park();
+            }
+        }
+        role => panic!("{role}"),
+    }
+}
 
 fn text(output: &std::process::Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
@@ -125,5 +148,59 @@ fn an_oom_kill_of_a_worker_stays_visible_and_its_policy_decides() {
         let exit = status.exit.unwrap();
         assert_eq!((status.state, exit.cause), (State::Failed, Cause::Oom), "{exit}");
     }
+    herd.finish();
+}
+
+#[test]
+fn a_run_goes_on_in_the_main_process_that_it_names_and_ends_as_that_one_does() {
+    let herd = herd();
+    let mut events = herd.follow();
+    let id = herd.role(None, "forks", "forks-and-names", |spec| {
+        (spec.ready, spec.on_main_exit) = (Some(Ready::Notify), OnMainExit::Wait);
+    });
+    await_event(&mut events, Kind::Ready, &id);
+    let server = || herd.agent_status(&id).unwrap().pid;
+    until("the one that it started has ended", || herd.processes().len() == 1);
+    let pid = server().unwrap();
+    assert_eq!(std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap(), "sleep\n");
+    assert_eq!(herd.processes(), [pid]);
+    assert!(std::process::Command::new("kill").args(["-SEGV", &pid.to_string()]).status().unwrap().success());
+    let exit = await_event(&mut events, Kind::Failed, &id).exit.unwrap();
+    assert_eq!((exit.cause, exit.signal.as_deref()), (Cause::Signal, Some("SIGSEGV")));
+    herd.finish();
+}
+
+#[test]
+fn a_process_of_another_run_is_nobodys_main_process() {
+    let herd = herd();
+    let mut events = herd.follow();
+    let victim = herd.sleeper(None, "victim");
+    let pid = herd.agent_status(&victim).unwrap().pid.unwrap();
+    let liar = herd.role(None, "liar", "names-another", |spec| {
+        spec.ready = Some(Ready::Notify);
+        spec.env.insert("OTHER".to_owned(), pid.to_string());
+    });
+    await_event(&mut events, Kind::Ready, &liar);
+    let own = herd.agent_status(&liar).unwrap().pid.unwrap();
+    assert_ne!(own, pid, "it is not taken");
+    herd.terminate(ids(&[&liar]), None).unwrap();
+    assert_eq!(herd.agent_status(&victim).unwrap().state, State::Running);
+    herd.finish();
+}
+
+#[test]
+fn oom_kills_in_a_loop_are_counted_and_reported_in_ever_longer_intervals() {
+    let herd = herd();
+    let script = "while :; do sh -c 'exec tail /dev/zero' 2>/dev/null; done";
+    let id = herd.spawn_with("loop", None, script, |spec| spec.limits = limits(&["memory_max=20MiB"]));
+    until("it has lost a dozen", || herd.agent_status(&id).unwrap().oom_kills >= 12);
+    herd.terminate(ids(&[&id]), Some(Duration::ZERO)).unwrap();
+    let events = herd.events_of(&id);
+    let began = events.iter().find(|event| event.kind == Kind::Started).unwrap().time;
+    let told: Vec<_> = events.iter().filter(|event| event.kind == Kind::Oom).collect();
+    // At once, after 1 s, after 2 s more, and so on.
+    let seconds = (events.last().unwrap().time.0 - began.0) / 1_000_000_000;
+    let most = (1..).find(|n| (1_u64 << n) > seconds + 1).unwrap() + 1;
+    assert!(!told.is_empty() && told.len() <= most, "{} in {seconds} s", told.len());
     herd.finish();
 }

@@ -14,7 +14,9 @@ use super::reads::{Errand, Measured, is_long_to_parse, parse};
 use super::reread::OURSELVES;
 use super::supervisor::{Supervisor, now};
 use crate::api::message::{Outcome, result};
-use crate::api::method::{Call, EventQuery, Events, Hello, Offsets, Selection, Shown, Stats, StatsQuery, grace};
+use crate::api::method::{
+    Call, EventQuery, Events, Hello, Nothing, Offsets, Selection, Shown, Stats, StatsQuery, grace,
+};
 use crate::api::{CALL_ID_MAX, CALLS_MAX};
 use crate::kernel::cgroup::Place;
 use crate::machine::{AgentKey, Input, ReplyTo};

@@ -112,7 +112,9 @@ impl Supervisor {
             Exit::Signal { number: libc::SIGKILL, .. } => {
                 let now = clock::monotonic();
                 let mut look = Look { cgroups: &self.tools.cgroups, reads: &mut self.reads, now };
-                self.memory.explain(&mut look, &home, rusage.max_rss_bytes)
+                let oom = self.memory.explain(&mut look, &home, rusage.max_rss_bytes);
+                self.memory.take_as_found(&self.tools.cgroups, &home);
+                oom
             }
             _ => None,
         };

@@ -44,6 +44,8 @@ pub(super) struct Domain {
     pub told: u64,
     /// When the next ones are.
     pub pace: Pace,
+    /// How many kills were found, told or not.
+    pub found: u64,
     /// How many looks are still due.
     pub looks: usize,
 }
@@ -138,11 +140,18 @@ impl Memory {
         }
     }
 
-    /// Returns how many kills of a domain were not told yet.
-    pub fn untold(&self, cgroups: &Cgroups, place: &Place) -> u64 {
-        let Some(domain) = self.domains.get(place) else { return 0 };
-        let Ok(Some(counts)) = cgroups.oom_counts(place) else { return 0 };
-        counts.oom_kill.saturating_sub(domain.told)
+    /// Returns how many kills of a domain were not told yet, and how many of them were not found before.
+    pub fn untold(&mut self, cgroups: &Cgroups, place: &Place) -> (u64, u64) {
+        let Some(domain) = self.domains.get_mut(place) else { return (0, 0) };
+        let Ok(Some(counts)) = cgroups.oom_counts(place) else { return (0, 0) };
+        let fresh = counts.oom_kill.saturating_sub(domain.found);
+        domain.found = domain.found.max(counts.oom_kill);
+        (counts.oom_kill.saturating_sub(domain.told), fresh)
+    }
+
+    /// Takes the kills in an agent's cgroup as known: its main process was one of them, and that is told with its end.
+    pub fn take_as_found(&mut self, cgroups: &Cgroups, home: &Place) {
+        self.new_victims(cgroups, home);
     }
 
     /// Returns how many processes of an agent were killed since it was last asked; none where its kills are counted with another's.
@@ -159,7 +168,7 @@ impl Memory {
         self.victims.insert(place.clone(), counts.oom_kill);
         self.reached.insert(place.clone(), counts.oom);
         if let Some(domain) = self.domains.get_mut(place) {
-            domain.told = counts.oom_kill;
+            (domain.told, domain.found) = (counts.oom_kill, counts.oom_kill);
         }
     }
 
@@ -181,7 +190,8 @@ impl Supervisor {
                 continue;
             }
             let owner = self.owner_of(place);
-            let mut domain = Domain { owner, eventfd: None, watch: None, told: 0, pace: Pace::default(), looks: 0 };
+            let mut domain =
+                Domain { owner, eventfd: None, watch: None, told: 0, pace: Pace::default(), found: 0, looks: 0 };
             let cgroups = &self.tools.cgroups;
             match cgroups.oom_eventfd(place) {
                 Ok(Some(eventfd)) => domain.eventfd = self.register_memory(eventfd),
@@ -239,14 +249,14 @@ impl Supervisor {
     }
 
     pub(super) fn look_at_memory(&mut self, place: &Place) {
-        let kills = self.memory.untold(&self.tools.cgroups, place);
-        if kills > 0 {
+        let (kills, fresh) = self.memory.untold(&self.tools.cgroups, place);
+        if fresh > 0 {
             self.find_victims(place);
         }
         let now = now();
         if let Some(domain) = self.memory.domains.get_mut(place) {
             let look = LOOKS.len() - domain.looks;
-            domain.looks = if kills > 0 { 0 } else { domain.looks.saturating_sub(1) };
+            domain.looks = if fresh > 0 { 0 } else { domain.looks.saturating_sub(1) };
             if let (true, Some(after)) = (domain.looks > 0, LOOKS.get(look + 1)) {
                 self.chores.insert((now.mono + *after, Chore::Memory(place.clone())));
             }

@@ -10,7 +10,7 @@ use treeherd::model::pressure::PressureRule;
 use treeherd::model::ready::Ready;
 use treeherd::model::request::{LimitScope, Request, Target};
 use treeherd::model::rule::Action;
-use treeherd::model::spec::{Admission, AgentSpec, Children, OnMainExit, Restart, RestartPolicy, Strategy};
+use treeherd::model::spec::{Admission, AgentSpec, Children, OnMainExit, OnOom, Restart, RestartPolicy, Strategy};
 use treeherd::model::stall::StallRule;
 
 use super::chance::Chance;
@@ -141,6 +141,7 @@ impl Habits {
         spec.priority = chance.of(&[1, 5, 5, 9]).try_into().unwrap();
         spec.admission = chance.of(&[Admission::Refuse, Admission::Queue]);
         spec.on_main_exit = chance.of(&[OnMainExit::Terminate, OnMainExit::Wait]);
+        spec.on_oom = chance.of(&[OnOom::Continue, OnOom::Kill, OnOom::Fail]);
         spec.grace = some_grace(chance).unwrap_or(Duration::from_secs(10));
         spec.restart = Restart {
             policy: chance.of(&[RestartPolicy::Never, RestartPolicy::OnFailure, RestartPolicy::Always]),

@@ -265,7 +265,11 @@ fn live_on(world: &mut World) {
     } else {
         let is_oom = world.chance.comes(10);
         let exit = if is_oom { Exit::Signal { number: 9, core: false } } else { world.some_exit() };
-        world.kernel.exit(pid, exit, is_oom);
+        if is_oom && !is_main {
+            world.lose_a_worker(pid);
+        } else {
+            world.kernel.exit(pid, exit, is_oom);
+        }
     }
     world.kernel.update();
 }

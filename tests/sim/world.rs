@@ -294,6 +294,14 @@ impl World {
     }
 
     /// A process tells something of itself; it will be read some time, perhaps after its end.
+    /// The OOM killer ends a process that is not a main one, and that is told some time.
+    pub fn lose_a_worker(&mut self, pid: u64) {
+        let (agent, run) = (self.kernel.processes[&pid].agent, self.kernel.processes[&pid].run);
+        self.kernel.exit(pid, Exit::Signal { number: 9, core: false }, false);
+        let oom = Oom { culprit: None, limit_bytes: None, largest: None };
+        self.letters.push_back(Input::OomKilled { agent, run, kills: 1, oom });
+    }
+
     pub fn tell_of(&mut self, pid: u64, notes: Vec<Note>) {
         let process = &self.kernel.processes[&pid];
         let (agent, run) = (process.agent, process.run);

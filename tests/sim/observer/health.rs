@@ -10,6 +10,7 @@ use treeherd::model::note::{Note, Told};
 use treeherd::model::ready::{Ready, WATCHDOG_LEAST};
 use treeherd::model::record::{Course, Standing};
 use treeherd::model::rule::Action;
+use treeherd::model::spec::OnOom;
 use treeherd::model::status::{Cause, Paused};
 
 use super::super::kernel::Kernel;
@@ -207,6 +208,7 @@ impl Observer {
                 let rule = spec.stall.filter(|rule| rule.action == Action::Fail);
                 is_over(rule.map(|rule| rule.after), health.quiet) && health.stall_told == 2
             }
+            Cause::Oom => spec.on_oom != OnOom::Continue,
             // Reckoned where escalations, pressure and words are.
             Cause::Child | Cause::Pressure | Cause::Output => true,
             _ => panic!("{key}: {cause} is no verdict"),

@@ -190,7 +190,9 @@ impl Observer {
             return;
         }
         assert!(self.told.insert((key, run)), "{key}: run {run} ended twice");
-        if exit.cause.is_verdict() {
+        // A run fails for a worker that it has lost, if its policy says so.
+        let is_workers = exit.cause == Cause::Oom && kernel.deaths.get(&(key, run)).is_none_or(|death| !death.is_oom);
+        if exit.cause.is_verdict() || is_workers {
             assert_eq!(event.kind, Kind::Failed, "{key}: run {run} was found in a failure");
             assert!(!self.is_asked(key, run), "{key}: run {run} is judged, and its end was asked for");
             self.judged.insert((key, run));
