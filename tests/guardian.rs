@@ -3,12 +3,13 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::Read;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use assert_cmd::cargo::cargo_bin;
+use common::foreground::{Foreground, lives};
 use common::*;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
@@ -76,99 +77,6 @@ fn start_in_this_process() -> Herd {
     herd.spawn_child_agent(None, AgentSpec::new(name("a"), ["sleep", "1000"])).unwrap();
     std::mem::forget(ballast);
     herd
-}
-
-/// A foreground herd, or any other process with one, and where it is.
-struct Foreground {
-    process: Child,
-    cgroup: String,
-    stdout: BufReader<std::process::ChildStdout>,
-    _dir: tempfile::TempDir,
-}
-
-impl Foreground {
-    fn start(mut command: Command, cgroup: String, dir: tempfile::TempDir) -> Self {
-        command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut process = command.spawn().unwrap();
-        let stdout = BufReader::new(process.stdout.take().unwrap());
-        Self { process, cgroup, stdout, _dir: dir }
-    }
-
-    /// Runs a tree file in the foreground, with more words on the command line.
-    fn run(tree: &str, words: &[&str]) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("tree.toml");
-        let binary = std::env::current_exe().unwrap();
-        std::fs::write(&file, tree.replace("BINARY", binary.to_str().unwrap())).unwrap();
-        let cgroup = unique("guarded");
-        let mut command = Command::new(cargo_bin!("treeherd"));
-        command.args(["run", "--cgroup", &cgroup]).args(words).arg(&file);
-        Self::start(command, cgroup, dir)
-    }
-
-    /// Starts this binary in a role with a herd in it, and waits until that runs.
-    fn role(role: &str) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let cgroup = unique("guarded");
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "role", "--nocapture"]);
-        command.env(ROLE, role).env("CGROUP", &cgroup).env("STATE", dir.path().join("state"));
-        let mut own = Self::start(command, cgroup, dir);
-        own.await_text("up");
-        own
-    }
-
-    fn await_text(&mut self, text: &str) {
-        let mut line = String::new();
-        while self.stdout.read_line(&mut line).unwrap() > 0 {
-            if line.contains(text) {
-                return;
-            }
-            line.clear();
-        }
-        panic!("{text:?} was never said");
-    }
-
-    fn await_processes(&self, count: usize) {
-        // Without a guardian there is no agent yet: the process in the herd is the start's own trial.
-        let guardian = self.place().join("guardian");
-        let is_guarded = || !processes_in(guardian.to_str().unwrap()).is_empty();
-        until("the agents run", || is_guarded() && self.agents().len() >= count);
-    }
-
-    fn place(&self) -> PathBuf {
-        treeherd::kernel::host::Host::discover().unwrap().cgroup2.join(&self.cgroup)
-    }
-
-    fn agents(&self) -> Vec<i32> {
-        processes_in(self.place().join("herd").to_str().unwrap())
-    }
-
-    fn guardian(&self) -> i32 {
-        processes_in(self.place().join("guardian").to_str().unwrap())[0]
-    }
-
-    fn state_dir(&self) -> PathBuf {
-        PathBuf::from(format!("/run/treeherd-run-{}", self.process.id()))
-    }
-
-    /// Waits until nothing of it is there, in no hierarchy.
-    fn await_nothing(&self) {
-        until("nothing is left", || leftovers(&self.cgroup).is_empty() && !self.state_dir().exists());
-    }
-}
-
-impl Drop for Foreground {
-    fn drop(&mut self) {
-        drop(self.process.kill());
-        drop(self.process.wait());
-        let guardians = processes_in(self.place().join("guardian").to_str().unwrap());
-        guardians.iter().for_each(|pid| kill(Pid::from_raw(*pid), Signal::SIGCONT).unwrap_or_default());
-    }
-}
-
-fn lives(pid: i32) -> bool {
-    process_state(pid).is_some_and(|state| state != 'Z')
 }
 
 #[test]
@@ -300,4 +208,31 @@ fn a_run_ends_in_order_when_its_parent_has_ended() {
     parent.process.wait().unwrap();
     parent.await_nothing();
     assert_eq!(std::fs::read_to_string(said).unwrap(), "asked\n", "the stop signal came before the kill");
+}
+
+#[test]
+fn a_herd_without_supervisor_and_guardian_is_told_by_doctor_and_removed_once_it_is_empty() {
+    let mut run = Foreground::run("[agents.a]\ncommand = [\"sleep\", \"1000\"]\n", &[]);
+    run.await_processes(1);
+    let guardian = Pid::from_raw(run.guardian());
+    kill(guardian, Signal::SIGSTOP).unwrap();
+    run.process.kill().unwrap();
+    run.process.wait().unwrap();
+    kill(guardian, Signal::SIGKILL).unwrap();
+    until("the guardian is gone", || !lives(guardian.as_raw()));
+    // A directory that was just made may be that of a run which is just starting.
+    let dir = std::fs::File::open(run.state_dir()).unwrap();
+    dir.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(60)).unwrap();
+    let doctor = || {
+        let output = Command::new(cargo_bin!("treeherd")).args(["--state-dir", "/nowhere", "doctor"]).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let (told, herd) = (doctor(), run.place().join("herd"));
+    assert!(told.contains(&format!("1 processes in {}", herd.display())), "{told}");
+    assert!(told.contains(&format!("echo 1 > {}/cgroup.kill", herd.display())), "{told}");
+    std::fs::write(herd.join("cgroup.kill"), "1").unwrap();
+    until("nothing of it lives", || run.agents().is_empty());
+    doctor();
+    assert_eq!(leftovers(&run.cgroup), Vec::<PathBuf>::new());
+    assert!(!run.state_dir().exists());
 }

@@ -167,11 +167,13 @@ fn ready(fd: &impl AsFd, what: PollFlags, end: Instant) {
     poll(&mut [PollFd::new(fd, what)], Some(&timeout)).unwrap();
 }
 
-/// Where cgroup hierarchies are mounted.
+/// Where cgroup hierarchies are mounted, and this process's own cgroups on v1, below which mirrors are.
 fn mounts() -> Vec<PathBuf> {
     let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     let cgroups = text.lines().filter(|line| line.contains(" - cgroup"));
-    cgroups.map(|line| PathBuf::from(line.split(' ').nth(4).unwrap())).collect()
+    let points = cgroups.map(|line| PathBuf::from(line.split(' ').nth(4).unwrap()));
+    let own = Host::discover().unwrap().own_v1.into_iter().filter(|(_, own)| own != "/");
+    points.chain(own.map(|(point, own)| point.join(own.trim_start_matches('/')))).collect()
 }
 
 fn limits_of(texts: &[&str]) -> Limits {
@@ -409,7 +411,8 @@ fn a_live_limit_moves_what_runs_into_the_new_cgroup() {
     herd.cgroups.set_limits(&outer, &limits_of(&["pids_max=4", "memory_max=64MiB"])).unwrap();
     if let Binding::V1 { mount } = herd.binding(Controller::Pids) {
         let read = |place: &Place| {
-            let path = mount.join(&herd.root).join(place.path());
+            let own = herd.cgroups.host().own_v1[mount].trim_start_matches('/');
+            let path = mount.join(own).join(&herd.root).join(place.path());
             std::fs::read_to_string(path.join("pids.current")).unwrap().trim().to_owned()
         };
         assert_eq!((read(&outer), read(&inner)), ("4".to_owned(), "1".to_owned()), "the deeper one keeps its own");

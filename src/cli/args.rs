@@ -166,7 +166,8 @@ pub(super) struct RunArgs {
     /// The tree file
     #[arg(value_name = "TREE.toml")]
     pub file: PathBuf,
-    /// The root cgroup [default: the one that systemd delegated to us, else treeherd-run-PID]
+    /// The root cgroup, below the cgroup2 mount [default: the one that systemd delegated to us, else treeherd-run-PID, within whatever limits
+    /// this process]
     #[arg(long, value_name = "NAME")]
     pub cgroup: Option<String>,
     /// Show output only, no events and no summary
@@ -179,14 +180,16 @@ pub(super) struct RunArgs {
 
 #[derive(Args, Debug)]
 pub(super) struct DoctorArgs {
-    /// The root cgroup that a daemon would take [default: the one that systemd delegated to us, else treeherd]
+    /// The root cgroup that a daemon would take [default: the one that systemd delegated to us, else treeherd, within whatever limits this
+    /// process]
     #[arg(long, value_name = "NAME")]
     pub cgroup: Option<String>,
 }
 
 #[derive(Args, Debug)]
 pub(super) struct DaemonArgs {
-    /// The root cgroup, below the cgroup2 mount [default: the one that systemd delegated to us, else treeherd]
+    /// The root cgroup, below the cgroup2 mount [default: the one that systemd delegated to us, else treeherd, within whatever limits this
+    /// process]
     #[arg(long, value_name = "NAME")]
     pub cgroup: Option<String>,
     /// A file with the tables [herd] and [levels] of a tree file; the files in the directory beside it (config.d for

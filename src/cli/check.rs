@@ -8,8 +8,9 @@ use std::process::ExitCode;
 use serde::Serialize;
 use unicode_width::UnicodeWidthStr;
 
-use super::failure::{Done, FAILED, Failure};
+use super::failure::{Done, FAILED, Failure, note};
 use super::screen::{BAD, BOLD, DIM, GOOD, Screen, plain};
+use crate::daemon;
 use crate::model::error::{Code, Error};
 use crate::model::tree::{Mistake, TREE_MAX, Tree};
 
@@ -21,6 +22,7 @@ pub(super) fn check(file: &Path, screen: &mut Screen) -> Done {
     } else {
         let (agents, levels) = (tree.agents.len(), tree.depth());
         let well = screen.paint(GOOD, "no mistakes");
+        warn_of_limits_above(&tree);
         screen.line(&format!("{}: {well}; {agents} agents on {levels} levels", name(file)))?;
     }
     Ok(ExitCode::SUCCESS)
@@ -31,6 +33,19 @@ pub(super) fn stem(file: &Path) -> String {
     let stem = file.file_stem().map(|stem| plain(&stem.to_string_lossy())).unwrap_or_default();
     let end = stem.char_indices().map(|(at, character)| at + character.len_utf8()).take_while(|end| *end <= 63).last();
     end.map_or_else(|| "file".to_owned(), |end| stem[..end].to_owned())
+}
+
+/// Tells what a run of the tree would be refused for where we are: the file is right all the same.
+fn warn_of_limits_above(tree: &Tree) {
+    let agents = tree.agents.iter().map(|spec| (spec.id.to_string(), &spec.limits));
+    let all: Vec<_> = std::iter::once(("[herd]".to_owned(), &tree.config.limits)).chain(agents).collect();
+    for above in daemon::limits_above_us() {
+        for (whose, limits) in &all {
+            if let Some(own) = limits.get(above.knob).filter(|own| own.is_wider_than(&above.setting)) {
+                note(&format!("{whose}: {} = {own} is wider than what holds here: {above}", above.knob));
+            }
+        }
+    }
 }
 
 /// Reads a tree file; none if it has mistakes, which are shown then.

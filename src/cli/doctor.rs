@@ -14,7 +14,10 @@ pub(super) fn doctor(global: &Global, args: DoctorArgs, screen: &mut Screen) -> 
     let answered = connect(global).ok().and_then(|mut daemon| daemon.call::<Doctor>(&Call::Doctor(Nothing {})).ok());
     let doctor = answered.unwrap_or_else(|| {
         let mut settings = daemon::Settings::new(state_dir(global));
-        settings.cgroup = args.cgroup.unwrap_or_else(daemon::default_cgroup);
+        // Why the host cannot be read is among the checks.
+        if let Ok(seat) = daemon::choose_seat(args.cgroup.as_deref(), daemon::DEFAULT_CGROUP) {
+            settings.cgroup = seat.cgroup;
+        }
         daemon::doctor(&settings)
     });
     if screen.is_json {

@@ -33,7 +33,7 @@ use super::log;
 use super::screen::Screen;
 use crate::api::client::Client;
 use crate::api::method::{Call, EventQuery, Events, FollowQuery, Nothing, Selection};
-use crate::daemon::{self, EndsWith, Residence, Settings};
+use crate::daemon::{self, EndsWith, Settings};
 use crate::herd::Herd;
 use crate::model::error::{Code, Error};
 use crate::model::request::Target;
@@ -69,14 +69,15 @@ pub(super) fn run(global: &Global, args: RunArgs, screen: &mut Screen) -> Done {
     // What befalls agents is shown as events.
     log::start(global.log_format, "error").map_err(|error| failed("start the log", error))?;
     let mut requests = Requests::listen().map_err(|error| failed("catch signals", error))?;
+    for dead in daemon::dead_herds() {
+        note(&format!("{dead}; {}", dead.remedy()));
+    }
     let place = Place::choose(global)?;
     let mut settings = Settings::new(&place.dir);
     settings.herd = tree.config;
     settings.socket.clone_from(&global.socket);
-    let delegated = if args.cgroup.is_none() { daemon::delegated_cgroup() } else { None };
-    // Where we are no controller can be handed down.
-    settings.residence = if delegated.is_some() { Residence::OwnLeaf } else { Residence::Stay };
-    settings.cgroup = args.cgroup.or(delegated).unwrap_or_else(|| format!("treeherd-run-{}", std::process::id()));
+    let seat = daemon::choose_seat(args.cgroup.as_deref(), &own_name())?;
+    (settings.cgroup, settings.residence) = (seat.cgroup, seat.residence);
     settings.is_transient = place.is_ours;
     settings.ends_with = match args.end_with_parent {
         true => EndsWith::Parent,
@@ -108,6 +109,11 @@ fn told_where(socket: &Path) -> BTreeMap<String, String> {
     paths.into_iter().filter_map(known).collect()
 }
 
+/// Returns the name of this run, for its cgroup and its state directory.
+fn own_name() -> String {
+    format!("{}{}", daemon::RUN_PREFIX, std::process::id())
+}
+
 /// Where the supervisor keeps its state; a directory of our own goes with us.
 struct Place {
     dir: PathBuf,
@@ -119,8 +125,7 @@ impl Place {
         if let Some(dir) = &global.state_dir {
             return Ok(Self { dir: dir.clone(), is_ours: false });
         }
-        let name = format!("treeherd-run-{}", std::process::id());
-        let places = [PathBuf::from("/run"), std::env::temp_dir()].map(|place| place.join(&name));
+        let places = daemon::run_places().map(|place| place.join(own_name()));
         let mut why = String::new();
         for dir in places {
             // As a daemon's: agents of any user reach the sockets in it, and nobody can list it.

@@ -18,7 +18,7 @@ pub(super) fn daemon(global: &Global, args: DaemonArgs) -> Done {
         .map_err(|error| Error::new(Code::Kernel, format!("start the log: {error}")))?;
     let mut settings = Settings::new(state_dir(global));
     settings.socket.clone_from(&global.socket);
-    settings.cgroup = args.cgroup.unwrap_or_else(daemon::default_cgroup);
+    settings.cgroup = daemon::choose_seat(args.cgroup.as_deref(), daemon::DEFAULT_CGROUP)?.cgroup;
     settings.flags = Flags {
         max_levels: args.max_levels,
         max_agents_per_level: args.max_agents_per_level,

@@ -98,4 +98,6 @@ pub(super) enum Watched {
     Memory(Place),
     /// A file that tells when a limit is hit.
     Hits(Place, Knob),
+    /// The `pids.events` of a cgroup that the herd is in.
+    ForksAbove,
 }

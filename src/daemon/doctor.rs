@@ -35,6 +35,12 @@ pub fn doctor(settings: &Settings) -> Doctor {
     };
     checks.push(check("cgroup2", Finding::Good, format!("{} ({layout})", host.cgroup2.display()), None));
     checks.push(root(&host, settings));
+    checks.push(above(&host, settings));
+    checks.extend(
+        super::dead::dead_herds()
+            .iter()
+            .map(|dead| check("dead herd", Finding::Limited, dead.to_string(), Some(dead.remedy()))),
+    );
     checks.push(canary(&host, settings));
     checks.push(output(settings));
     checks.push(watches());
@@ -75,6 +81,14 @@ fn root(host: &Host, settings: &Settings) -> Check {
             check(name, Finding::Bad, format!("{}: {}", nearest.display(), errno_text(errno)), remedy)
         }
     }
+}
+
+/// Lists the limits that hold for the herd from outside.
+fn above(host: &Host, settings: &Settings) -> Check {
+    let limits = cgroup::limits_above(host, &settings.cgroup);
+    let shown: Vec<String> = limits.iter().map(ToString::to_string).collect();
+    let detail = if shown.is_empty() { "none".to_owned() } else { shown.join(", ") };
+    check("limits above", Finding::Good, detail, None)
 }
 
 /// Tries what start-up tries: whether a child can be cloned into a fresh cgroup. Leaves nothing.

@@ -65,11 +65,16 @@ enum Ear {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Pace {
     /// Before this time nothing more is reported.
-    pub next: Monotonic,
+    next: Monotonic,
     wait: Duration,
 }
 
 impl Pace {
+    /// Returns when it may be reported again, if that is not now.
+    pub(super) fn is_early(&self, now: Monotonic) -> Option<Monotonic> {
+        (now < self.next).then_some(self.next)
+    }
+
     /// It is reported now. The kernel itself reports pressure only every other second: a short silence is no end.
     pub fn advance(&mut self, now: Monotonic) {
         let is_new = self.wait.is_zero() || now.since(self.next) >= GATHERED_MOST;
@@ -151,10 +156,9 @@ impl Supervisor {
         let now = now();
         let key = (place.clone(), knob);
         let Some(counter) = self.hits.get(&key) else { return };
-        if now.mono < counter.pace.next {
-            self.chores.insert((counter.pace.next, Chore::Hits(place.clone(), knob)));
-        } else {
-            self.tell_hits(now, &key);
+        match counter.pace.is_early(now.mono) {
+            Some(later) => _ = self.chores.insert((later, Chore::Hits(place.clone(), knob))),
+            None => self.tell_hits(now, &key),
         }
     }
 
@@ -169,6 +173,7 @@ impl Supervisor {
             for above in place.lineage().skip(1) {
                 self.look_at_hits(&above, Knob::PidsMax);
             }
+            self.look_at_forks_above();
         }
     }
 

@@ -15,7 +15,7 @@ use super::body::Watched;
 use super::hits::Pace;
 use super::largest::Look;
 use super::supervisor::{Chore, Source, Supervisor, now};
-use crate::kernel::cgroup::{Cgroups, OomCounts, Place};
+use crate::kernel::cgroup::{Cgroups, OomCounts, Place, ReachedAbove};
 use crate::kernel::clock;
 use crate::kernel::watch::WatchId;
 use crate::machine::{AgentKey, Input};
@@ -60,6 +60,10 @@ pub(super) struct Memory {
     reached: BTreeMap<Place, u64>,
     /// Kills in an agent's own cgroup that its run has been told of.
     victims: BTreeMap<Place, u64>,
+    /// Kills in the nearest memory cgroup above the herd that were the end of a main process, or are nobody's news.
+    outside: u64,
+    /// How often a limit above the herd had been reached when it was last looked at, by its name as a culprit.
+    reached_outside: BTreeMap<String, u64>,
 }
 
 /// Whose a place below the herd is.
@@ -98,10 +102,14 @@ impl Memory {
     /// `peak` is the most memory that the process had, if that is known.
     pub fn explain(&mut self, look: &mut Look<'_>, home: &Place, peak: Option<u64>) -> Option<Oom> {
         let cgroups = look.cgroups;
-        let (place, counts) =
-            home.lineage().find_map(|place| Some((place.clone(), cgroups.oom_counts(&place).ok()??)))?;
-        let attributed = self.attributed.entry(place).or_default();
-        if counts.oom_kill <= *attributed {
+        let counted = home.lineage().find_map(|place| Some((place.clone(), cgroups.oom_counts(&place).ok()??)));
+        let (kills, attributed) = match counted {
+            Some((place, counts)) => (counts.oom_kill, self.attributed.entry(place).or_default()),
+            // The OOM killer of the host itself names nobody.
+            None if cgroups.memory_above().is_empty() => return None,
+            None => (cgroups.kills_outside()?, &mut self.outside),
+        };
+        if kills <= *attributed {
             return None;
         }
         *attributed += 1;
@@ -128,9 +136,21 @@ impl Memory {
             }
         }
         let new = limited.iter().find(|(.., is_new)| *is_new);
+        let above = self.reached_above(cgroups);
+        let blame = |above: &ReachedAbove| Oom {
+            culprit: Some(above.culprit.clone()),
+            limit_bytes: Some(above.limit.0),
+            largest: None,
+        };
+        if let (None, Some((above, _))) = (new, above.iter().find(|(_, is_new)| *is_new)) {
+            return blame(above);
+        }
         let ever = || limited.iter().find(|(_, _, oom, _)| *oom > 0);
         let met = || limited.iter().find(|(place, ..)| cgroups.has_met_limit(place));
         let found = new.or_else(ever).or_else(met);
+        if let (None, Some((above, _))) = (found, above.iter().find(|(above, _)| above.oom > 0 || above.is_met)) {
+            return blame(above);
+        }
         let killed = peak.map(|peak| (home, peak));
         let largest = |(top, ..): &(Place, u64, u64, bool)| look.largest(top, Controller::Memory, killed);
         Oom {
@@ -138,6 +158,22 @@ impl Memory {
             limit_bytes: found.map(|(_, limit, ..)| *limit),
             largest: found.and_then(largest),
         }
+    }
+
+    /// Lists the limits above the herd, and whether each was reached since it was last looked at.
+    fn reached_above(&mut self, cgroups: &Cgroups) -> Vec<(ReachedAbove, bool)> {
+        let mut compare = |above: ReachedAbove| {
+            let before = self.reached_outside.insert(above.culprit.clone(), above.oom).unwrap_or(0);
+            let is_new = above.oom > before;
+            (above, is_new)
+        };
+        cgroups.memory_above().into_iter().map(&mut compare).collect()
+    }
+
+    /// Takes what was counted above the herd until now for told.
+    pub fn take_outside_as_told(&mut self, cgroups: &Cgroups) {
+        self.outside = cgroups.kills_outside().unwrap_or(0);
+        self.reached_outside = cgroups.memory_above().into_iter().map(|above| (above.culprit, above.oom)).collect();
     }
 
     /// Returns how many kills of a domain were not told yet, and how many of them were not found before.
@@ -263,8 +299,8 @@ impl Supervisor {
         }
         let Some(domain) = self.memory.domains.get_mut(place).filter(|_| kills > 0) else { return };
         // A loop of kills is told as limits that are hit are: at once, then in ever longer intervals.
-        if now.mono < domain.pace.next {
-            self.chores.insert((domain.pace.next, Chore::Memory(place.clone())));
+        if let Some(later) = domain.pace.is_early(now.mono) {
+            self.chores.insert((later, Chore::Memory(place.clone())));
             return;
         }
         domain.told += kills;

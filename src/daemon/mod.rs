@@ -14,12 +14,14 @@
 //! loop if that takes long. The loop sleeps in one `epoll_wait` until something happens or the machine's next deadline comes; an
 //! idle herd has neither.
 
+mod above;
 mod accept;
 mod adopt;
 mod body;
 mod call;
 mod client;
 mod config;
+mod dead;
 mod doctor;
 mod end;
 mod exit;
@@ -48,6 +50,7 @@ mod records;
 mod reread;
 mod rota;
 mod rules;
+mod seat;
 mod service;
 mod settings;
 mod stand_in;
@@ -56,9 +59,11 @@ mod supervisor;
 mod watched;
 
 pub use config::{DEFAULT_CONFIG, Loaded, load};
+pub use dead::{DeadHerd, RUN_PREFIX, dead_herds, run_places};
 pub use doctor::doctor;
 pub use guard::{prepare_process, trim_memory};
-pub use settings::{Residence, Settings, default_cgroup, delegated_cgroup};
+pub use seat::{Seat, choose_seat, limits_above_us};
+pub use settings::{DEFAULT_CGROUP, Residence, Settings};
 pub use start::{Running, serve, start, step_aside};
 
 pub use crate::kernel::guardian::EndsWith;

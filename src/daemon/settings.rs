@@ -3,13 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use crate::kernel::cgroup::Place;
 use crate::kernel::guardian::EndsWith;
-use crate::kernel::host::Host;
 use crate::model::config::{Flags, HerdConfig};
 
-/// The root cgroup of a daemon that is told none, and was given none.
-const DEFAULT_CGROUP: &str = "treeherd";
+/// What the root cgroup of a daemon is called.
+pub const DEFAULT_CGROUP: &str = "treeherd";
 
 /// What a daemon needs to know before it starts.
 #[derive(Debug, Clone)]
@@ -46,22 +44,6 @@ pub enum Residence {
     /// Where it is: a program that uses the library.
     #[default]
     Stay,
-}
-
-/// Returns the root cgroup of a daemon that is told none: the one that systemd delegated to this process (`Delegate=yes`), else
-/// `treeherd`.
-#[must_use]
-pub fn default_cgroup() -> String {
-    delegated_cgroup().unwrap_or_else(|| DEFAULT_CGROUP.to_owned())
-}
-
-/// Returns the cgroup that systemd delegated to this process; what was delegated to the supervisor of a herd is not its agents'.
-#[must_use]
-pub fn delegated_cgroup() -> Option<String> {
-    let host = Host::discover().ok()?;
-    let delegated = host.delegated?;
-    let is_an_agent = host.own_cgroup.starts_with(&format!("{delegated}/{}/", Place::herd()));
-    (!is_an_agent).then(|| delegated.trim_matches('/').to_owned())
 }
 
 impl Settings {

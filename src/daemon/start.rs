@@ -217,10 +217,15 @@ impl Herdsman {
         let root = format!("{}/{}", host.cgroup2.display(), settings.cgroup.trim_matches('/'));
         let mut machine = Machine::new(herd, root.clone(), not_offered, clock::wall().0);
         machine.restore_applied(applied);
+        for above in machine.set_limits_above(cgroup::limits_above(&host, &settings.cgroup)) {
+            tracing::warn!("the herd's own {} is wider than a limit that it is in: {above}", above.knob);
+        }
         let parts = Parts { settings, manner, tools, listener, inbox, records, journal, poll, machine, root };
         let mut supervisor = parts.assemble()?;
         // Before anything of the herd is begun, and after everything else that can be refused.
         let guardian = set_guardian(&supervisor).inspect_err(|_| remove_root(&supervisor.tools.cgroups))?;
+        supervisor.memory.take_outside_as_told(&supervisor.tools.cgroups);
+        supervisor.watch_forks_above();
         supervisor.announce(estate);
         let sparse = match residence {
             Residence::OwnLeaf => super::guard::hold_memory(),
@@ -464,6 +469,7 @@ impl Parts {
             watched: std::collections::HashMap::new(),
             memory: super::memory::Memory::default(),
             hits: super::hits::Hits::default(),
+            refusals: super::above::Refusals::default(),
             reads: super::largest::Reads::default(),
             triggers: super::pressure::Triggers::default(),
             rules_room: 0,

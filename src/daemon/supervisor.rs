@@ -124,6 +124,8 @@ pub(super) enum Chore {
     Memory(Place),
     /// Look at the counter of a limit.
     Hits(Place, Knob),
+    /// Look at the limits of tasks above the herd.
+    ForksAbove,
     /// Tell what an agent's rules have found meanwhile.
     Found(AgentKey),
     /// Receive again, if the descriptors that hang in a close leave room.
@@ -179,6 +181,7 @@ pub(super) struct Supervisor {
     pub watched: HashMap<WatchId, Watched>,
     pub memory: Memory,
     pub hits: Hits,
+    pub refusals: super::above::Refusals,
     pub reads: Reads,
     pub triggers: Triggers,
     /// How many bytes of output may still be looked at in this turn.
@@ -399,6 +402,7 @@ impl Supervisor {
                 Some((_, Chore::Spool(key, stream))) => self.look_at_spool(key, stream),
                 Some((_, Chore::Memory(place))) => self.look_at_memory(&place),
                 Some((_, Chore::Hits(place, knob))) => self.look_at_hits(&place, knob),
+                Some((_, Chore::ForksAbove)) => self.look_at_forks_above(),
                 Some((_, Chore::Found(key))) => self.tell_found(key),
                 Some((_, Chore::Closers)) => self.receive_again(),
                 Some((_, Chore::Status)) => self.status_is_due(),

@@ -62,6 +62,7 @@ impl Supervisor {
             Watched::Stream(key, stream) => self.spool_written(key, stream),
             Watched::Memory(place) => self.memory_told(&place),
             Watched::Hits(place, knob) => self.look_at_hits(&place, knob),
+            Watched::ForksAbove => self.look_at_forks_above(),
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cgroup2 (the spine: tree, freeze, kill, events)       v1 memory (only what is limited, and what lies above it)
-//! <root>/                                               <root>/
+//! <root>/                                               <own cgroup of the supervisor>/<root>/
 //! ├── supervisor/     the daemon
 //! └── herd/                                             └── herd/
 //!     └── a/                                                └── a/          memory.limit_in_bytes
@@ -29,6 +29,7 @@ use crate::kernel::error::{KernelError, Result};
 use crate::kernel::host::Host;
 use crate::model::limits::Controller;
 
+mod above;
 mod claim;
 pub(crate) mod dir;
 mod hits;
@@ -42,6 +43,7 @@ mod used;
 
 use dir::{Dir, Step, walk};
 
+pub use above::{ForksAbove, ReachedAbove, has_room, is_somebodys, limits_above};
 pub use claim::RootClaim;
 pub use hits::COUNTED;
 pub use inhabitants::Laggard;
@@ -90,6 +92,9 @@ pub struct Cgroups {
     spine: Dir,
     /// The v1 hierarchies by the controllers that are bound to them; co-mounted controllers share one.
     hierarchies: BTreeMap<Controller, Arc<Hierarchy>>,
+    /// The cgroups that the herd is in and that are not its own, as far as memory and tasks are concerned, the nearest first.
+    memory_above: Vec<above::Outside>,
+    pids_above: Vec<above::Outside>,
     /// Where the supervisor was before it moved into its leaf, and the name of the leaf.
     moved: Mutex<Option<root::Moved>>,
     /// Enabling, making and limiting exclude each other, so that an undo never takes away what another call relies on.
@@ -100,6 +105,7 @@ pub struct Cgroups {
 #[derive(Debug)]
 struct Hierarchy {
     path: PathBuf,
+    /// The cgroup below which the mirrors are.
     mount: Dir,
     /// Whether there may be mirrors in it: where a mirror was never made, none is looked for.
     has_mirrors: AtomicBool,

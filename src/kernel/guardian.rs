@@ -80,7 +80,7 @@ impl Guardian {
         let state = state_dir.map(open_above).transpose()?;
         let estate = cgroups.estate()?;
         let leaf = cgroups.make_guardian_leaf()?;
-        let mut orders = Orders::new(&estate.root, parent.is_some(), estate.mounts.len());
+        let mut orders = Orders::new(&estate, parent.is_some());
         let mut fds: Vec<BorrowedFd<'_>> =
             vec![supervisor.as_fd(), line.as_fd(), estate.spine.as_fd(), estate.lock.as_fd(), estate.home.as_fd()];
         fds.push(parent.as_ref().unwrap_or(&supervisor).as_fd());
@@ -149,8 +149,10 @@ pub(super) struct Estate {
     pub spine: OwnedFd,
     /// The file of the root cgroup that its supervisor has locked, open for writing.
     pub lock: OwnedFd,
-    /// The `cgroup.procs` of the cgroup that this process was in before it was in one of the root's, open for writing.
+    /// The cgroup that this process was in before it was in one of the root's.
     pub home: OwnedFd,
+    /// Whether the root is below that one, which may hand controllers down because of it.
+    pub is_below_home: bool,
     /// The mount points of the hierarchies, cgroup2's first.
     pub mounts: Vec<OwnedFd>,
 }

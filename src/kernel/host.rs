@@ -105,6 +105,8 @@ pub struct Host {
     pub mounted_part: String,
     /// The cgroup of this process, as a path below the mount point, with a leading slash: `/`, `/system.slice/x.service`.
     pub own_cgroup: String,
+    /// The cgroup of this process in each v1 hierarchy, by its mount point, as a path below that with a leading slash.
+    pub own_v1: BTreeMap<PathBuf, String>,
     /// The cgroup that was delegated to us, as a path below the mount point, where systemd says that one was.
     pub delegated: Option<String>,
     /// How the hierarchies are arranged.
@@ -142,7 +144,8 @@ impl Host {
             .map_err(|error| Error::new(Code::Unsupported, format!("read cgroup.controllers: {error}")))?;
         host = Self::from_text(&mountinfo, &self_cgroup, &release, &controllers)?;
         host.delegated = delegated;
-        host.bindings.values_mut().for_each(Binding::drop_if_not_ours);
+        let own_v1 = &host.own_v1;
+        host.bindings.values_mut().for_each(|binding| binding.drop_if_not_ours(own_v1));
         host.extras = Extras::probe(&host.bindings);
         Ok(host)
     }
@@ -193,6 +196,7 @@ impl Host {
             cgroup2: cgroup2.point.clone(),
             mounted_part: cgroup2.root.clone(),
             own_cgroup,
+            own_v1: v1.iter().filter_map(|mount| Some((mount.point.clone(), mount.own(self_cgroup)?))).collect(),
             delegated: None,
             layout: if v1.is_empty() { Layout::Unified } else { Layout::Hybrid },
             bindings: BTreeMap::from(bindings),
@@ -256,11 +260,12 @@ impl Host {
 
 impl Binding {
     /// A v1 hierarchy in which nothing can be made drives nothing: it is mounted read-only, or belongs to somebody else.
-    fn drop_if_not_ours(&mut self) {
+    fn drop_if_not_ours(&mut self, own: &BTreeMap<PathBuf, String>) {
         let Self::V1 { mount } = self else { return };
         let access = rustix::fs::Access::WRITE_OK;
-        if let Err(errno) = rustix::fs::accessat(rustix::fs::CWD, &*mount, access, rustix::fs::AtFlags::EACCESS) {
-            let why = format!("is on v1, and nothing can be made in {}: {errno}", mount.display());
+        let place = mount.join(own.get(mount).map_or("", |own| own.trim_start_matches('/')));
+        if let Err(errno) = rustix::fs::accessat(rustix::fs::CWD, &place, access, rustix::fs::AtFlags::EACCESS) {
+            let why = format!("is on v1, and nothing can be made in {}: {errno}", place.display());
             *self = Self::Absent { why };
         }
     }
@@ -306,14 +311,17 @@ pub(super) fn own_path(cgroup: &str) -> Option<&str> {
     cgroup.lines().find_map(|line| line.strip_prefix("0::"))
 }
 
-/// Finds the nearest self-or-ancestor of a cgroup that was delegated: systemd marks it. A unit without the mark ends the search: what is
-/// above it was given to the service manager that made it, and not to what runs in it.
+/// Finds the cgroup that was delegated to what runs in a cgroup: that one itself, or the one right above it, as a service manager may put
+/// a daemon into a leaf of its own (`DelegateSubgroup=`). systemd marks what it delegates. A unit without the mark ends the search:
+/// what is above it was given to the service manager that made it, and not to what runs in it; and what is further up, with cgroups
+/// of somebody else in between, was given to those.
 ///
 /// The service manager of somebody who is not root sets no mark (systemd 252): a unit of theirs in which nobody else is counts as
 /// delegated.
 fn delegated_above(mount: &Path, own: &str) -> Option<String> {
     let mut path = own;
-    while let Some((above, name)) = path.rsplit_once('/').filter(|(_, name)| !name.is_empty()) {
+    for _ in 0..2 {
+        let (above, name) = path.rsplit_once('/').filter(|(_, name)| !name.is_empty())?;
         let directory = mount.join(path.trim_start_matches('/'));
         let is_marked = ["trusted.delegate", "user.delegate"].iter().any(|name| {
             let mut value = [0u8; 8];

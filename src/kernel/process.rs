@@ -53,6 +53,12 @@ pub fn has_ended_within(pidfd: &OwnedFd, most: Duration) -> bool {
     matches!(poll(&mut fds, Some(&timeout)), Ok(1))
 }
 
+/// Returns the number of the user as whom this process acts.
+#[must_use]
+pub fn effective_user() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
 /// Says whether this process acts as root.
 #[must_use]
 pub fn is_root() -> bool {

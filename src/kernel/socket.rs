@@ -10,6 +10,7 @@ use nix::sys::socket::{getsockopt, sockopt};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::process::{Flock, FlockType, fcntl_getlk};
 
 use super::error::KernelError;
 use super::lock::{Lock, Refused};
@@ -59,6 +60,16 @@ pub fn claim_state_dir(path: &Path) -> Result<StateDir, Error> {
         Refused::Failed(errno) => failed("lock", errno),
     })?;
     Ok(StateDir { path: path.to_owned(), dir, _lock: lock })
+}
+
+/// Says whether a supervisor has a state directory; one that cannot be examined counts as taken.
+#[must_use]
+pub fn is_state_dir_in_use(path: &Path) -> bool {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    match rustix::fs::open(path.join("lock"), flags, Mode::empty()) {
+        Ok(lock) => !matches!(fcntl_getlk(&lock, &Flock::from(FlockType::WriteLock)), Ok(None)),
+        Err(errno) => errno != Errno::NOENT,
+    }
 }
 
 fn in_use(path: &Path, holder: &str) -> Error {

@@ -9,7 +9,7 @@ use crate::model::applied::{APPLIED_MAX, Applied};
 use crate::model::error::{Code, Error};
 use crate::model::event::Kind;
 use crate::model::id::Level;
-use crate::model::limits::{Knob, LevelLimits, Limits};
+use crate::model::limits::{Knob, LevelLimits, LimitAbove, Limits};
 use crate::model::request::{Answer, LimitScope};
 use crate::model::spec::{AgentSpec, is_file_name};
 
@@ -59,9 +59,25 @@ fn tighten(outer: &mut Limits, inner: &Limits) {
 }
 
 impl Machine {
+    /// Counts with limits that hold for the whole herd from outside: nothing of the herd can have more. Returns what the herd itself is
+    /// given beyond them, which is no more than a promise that cannot be kept.
+    pub fn set_limits_above(&mut self, above: Vec<LimitAbove>) -> Vec<LimitAbove> {
+        for limit in above {
+            let known = self.above.get(&limit.knob);
+            if !known.is_some_and(|known| limit.setting.is_wider_than(&known.setting)) {
+                self.above.insert(limit.knob, limit);
+            }
+        }
+        let is_exceeded = |above: &&LimitAbove| {
+            self.config.limits.get(above.knob).is_some_and(|own| own.is_wider_than(&above.setting))
+        };
+        self.above.values().filter(is_exceeded).cloned().collect()
+    }
+
     /// Returns the limits that hold for whatever is put below `parent`.
     fn inherited(&self, parent: Option<AgentKey>, level: Level) -> Limits {
-        let mut limits = self.config.limits.clone();
+        let mut limits: Limits = self.above.values().map(|it| (it.knob, it.setting.clone())).collect();
+        tighten(&mut limits, &self.config.limits);
         let mut chain: Vec<AgentKey> =
             parent.into_iter().chain(parent.into_iter().flat_map(|key| self.ancestors(key))).collect();
         chain.reverse();
@@ -87,7 +103,10 @@ impl Machine {
     fn check_own(&self, operation: &str, own: &Limits, parent: Option<AgentKey>, level: Level) -> Result<(), Error> {
         self.check_offered(operation, own)?;
         if let Some((knob, mine, theirs)) = own.first_wider_than(&self.inherited(parent, level)) {
-            let message = format!("{operation}: {knob} = {mine} is wider than the {theirs} that it inherits");
+            let outside = self.above.get(&knob).filter(|above| above.setting == *theirs);
+            let whose = outside
+                .map_or("that it inherits".to_owned(), |above| format!("of {}, outside of the herd", above.path));
+            let message = format!("{operation}: {knob} = {mine} is wider than the {theirs} {whose}");
             return Err(Error::new(Code::LimitTooWide, message)
                 .remedy(format!("use {theirs} or less, or raise the limit above it")));
         }

@@ -79,7 +79,7 @@ use crate::model::applied::Applied;
 use crate::model::config::HerdConfig;
 use crate::model::error::{Code, Error};
 use crate::model::id::{AgentId, Level, Priority};
-use crate::model::limits::{Knob, Limits};
+use crate::model::limits::{Knob, LimitAbove, Limits};
 use crate::model::request::{Answer, LimitScope, Request, Target};
 use crate::model::status::{AgentStatus, Cause};
 use crate::model::time::Monotonic;
@@ -92,6 +92,8 @@ pub struct Machine {
     root: String,
     /// The knobs that this host does not offer, each with the error that says so.
     not_offered: BTreeMap<Knob, Error>,
+    /// The limits that hold for the whole herd and are not its own, the narrowest of each knob.
+    above: BTreeMap<Knob, LimitAbove>,
     /// Each in a place of its own: a map keeps as many empty ones as full ones, and moves them.
     agents: BTreeMap<AgentKey, Box<Agent>>,
     ids: BTreeMap<AgentId, AgentKey>,
@@ -192,6 +194,7 @@ impl Machine {
             config,
             root,
             not_offered,
+            above: BTreeMap::new(),
             agents: BTreeMap::new(),
             ids: BTreeMap::new(),
             followers: BTreeMap::new(),

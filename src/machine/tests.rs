@@ -321,3 +321,35 @@ fn what_a_file_declares_stays_and_a_failed_agent_stays_longer_than_another() {
     assert_eq!(bench.machine.key_of(&"badly".parse().unwrap()), None);
     assert!(bench.machine.key_of(&"declared".parse().unwrap()).is_some());
 }
+
+#[test]
+fn no_agent_has_more_than_a_limit_outside_of_the_herd() {
+    let mut bench = Bench::new();
+    bench.machine.config.limits.set_text("memory_max=2GiB").unwrap();
+    let above = |text: &str, path: &str| {
+        let (name, value) = text.split_once('=').unwrap();
+        let knob: Knob = name.parse().unwrap();
+        LimitAbove { knob, setting: knob.parse(value).unwrap(), path: path.to_owned() }
+    };
+    let exceeded = bench.machine.set_limits_above(vec![
+        above("memory_max=1GiB", "/job/step"),
+        above("memory_max=4GiB", "/job"),
+        above("pids_max=100", "/job"),
+    ]);
+    assert_eq!(exceeded, [above("memory_max=1GiB", "/job/step")], "what the herd is given is more than there is");
+    let wide = |text: &str| {
+        let mut spec = AgentSpec::new("wide".parse().unwrap(), ["sleep"]);
+        spec.limits.set_text(text).unwrap();
+        Request::Spawn(Box::new(spec))
+    };
+    for (text, path) in [("memory_max=1025MiB", "/job/step"), ("pids_max=101", "/job")] {
+        let refused = error(&bench.ask(wide(text)));
+        assert_eq!(refused.code, Code::LimitTooWide);
+        assert!(refused.message.contains(&format!("of {path}, outside of the herd")), "{refused}");
+    }
+    bench.spawn("a", None, |spec| {
+        for text in ["memory_max=1GiB", "pids_max=100"] {
+            spec.limits.set_text(text).unwrap();
+        }
+    });
+}

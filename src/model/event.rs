@@ -131,7 +131,7 @@ impl fmt::Display for Kind {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Hit {
     /// The culprit: the agent whose own limit it is; `level-K of AGENT` for the limit on an agent's children together, `herd` for
-    /// the herd's.
+    /// the herd's; `outside: DIRECTORY` for that of a cgroup which the herd is in.
     pub culprit: String,
     /// How often it was hit since that was told last.
     pub hits: u64,

@@ -337,6 +337,28 @@ impl fmt::Display for Setting {
     }
 }
 
+/// A limit that holds for a herd, and that is not the herd's: of a cgroup that the herd is in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LimitAbove {
+    /// What is limited.
+    pub knob: Knob,
+    /// The limit.
+    pub setting: Setting,
+    /// The directory of the cgroup that has it.
+    pub path: String,
+}
+
+impl fmt::Display for LimitAbove {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.setting {
+            // As people read it.
+            Setting::Bytes(Max::Value(bytes)) => write!(f, "{} {bytes}", self.knob)?,
+            setting => write!(f, "{} {setting}", self.knob)?,
+        }
+        write!(f, " at {}", self.path)
+    }
+}
+
 /// A set of limits: at most one setting for each knob. On the wire an object: `{"memory_max": 536870912}`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Limits(BTreeMap<Knob, Setting>);

@@ -230,7 +230,8 @@ pub struct Rusage {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Oom {
     /// The culprit: the nearest agent, itself or above, whose own limit was reached; `level-K of AGENT` for the limit on an
-    /// agent's children together, `herd` for the herd's; none if the host itself was out of memory.
+    /// agent's children together, `herd` for the herd's; `outside: DIRECTORY` for that of a cgroup which the herd is in; none if
+    /// the host itself was out of memory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub culprit: Option<String>,
     /// That limit, in bytes.

@@ -1,6 +1,7 @@
 //! What the tests on a real kernel share: a herd of their own that leaves nothing, and waits for facts with a deadline.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod foreground;
 pub mod raw;
 
 use std::collections::BTreeSet;
@@ -453,8 +454,11 @@ pub fn storm() -> ! {
 pub fn leftovers(cgroup: &str) -> Vec<PathBuf> {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     let is_cgroup = |line: &&str| line.contains(" - cgroup");
-    let points = mounts.lines().filter(is_cgroup).filter_map(|line| line.split(' ').nth(4));
-    points.map(|point| PathBuf::from(point).join(cgroup)).filter(|path| path.exists()).collect()
+    let points = mounts.lines().filter(is_cgroup).filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
+    // On v1 mirrors are below the cgroup of the process that makes them: of this one, too.
+    let own = treeherd::kernel::host::Host::discover().unwrap().own_v1;
+    let own = own.into_iter().filter(|(_, own)| own != "/").map(|(point, own)| point.join(own.trim_start_matches('/')));
+    points.chain(own).map(|point| point.join(cgroup)).filter(|path| path.exists()).collect()
 }
 
 /// Reads a process's state letter; none if it does not exist.

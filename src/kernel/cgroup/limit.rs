@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::dir::Dir;
 use super::mirror::Made;
+use super::root::is_below;
 use super::{Cgroups, Place, remove_below};
 use crate::kernel::controllers::{self, Before, Seat, Seats, World};
 use crate::kernel::error::{KernelError, Result};
@@ -169,9 +170,10 @@ impl Cgroups {
         if controllers.is_empty() || missing_in(&self.dir(place)?, "cgroup.controllers")?.is_empty() {
             return Ok(());
         }
-        // What is above the root is only touched if the root does not have a controller yet.
+        // What is above the root is only touched if the root does not have a controller yet, and never what is above ourselves.
         let full = self.full(place);
-        let start = if missing_in(&self.spine, "cgroup.controllers")?.is_empty() { self.root.len() } else { 0 };
+        let is_here = missing_in(&self.spine, "cgroup.controllers")?.is_empty();
+        let start = if is_here { self.root.len() } else { self.touched_from() };
         let ends = full.match_indices('/').map(|(at, _)| at).filter(|at| *at >= start);
         let ends: Vec<usize> = if start == 0 { std::iter::once(0).chain(ends).collect() } else { ends.collect() };
         for end in ends {
@@ -189,6 +191,20 @@ impl Cgroups {
             }
         }
         Ok(())
+    }
+
+    /// Returns the length of the part of the root's path that is somebody else's: of our own cgroup, or of the one that it is in, if
+    /// the root was made below that.
+    fn touched_from(&self) -> usize {
+        let own = self.host.own_cgroup.trim_matches('/');
+        let above = own.rsplit_once('/').map_or("", |(above, _)| above);
+        if is_below(&self.root, own) {
+            own.len()
+        } else if is_below(&self.root, above) {
+            self.root.len()
+        } else {
+            0
+        }
     }
 
     fn disable(&self, enabled: Enabled) {

@@ -57,14 +57,7 @@ impl Cgroups {
     /// which the kernel makes in batches of 64 pages, had to fail.
     #[must_use]
     pub fn has_met_limit(&self, place: &Place) -> bool {
-        const BATCH: u64 = 64 * 4096;
-        let Some(dir) = self.mirror(place, Controller::Memory) else { return false };
-        let number = |file: &str| dir.read(file).ok().and_then(|text| text.trim().parse::<u64>().ok());
-        ["memory", "memory.memsw"].iter().any(|which| {
-            let peak = number(&format!("{which}.max_usage_in_bytes"));
-            let limit = number(&format!("{which}.limit_in_bytes"));
-            peak.zip(limit).is_some_and(|(peak, limit)| peak + BATCH >= limit)
-        })
+        self.mirror(place, Controller::Memory).is_some_and(|dir| has_met_limit(&dir))
     }
 
     /// Opens an eventfd (non-blocking, close-on-exec) that the kernel signals when the place's v1 memory mirror, or one
@@ -84,6 +77,17 @@ impl Cgroups {
         dir.write("cgroup.event_control", &format!("{} {}", event.as_raw_fd(), control.as_raw_fd()))?;
         Ok(Some(event))
     }
+}
+
+/// Says whether a memory cgroup of v1 ever came near its limit.
+pub(super) fn has_met_limit(dir: &Dir) -> bool {
+    const BATCH: u64 = 64 * 4096;
+    let number = |file: &str| dir.read(file).ok().and_then(|text| text.trim().parse::<u64>().ok());
+    ["memory", "memory.memsw"].iter().any(|which| {
+        let peak = number(&format!("{which}.max_usage_in_bytes"));
+        let limit = number(&format!("{which}.limit_in_bytes"));
+        peak.zip(limit).is_some_and(|(peak, limit)| peak + BATCH >= limit)
+    })
 }
 
 /// Reads a file of counters as far as they are about the cgroup itself: `FILE.local`, or `FILE` on a kernel that has no such file. None

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use rustix::fs::{OFlags, XattrFlags};
 use rustix::io::Errno;
 
+use super::above::Outside;
 use super::dir::Dir;
 use super::inhabitants::own_cgroup;
 use super::mirror::c_name;
@@ -72,9 +73,11 @@ impl Cgroups {
             Err(error) if error.errno != Errno::EXIST => return Err(with_remedy(error).into()),
             _ => {}
         }
-        let hierarchies = open_hierarchies(&host)?;
+        let hierarchies = open_hierarchies(&host, &spine)?;
+        let [memory_above, pids_above] =
+            [Controller::Memory, Controller::Pids].map(|controller| Outside::all(&host, &root, controller));
         let (moved, changing) = (Mutex::new(None), Mutex::new(()));
-        let cgroups = Self { host, root, mount, spine, hierarchies, moved, changing };
+        let cgroups = Self { host, root, mount, spine, hierarchies, memory_above, pids_above, moved, changing };
         cgroups.drop_orphaned_mirrors()?;
         for hierarchy in cgroups.each_hierarchy() {
             let herd = hierarchy.mount.descend(&cgroups.full(&Place::herd()));
@@ -141,17 +144,19 @@ impl Cgroups {
     pub(in crate::kernel) fn estate(&self) -> Result<Estate> {
         let moved = self.moved.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let home = match moved.as_ref() {
-            Some(Moved { home, .. }) => home.clone(),
-            None => self.host.own_cgroup.trim_start_matches('/').to_owned(),
+            Some(Moved { home, .. }) => home.as_str(),
+            None => self.host.own_cgroup.trim_start_matches('/'),
         };
-        let home = self.mount.descend(&home).and_then(|home| home.open("cgroup.procs", OFlags::WRONLY));
+        let is_below_home = moved.is_some() && is_below(&self.root, home);
+        // The top takes everybody, where it is the kernel's.
+        let home = self.mount.descend(home).or_else(|_| self.mount.descend(""))?;
         let mounts = std::iter::once(&self.mount).chain(self.each_hierarchy().map(|hierarchy| &hierarchy.mount));
         Ok(Estate {
             root: self.root.clone(),
             spine: self.spine.descend("")?.into_fd(),
             lock: self.spine.open(claim::LOCKED, OFlags::RDWR)?,
-            // The top takes everybody, where it is the kernel's.
-            home: home.or_else(|_| self.mount.open("cgroup.procs", OFlags::WRONLY))?,
+            home: home.into_fd(),
+            is_below_home,
             mounts: mounts.map(|mount| mount.descend("").map(Dir::into_fd)).collect::<Result<_>>()?,
         })
     }
@@ -178,6 +183,12 @@ impl Cgroups {
     pub fn leave_supervisor(&self) -> Result<()> {
         let mut moved = self.moved.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let Some(Moved { home, .. }) = moved.as_ref() else { return Ok(()) };
+        // With us in it, it handed nothing down before the root was made below it.
+        if is_below(&self.root, home)
+            && let Ok(home) = self.mount.descend(home)
+        {
+            hand_nothing_down(&home)?;
+        }
         match self.mount.descend(home).and_then(|home| home.write("cgroup.procs", "0")) {
             Err(error) if error.is_gone() => self.mount.write("cgroup.procs", "0")?,
             other => other?,
@@ -196,11 +207,7 @@ impl Cgroups {
         if self.remove(&Place::herd())? == Removal::Busy {
             return Ok(Removal::Busy);
         }
-        let enabled = self.spine.read("cgroup.subtree_control")?;
-        if !enabled.trim().is_empty() {
-            let disable: Vec<String> = enabled.split_whitespace().map(|name| format!("-{name}")).collect();
-            self.spine.write("cgroup.subtree_control", &disable.join(" "))?;
-        }
+        hand_nothing_down(&self.spine)?;
         self.leave_supervisor()?;
         let mut outcome = Removal::Removed;
         let own = own_cgroup()?;
@@ -222,6 +229,18 @@ impl Cgroups {
         }
         Ok(outcome)
     }
+}
+
+/// Disables the controllers that a cgroup hands down.
+fn hand_nothing_down(dir: &Dir) -> Result<()> {
+    let enabled = dir.read("cgroup.subtree_control")?;
+    let disable: Vec<String> = enabled.split_whitespace().map(|name| format!("-{name}")).collect();
+    if disable.is_empty() { Ok(()) } else { dir.write("cgroup.subtree_control", &disable.join(" ")) }
+}
+
+/// Says whether a cgroup is below another one that is not the top; both without a leading slash.
+pub(super) fn is_below(path: &str, above: &str) -> bool {
+    !above.is_empty() && path.strip_prefix(above).is_some_and(|rest| rest.starts_with('/'))
 }
 
 fn make_or_open(above: &Dir, name: &str) -> Result<Dir> {
@@ -310,19 +329,43 @@ fn unmake_path(mount: &Dir, path: &str) -> Result<()> {
     }
 }
 
-fn open_hierarchies(host: &Host) -> Result<BTreeMap<Controller, Arc<Hierarchy>>> {
-    let mut hierarchies: BTreeMap<Controller, Arc<Hierarchy>> = BTreeMap::new();
+/// Where the mirrors of a root are in each v1 hierarchy, a line for each, as `MOUNT POINT<TAB>PATH BELOW IT`.
+const BASES: [&str; 2] = ["trusted.treeherd.v1", "user.treeherd.v1"];
+
+/// The longest text of all of them.
+const BASES_MAX: usize = 16 << 10;
+
+/// Opens the v1 hierarchies at this process's own cgroup in each: what is limited there limits the herd. A root that was made by a
+/// daemon in other cgroups keeps its mirrors where they are.
+fn open_hierarchies(host: &Host, spine: &Dir) -> Result<BTreeMap<Controller, Arc<Hierarchy>>> {
+    let mut noted = vec![0; BASES_MAX];
+    let length = BASES.iter().find_map(|name| rustix::fs::fgetxattr(spine.as_fd(), *name, &mut noted[..]).ok());
+    let noted = String::from_utf8(noted[..length.unwrap_or(0)].to_vec()).unwrap_or_default();
+    let noted: BTreeMap<&str, &str> = noted.lines().filter_map(|line| line.split_once('\t')).collect();
+    let (mut hierarchies, mut note): (BTreeMap<Controller, Arc<Hierarchy>>, _) = (BTreeMap::new(), String::new());
     for (controller, binding) in &host.bindings {
         let Binding::V1 { mount: path } = binding else { continue };
         let open: Option<Arc<Hierarchy>> = hierarchies.values().find(|open| open.path == *path).cloned();
         let hierarchy = match open {
             Some(open) => open,
             None => {
-                let mount = Dir::mount(Path::new(path))?;
+                let own = host.own_v1.get(path).map_or("", |own| own.trim_start_matches('/'));
+                let top = Dir::mount(Path::new(path))?;
+                let noted = noted.get(path.to_string_lossy().as_ref()).copied();
+                let (mount, base) = match noted.and_then(|noted| Some((top.descend(noted).ok()?, noted))) {
+                    Some(found) => found,
+                    None => (top.descend(own)?, own),
+                };
+                note.push_str(&format!("{}\t{base}\n", path.display()));
                 Arc::new(Hierarchy { path: path.clone(), mount, has_mirrors: AtomicBool::new(true) })
             }
         };
         hierarchies.insert(*controller, hierarchy);
     }
+    // Where none can be kept, the next daemon has to be in the same cgroups.
+    let _is_noted = note.is_empty()
+        || BASES
+            .iter()
+            .any(|name| rustix::fs::fsetxattr(spine.as_fd(), *name, note.as_bytes(), XattrFlags::empty()).is_ok());
     Ok(hierarchies)
 }

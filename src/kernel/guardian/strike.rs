@@ -10,8 +10,8 @@ use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::Text;
 use super::walk::{self, Handle, Visit};
+use super::{Estate, Text};
 use crate::kernel::spawn::end_bare;
 
 /// The descriptors, by number.
@@ -30,6 +30,9 @@ const RETRY_MS: i64 = 50;
 /// The longest time between two kills, in milliseconds.
 const RETRY_MAX_MS: i64 = 1_600;
 
+/// How long a supervisor may take to die, in seconds.
+const DYING_MAX: i64 = 60;
+
 /// How much of a list of processes is read at once.
 const PROCS: usize = 4_096;
 
@@ -42,12 +45,19 @@ pub(super) struct Orders {
     root: Text<ROOT_MAX>,
     state: Text<256>,
     has_parent: bool,
+    is_below_home: bool,
     mounts: usize,
 }
 
 impl Orders {
-    pub(super) fn new(root: &str, has_parent: bool, mounts: usize) -> Self {
-        Self { root: Text::new(root.as_bytes()), state: Text::EMPTY, has_parent, mounts }
+    pub(super) fn new(estate: &Estate, has_parent: bool) -> Self {
+        Self {
+            root: Text::new(estate.root.as_bytes()),
+            state: Text::EMPTY,
+            has_parent,
+            is_below_home: estate.is_below_home,
+            mounts: estate.mounts.len(),
+        }
     }
 
     /// Names the state directory that goes with the herd.
@@ -59,12 +69,23 @@ impl Orders {
 /// The process: waits for the end of the supervisor, ends the herd if it is still there, and ends.
 pub(super) fn guard(orders: &Orders) -> ! {
     wait_for_supervisor(orders.has_parent);
-    let is_ours = rustix::fs::fcntl_lock(fd(LOCK), FlockOperation::NonBlockingLockExclusive).is_ok();
-    if is_ours {
+    if takes_root() {
         kill_herd();
         clear_up(orders);
     }
     end_bare()
+}
+
+/// Takes the root's lock; another supervisor may have done so.
+fn takes_root() -> bool {
+    let lock = || rustix::fs::fcntl_lock(fd(LOCK), FlockOperation::NonBlockingLockExclusive).is_ok();
+    if lock() {
+        return true;
+    }
+    // The line may end before the thread that holds the lock does: with the whole process it does.
+    let mut fds = [PollFd::from_borrowed_fd(fd(SUPERVISOR), PollFlags::IN)];
+    let _has_ended = poll(&mut fds, Some(&Timespec { tv_sec: DYING_MAX, tv_nsec: 0 }));
+    lock()
 }
 
 /// Borrows one of the descriptors that this process was made with.
@@ -198,6 +219,11 @@ fn clear_up(orders: &Orders) {
             walk::remove(root.as_fd(), c"herd", &mut KillEach);
         }
     }
+    // A service manager starts nothing again in a cgroup that hands controllers down, and nobody can come back to one.
+    hand_nothing_down(fd(SPINE));
+    if orders.is_below_home {
+        hand_nothing_down(fd(HOME));
+    }
     leave();
     remove_leaves();
     for mount in (0..orders.mounts).filter_map(mount) {
@@ -217,10 +243,23 @@ fn mount(index: usize) -> Option<BorrowedFd<'static>> {
 
 /// Goes where the supervisor came from, so that the root can be removed; else to the top.
 fn leave() {
-    if rustix::io::write(fd(HOME), b"0").is_err()
-        && let Ok(top) = open_at(fd(MOUNTS), c"cgroup.procs", OFlags::WRONLY)
-    {
-        let _refused = rustix::io::write(&top, b"0");
+    let enter = |dir| open_at(dir, c"cgroup.procs", OFlags::WRONLY).and_then(|procs| rustix::io::write(&procs, b"0"));
+    if enter(fd(HOME)).is_err() {
+        let _refused = enter(fd(MOUNTS));
+    }
+}
+
+/// Disables the controllers that a cgroup hands down, as far as nothing below needs them.
+fn hand_nothing_down(dir: BorrowedFd<'_>) {
+    let mut text = [0u8; 256];
+    let Ok(control) = open_at(dir, c"cgroup.subtree_control", OFlags::RDWR) else { return };
+    let length = rustix::io::read(&control, &mut text).unwrap_or(0);
+    for name in text.get(..length).unwrap_or_default().split(u8::is_ascii_whitespace) {
+        let mut line = [b'-'; 32];
+        if let Some(place) = line.get_mut(1..=name.len()).filter(|_| !name.is_empty()) {
+            place.copy_from_slice(name);
+            let _busy = rustix::io::write(&control, line.get(..=name.len()).unwrap_or_default());
+        }
     }
 }
 

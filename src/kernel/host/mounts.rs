@@ -43,6 +43,14 @@ impl Mount {
         Controller::ALL.into_iter().any(|controller| self.drives(controller))
     }
 
+    /// Finds the hierarchy's path in the text of `/proc/PID/cgroup`, below the mount point.
+    pub fn own(&self, cgroup: &str) -> Option<String> {
+        let is_of = |names: &str| names.split(',').any(|name| self.options.iter().any(|option| option == name));
+        let mut lines =
+            cgroup.lines().filter_map(|line| line.splitn(3, ':').skip(1).collect::<Vec<_>>().try_into().ok());
+        lines.find_map(|[names, path]: [&str; 2]| is_of(names).then(|| self.inside(path)).flatten())
+    }
+
     /// Turns a path inside the hierarchy into one below the mount point.
     pub fn inside(&self, path: &str) -> Option<String> {
         strip(&self.root, path)

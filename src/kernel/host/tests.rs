@@ -36,6 +36,7 @@ fn a_hybrid_host_binds_each_controller_to_where_it_is() {
     let host = Host::from_text(HYBRID, own, "6.18.44-fc-v669", "hugetlb\n").unwrap();
     assert_eq!((host.layout, host.cgroup2.as_path()), (Layout::Hybrid, Path::new("/sys/fs/cgroup/unified")));
     assert_eq!(*host.binding(Controller::Hugetlb), Binding::V2);
+    assert_eq!(host.own_v1, BTreeMap::from([(PathBuf::from("/sys/fs/cgroup/memory"), "/x".to_owned())]));
     assert_eq!(*host.binding(Controller::Memory), v1("/sys/fs/cgroup/memory"));
     assert_eq!(*host.binding(Controller::Cpu), v1("/sys/fs/cgroup/cpu,cpuacct"), "co-mounted with cpuacct");
     assert_eq!(*host.binding(Controller::Io), v1("/sys/fs/cgroup/blkio"), "io is called blkio on v1");
