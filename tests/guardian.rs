@@ -95,8 +95,10 @@ fn kill_9_of_a_run_ends_whatever_its_agents_are_and_leaves_nothing() {
 
 #[test]
 fn the_guardian_survives_its_supervisors_process_group_and_holds_no_pipe_open() {
-    let mut run = Foreground::run("[agents.a]\ncommand = \"sleep 1000\"\n", &[]);
+    let mut run = Foreground::run("[agents.a]\ncommand = \"echo up; exec sleep 1000\"\n", &[]);
     run.await_processes(1);
+    // Until it has a session of its own, the agent is in its supervisor's group.
+    run.await_text("up");
     let guardian = run.guardian();
     let group = Pid::from_raw(run.process.id().cast_signed());
     for signal in [Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGINT, Signal::SIGUSR1] {
