@@ -5,7 +5,10 @@ mod common;
 
 use common::raw::Raw;
 use common::*;
-use rustix::net::{AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketType};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketAddrUnix, SocketType,
+};
 use serde_json::json;
 use std::io::{BufReader, IoSlice, Write};
 use std::mem::MaybeUninit;
@@ -31,6 +34,45 @@ fn role() {
         println!("answer end");
         std::io::stdout().flush().unwrap();
     }
+    if std::env::var(ROLE).is_ok_and(|role| role == "hander") {
+        let connection = UnixStream::connect(std::env::var("SOCKET").unwrap()).unwrap();
+        let out = UnixStream::connect(std::env::var("WAY_OUT").unwrap()).unwrap();
+        send(&out, b"x", &[connection.as_fd()]).unwrap();
+        loop {
+            std::thread::park();
+        }
+    }
+}
+
+/// Receives one descriptor.
+fn receive(socket: &UnixStream) -> OwnedFd {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    let parts = &mut [std::io::IoSliceMut::new(&mut byte)];
+    rustix::net::recvmsg(socket, parts, &mut control, RecvFlags::CMSG_CLOEXEC).unwrap();
+    let mut messages = control.drain();
+    let Some(RecvAncillaryMessage::ScmRights(mut fds)) = messages.next() else { panic!("no descriptor came") };
+    fds.next().unwrap()
+}
+
+#[test]
+fn a_connection_that_an_agent_hands_out_of_the_herd_stays_the_agents() {
+    let herd = herd();
+    herd.sleeper(None, "victim");
+    let (way_out, listener) = (herd.dir.path().join("out"), herd.dir.path().join("out"));
+    let listener = std::os::unix::net::UnixListener::bind(listener).unwrap();
+    herd.role(None, "insider", "hander", |spec| {
+        spec.env.insert("SOCKET".into(), herd.socket().to_str().unwrap().into());
+        spec.env.insert("WAY_OUT".into(), way_out.to_str().unwrap().into());
+    });
+    let handed = UnixStream::from(receive(&listener.accept().unwrap().0));
+    handed.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut raw = Raw { reader: BufReader::new(handed.try_clone().unwrap()), stream: handed };
+    let answer = raw.call("terminate", &json!({ "target": { "ids": ["victim"] } }));
+    assert_eq!(answer["error"]["data"]["code"], "forbidden", "{answer}");
+    assert!(answer["error"]["message"].as_str().unwrap().starts_with("insider is an agent"), "{answer}");
+    herd.finish();
 }
 
 /// Makes connections by a process that has ended, and was reaped, when they are used.

@@ -34,7 +34,7 @@ impl Flock {
             spec.restart.policy = RestartPolicy::Always;
             (spec.restart.delay, spec.restart.period) = (Duration::ZERO, Duration::from_secs(1));
             spec.restart.intensity = u32::MAX;
-            let caller = Caller { name: "uid 0".into(), agent: None };
+            let caller = Caller { name: "uid 0".into(), agent: None, user: None };
             let to = ReplyTo { client: 1, call: number.into() };
             flock.step(Input::Asked(to, caller, Request::Spawn(Box::new(spec))));
             let key = flock.machine.key_of(&id.parse().unwrap()).unwrap();

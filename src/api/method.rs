@@ -285,15 +285,43 @@ pub struct EventQuery {
     /// Only those of the agents right below this one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub parent: Option<AgentId>,
+    /// Which of those that have or had the name `agent`. The daemon decides it: what is followed is one agent, and no other
+    /// that takes its name later.
+    #[serde(skip)]
+    pub agent_key: Option<u64>,
+    /// Which of those that have or had the name `parent`. The daemon decides it.
+    #[serde(skip)]
+    pub parent_key: Option<u64>,
+}
+
+/// Whom an event is about.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Subject<'a> {
+    pub agent: Option<&'a str>,
+    pub parent: Option<&'a str>,
+    pub agent_key: Option<u64>,
+    pub parent_key: Option<u64>,
 }
 
 impl EventQuery {
-    /// Says whether an event about this agent, below this parent, is asked for.
-    #[must_use]
-    pub fn wants(&self, agent: Option<&str>, parent: Option<&str>) -> bool {
+    /// Says whether an event about this subject is asked for.
+    pub(crate) fn wants(&self, of: Subject<'_>) -> bool {
         let is_asked =
             |asked: &Option<AgentId>, of: Option<&str>| asked.as_ref().is_none_or(|asked| of == Some(asked.as_str()));
-        is_asked(&self.agent, agent) && is_asked(&self.parent, parent)
+        is_asked(&self.agent, of.agent)
+            && is_asked(&self.parent, of.parent)
+            && self.agent_key.is_none_or(|key| of.agent_key == Some(key))
+            && self.parent_key.is_none_or(|key| of.parent_key == Some(key))
+    }
+
+    /// Keeps to the agents that an event is about, where only their names were known.
+    pub(crate) fn keep_to(&mut self, of: Subject<'_>) {
+        if self.agent.is_some() {
+            self.agent_key = self.agent_key.or(of.agent_key);
+        }
+        if self.parent.is_some() {
+            self.parent_key = self.parent_key.or(of.parent_key);
+        }
     }
 }
 

@@ -14,7 +14,8 @@ use crate::model::event::{Event, Kind};
 /// `events`
 pub(super) fn events(global: &Global, args: EventsArgs, screen: &mut Screen) -> Done {
     let mut daemon = connect(global)?;
-    let mut query = EventQuery { since: args.since, follow: args.follow, agent: args.agent, parent: args.parent };
+    let (agent, parent) = (args.agent, args.parent);
+    let mut query = EventQuery { since: args.since, follow: args.follow, agent, parent, ..EventQuery::default() };
     if args.follow {
         daemon.call::<Events>(&Call::Events(query))?;
         return follow(|| daemon.note()?.read(), screen);

@@ -14,6 +14,7 @@ use tracing_subscriber::{EnvFilter, Layer};
 use super::args::LogFormat;
 use super::printer::{Loss, Printer, Sink, write_all};
 use super::screen::Screen;
+use crate::output::{Colours, escape};
 
 /// How long the last lines may take, at the end of the process or before a panic ends it.
 const LAST_LINES_MAX: Duration = Duration::from_secs(1);
@@ -44,10 +45,11 @@ pub(super) fn start(format: LogFormat, otherwise: &str) -> io::Result<()> {
         hook();
         return Ok(());
     }
-    let writer = move || Offered(stderr.clone());
+    let is_coloured = io::stderr().is_terminal() && !Screen::refuses_colour();
+    let colours = if is_coloured { Colours::Kept } else { Colours::Escaped };
+    let writer = move || Offered(stderr.clone(), colours);
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_target(false);
     let log = log.log_internal_errors(false);
-    let is_coloured = io::stderr().is_terminal() && !Screen::refuses_colour();
     match format {
         LogFormat::Text => log.with_ansi(is_coloured).try_init(),
         LogFormat::Json => log.json().try_init(),
@@ -103,17 +105,26 @@ impl Sink for Stderr {
 }
 
 /// A formatter's way into the queue: it writes each line by one call.
-struct Offered(Printer);
+struct Offered(Printer, Colours);
 
 impl Write for Offered {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.0.offer(line.to_vec());
+        self.0.offer(one_line(line, self.1));
         Ok(line.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// Makes one line of a message, whatever text of an agent is in it: nothing in it begins a line of its own, is obeyed by a
+/// terminal, or reorders what stands beside it.
+fn one_line(message: &[u8], colours: Colours) -> Vec<u8> {
+    let text = message.strip_suffix(b"\n").unwrap_or(message);
+    let mut line = escape(text, colours).into_bytes();
+    line.push(b'\n');
+    line
 }
 
 struct Entries(UnixDatagram);
@@ -188,6 +199,13 @@ impl Visit for Entry {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_message_with_line_ends_controls_and_bidi_is_one_line_of_the_log() {
+        let message = "WARN cwd /x\n2026 WARN forged\r\x1b[2J\u{202e}\n";
+        let line = String::from_utf8(one_line(message.as_bytes(), Colours::Escaped)).unwrap();
+        assert_eq!(line, "WARN cwd /x\\x0a2026 WARN forged\\x0d\\x1b[2J\\u{202e}\n");
+    }
 
     #[test]
     fn an_entry_of_the_journal_is_in_its_native_protocol() {

@@ -37,6 +37,14 @@ pub(super) enum Owner {
     Nobody,
 }
 
+impl Drop for Supervisor {
+    fn drop(&mut self) {
+        if let Some(listener) = self.listener.take() {
+            rights::close_listener(std::os::unix::net::UnixListener::from(listener).into());
+        }
+    }
+}
+
 impl Supervisor {
     /// Takes in who connects. Who it is a hand finds out: the kernel tells a process's cgroup only while nobody kills one.
     pub(super) fn accept(&mut self) {
@@ -111,6 +119,7 @@ impl Supervisor {
     /// that made it. An agent that was made after the connection was accepted is not the one that connected, whatever its id.
     fn caller(&self, peer: &Peer, newest: AgentKey) -> Result<Caller, Error> {
         let name = format!("uid {}, pid {}", peer.uid, peer.pid);
+        let user = Some((peer.uid, peer.gid));
         let refused = |why: &str| {
             let error = Error::new(Code::Forbidden, format!("the process that connected ({name}) {why}"));
             Err(error.remedy("connect from a process that lives until its first request is answered"))
@@ -121,10 +130,10 @@ impl Supervisor {
             Origin::Unknown(why) => return refused(why),
         };
         match owner {
-            Owner::Outside => Ok(Caller { name: name.into(), agent: None }),
+            Owner::Outside => Ok(Caller { name: name.into(), agent: None, user }),
             Owner::Agent(key, _) if key <= newest => {
                 let id = self.machine.id_of(key).map(|id| format!("agent {id}, {name}"));
-                Ok(Caller { name: id.map_or_else(|| Arc::from(name), Arc::from), agent: Some(key) })
+                Ok(Caller { name: id.map_or_else(|| Arc::from(name), Arc::from), agent: Some(key), user })
             }
             Owner::Agent(..) | Owner::Nobody => refused("is in a cgroup of this herd that belongs to no agent"),
         }

@@ -19,7 +19,7 @@ use crate::api::method::{
 };
 use crate::api::{CALL_ID_MAX, CALLS_MAX};
 use crate::kernel::cgroup::Place;
-use crate::machine::{AgentKey, Input, ReplyTo};
+use crate::machine::{AgentKey, Caller, Input, ReplyTo};
 use crate::model::error::{Code, Error};
 use crate::model::id::AgentId;
 use crate::model::request::{Answer, Request, Target};
@@ -152,7 +152,10 @@ impl Supervisor {
     fn take_call(&mut self, client_id: u64, id: Option<&Value>, call: Call) -> Result<Answered, Error> {
         let request = match call {
             Call::Hello(_) => return now_with(&self.hello()),
-            Call::Config(_) => return now_with(&self.configured()),
+            Call::Config(_) => {
+                self.permit_whole(client_id, "the configuration")?;
+                return now_with(&self.configured());
+            }
             Call::Ps(selection) => return self.ps(client_id, id, &selection),
             Call::Process(of) => {
                 let to = self.expect_reading(client_id, id)?;
@@ -163,6 +166,7 @@ impl Supervisor {
             Call::Logs(query) => return self.logs(client_id, id, query),
             Call::Follow(query) => return self.follow(client_id, id, query),
             Call::Doctor(_) => {
+                self.permit_whole(client_id, "what the host offers")?;
                 let to = self.expect_reading(client_id, id)?;
                 self.ask_doctor(to);
                 return Ok(Answered::Later);
@@ -244,9 +248,10 @@ impl Supervisor {
     }
 
     fn ps(&mut self, client_id: u64, id: Option<&Value>, selection: &Selection) -> Result<Answered, Error> {
-        let mut keys = self.machine.select(selection.target.as_ref().unwrap_or(&Target::All))?;
+        let caller = self.caller_of(client_id)?;
+        let mut keys = self.machine.select_readable(caller, selection.target.as_ref().unwrap_or(&Target::All))?;
         if let Some(parent) = &selection.parent {
-            let parent = self.find(parent)?;
+            let parent = self.machine.find_readable(caller, parent)?;
             keys.retain(|key| self.machine.parent_of(*key) == Some(parent));
         }
         let to = self.expect_reply(client_id, id)?;
@@ -254,45 +259,48 @@ impl Supervisor {
         Ok(Answered::Later)
     }
 
-    fn find(&self, id: &AgentId) -> Result<AgentKey, Error> {
-        self.machine.key_of(id).ok_or_else(|| {
-            Error::new(Code::NoSuchAgent, format!("no agent is called {id}")).remedy("`treeherd ps` lists all")
-        })
+    fn caller_of(&self, client_id: u64) -> Result<&Caller, Error> {
+        let gone = || Error::new(Code::NoDaemon, "the client is gone");
+        self.clients.get(&client_id).map(|client| &client.caller).ok_or_else(gone)
     }
 
-    /// Finds an agent whose secrets (output, environment) this client may read: an agent sees itself and what is below it.
     pub(super) fn readable(&self, client_id: u64, id: &AgentId) -> Result<AgentKey, Error> {
-        let key = self.find(id)?;
-        if self.may_read(client_id, key) {
-            return Ok(key);
-        }
-        let error = Error::new(Code::Forbidden, format!("an agent may not read the output and settings of {id}"));
-        Err(error.remedy("name the agent itself or one below it"))
+        self.machine.find_readable(self.caller_of(client_id)?, id)
     }
 
-    fn may_read(&self, client_id: u64, key: AgentKey) -> bool {
-        self.clients.get(&client_id).is_none_or(|client| self.machine.may_read(&client.caller, key))
+    pub(super) fn permit_whole(&self, client_id: u64, what: &str) -> Result<(), Error> {
+        self.machine.permit_whole(self.caller_of(client_id)?, what)
     }
 
     /// Tells to which agent a process in this cgroup belongs.
-    pub(super) fn process(&self, pid: i32, cgroup: Option<String>) -> Result<AgentStatus, Error> {
+    pub(super) fn process(&self, client_id: u64, pid: i32, cgroup: Option<String>) -> Result<AgentStatus, Error> {
         let none = || {
             Error::new(Code::NoSuchAgent, format!("process {pid} belongs to no agent"))
                 .remedy("`treeherd ps` lists all agents")
         };
         let cgroup = cgroup.ok_or_else(none)?;
         let Owner::Agent(key, _) = self.cgroup_owner(&cgroup) else { return Err(none()) };
+        if !self.machine.may_read(self.caller_of(client_id)?, key) {
+            return Err(none());
+        }
         Ok(self.with_lines(self.machine.status(key, now().mono)))
     }
 
-    fn events(&mut self, client_id: u64, id: Option<&Value>, query: EventQuery) -> Result<Answered, Error> {
-        let own = self.clients.get(&client_id).and_then(|client| client.caller.agent);
-        if own.is_some() {
-            let of = query.agent.as_ref().or(query.parent.as_ref());
-            let error =
-                Error::new(Code::Forbidden, "an agent may read only the events of itself and of agents below it");
-            let of = of.ok_or_else(|| error.remedy("name one with agent or parent"))?.clone();
-            self.readable(client_id, &of)?;
+    fn events(&mut self, client_id: u64, id: Option<&Value>, mut query: EventQuery) -> Result<Answered, Error> {
+        let (of, below) = (&query.agent, &query.parent);
+        if of.is_none() && below.is_none() {
+            self.permit_whole(client_id, "the events of the herd; name one with agent or parent")?;
+        }
+        let caller = self.caller_of(client_id)?;
+        if caller.agent.is_some() || query.follow {
+            // By identity: a name can belong to another agent before and after.
+            let key_of = |id: &AgentId| match caller.agent {
+                Some(_) => self.machine.find_readable(caller, id).map(Some),
+                // Whoever follows a name that nobody has waits for the next that takes it.
+                None => Ok(self.machine.key_of(id)),
+            };
+            let [of, below] = [of, below].map(|id| id.as_ref().map(key_of).transpose());
+            (query.agent_key, query.parent_key) = (of?.flatten().map(|key| key.0), below?.flatten().map(|key| key.0));
         }
         if !query.follow {
             self.write_down();
@@ -322,6 +330,7 @@ impl Supervisor {
     }
 
     fn stats(&mut self, client_id: u64, id: Option<&Value>, query: StatsQuery) -> Result<Answered, Error> {
+        self.permit_whole(client_id, "the figures of the herd")?;
         let mono = now().mono;
         let interval = self.settings.herd.monitoring_interval;
         let to = self.expect_reading(client_id, id)?;
@@ -392,8 +401,7 @@ impl Supervisor {
         let Some((_, sample)) = self.usage.take() else { return };
         let stats = self.counted(&sample);
         if query.agents {
-            let readable = sample.agents.iter().filter(|(key, _)| self.may_read(to.client, *key));
-            let usage = Entries::Usage(readable.copied().collect::<Vec<_>>().into_iter());
+            let usage = Entries::Usage(sample.agents.clone().into_iter());
             let text = serde_json::to_string(&stats).unwrap_or_default();
             let head = format!(r#"{},"usage_by_agent":{{"#, text.trim_end_matches('}'));
             self.reply_list(to, (&head, "}}"), usage);

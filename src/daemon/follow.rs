@@ -158,7 +158,8 @@ impl Supervisor {
             }
             *looks -= 1;
             follow.next = told.seq + 1;
-            if told.is_wanted(&follow.query) {
+            if follow.query.wants(told.subject()) {
+                follow.query.keep_to(told.subject());
                 client.tell_event(&follow.call, &told.json);
             }
         }

@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use crate::api::method::EventQuery;
+use crate::api::method::{EventQuery, Subject};
 use crate::model::error::{Code, Error};
 use crate::model::event::Event;
 use crate::model::id::AgentId;
@@ -66,14 +66,17 @@ pub(super) struct Told {
     pub seq: u64,
     agent: Option<AgentId>,
     parent: Option<AgentId>,
+    agent_key: Option<u64>,
+    parent_key: Option<u64>,
     /// The event, as JSON.
     pub json: Arc<str>,
 }
 
 impl Told {
-    /// Says whether a query asks for it.
-    pub fn is_wanted(&self, query: &EventQuery) -> bool {
-        query.wants(self.agent.as_ref().map(AgentId::as_str), self.parent.as_ref().map(AgentId::as_str))
+    /// Returns whom it is about.
+    pub fn subject(&self) -> Subject<'_> {
+        let (agent, parent) = (self.agent.as_ref().map(AgentId::as_str), self.parent.as_ref().map(AgentId::as_str));
+        Subject { agent, parent, agent_key: self.agent_key, parent_key: self.parent_key }
     }
 }
 
@@ -116,7 +119,8 @@ impl Journal {
         self.unwritten.extend_from_slice(json.as_bytes());
         self.unwritten.push(b'\n');
         let (agent, parent) = (event.agent.clone(), event.parent.clone());
-        self.recent.push(Told { seq: event.seq, agent, parent, json: json.into() });
+        let (agent_key, parent_key) = (event.agent_key, event.parent_key);
+        self.recent.push(Told { seq: event.seq, agent, parent, agent_key, parent_key, json: json.into() });
     }
 
     /// Returns the number of the first event in memory.
@@ -215,6 +219,10 @@ struct Line<'a> {
     agent: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
     parent: Option<Cow<'a, str>>,
+    #[serde(default)]
+    agent_key: Option<u64>,
+    #[serde(default)]
+    parent_key: Option<u64>,
 }
 
 impl Pages {
@@ -271,13 +279,14 @@ impl Page {
     /// missing, and counted with the next one.
     fn take(&mut self, line: &[u8], query: &EventQuery, room: &mut usize) -> bool {
         let Ok(text) = std::str::from_utf8(line) else { return false };
-        let Ok(Line { seq, agent, parent }) = serde_json::from_str(text) else { return false };
+        let Ok(Line { seq, agent, parent, agent_key, parent_key }) = serde_json::from_str(text) else { return false };
         if seq <= self.last {
             return false;
         }
         self.lost += seq - self.last - 1;
         self.last = seq;
-        if query.wants(agent.as_deref(), parent.as_deref()) {
+        let (agent, parent) = (agent.as_deref(), parent.as_deref());
+        if query.wants(Subject { agent, parent, agent_key, parent_key }) {
             self.events.push(text.to_owned());
             *room = room.saturating_sub(text.len());
         }

@@ -19,9 +19,10 @@ use crate::kernel::spawn::{self, IoPriority, Launch, Resource, Way};
 use crate::kernel::user::{self, Account};
 use crate::model;
 use crate::model::error::{Code, Error};
-use crate::model::spec::{AgentSpec, IoClass, IoNice};
+use crate::model::spec::{AgentSpec, IoClass, IoNice, Rlimit};
 use crate::model::stage::{SpawnFailure, Stage};
 use crate::model::units::Max;
+use crate::model::within::Baseline;
 use crate::output::Inlet;
 
 /// The variable that says which process is to send the heartbeat.
@@ -63,6 +64,15 @@ impl Surroundings {
         let descriptors = process::descriptor_limit_at_start().min(DESCRIPTORS);
         Ok(Self { own: user::own_account()?, notify_socket, env: settings.env.clone(), descriptors, ignored })
     }
+}
+
+/// Tells what agents have that ask for nothing.
+pub(super) fn baseline() -> Baseline {
+    let hard = |name: &Rlimit| {
+        let most = Resource::from_name(&name.to_string())?.own_hard_limit()?;
+        Some((*name, if most == u64::MAX { Max::Max } else { Max::Value(most) }))
+    };
+    Baseline { uid: rustix::process::geteuid().as_raw(), rlimits: Rlimit::ALL.iter().filter_map(hard).collect() }
 }
 
 /// Makes everything ready for a child of this run.

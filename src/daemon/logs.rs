@@ -87,14 +87,9 @@ impl Supervisor {
     }
 
     pub(super) fn follow(&mut self, client_id: u64, id: Option<&Value>, query: FollowQuery) -> Result<Answered, Error> {
-        let is_agent = self.clients.get(&client_id).is_some_and(|client| client.caller.agent.is_some());
         match &query.target {
             Target::Ids(ids) => ids.iter().try_for_each(|id| self.readable(client_id, id).map(drop))?,
-            _ if is_agent => {
-                let error = Error::new(Code::Forbidden, "an agent may follow only itself and the agents below it");
-                return Err(error.remedy("name them by their ids"));
-            }
-            _ => {}
+            _ => self.permit_whole(client_id, "the output of the herd; name agents by their ids")?,
         }
         self.check_follows(client_id)?;
         if self.clients.get(&client_id).is_some_and(|client| client.wide.len() >= WIDE_MAX) {

@@ -10,7 +10,7 @@ use crate::machine::{AgentKey, Effect, LimitPlace, SpawnOrder};
 use crate::model::event::{Event, Kind};
 use crate::model::id::Run;
 use crate::model::record::AgentRecord;
-use crate::output::Spool;
+use crate::output::{Colours, Spool, escape};
 
 pub(super) fn perform(shell: &mut Supervisor, effect: Effect) {
     match effect {
@@ -181,7 +181,8 @@ pub(super) fn log(event: &Event) {
     let agent = event.agent.as_ref().map(|agent| agent.as_str());
     let level = event.level.map(|level| level.0);
     let run = event.run.map(|run| run.0);
-    let (kind, message) = (event.kind, event.sentence());
+    // A program writes parts of it: each way that the log goes is obeyed by somebody.
+    let (kind, message) = (event.kind, escape(event.sentence().as_bytes(), Colours::Escaped));
     match kind {
         Kind::Failed
         | Kind::GaveUp

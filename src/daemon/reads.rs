@@ -207,7 +207,7 @@ impl Supervisor {
             Reading::Output { to, key, output } => self.output_read(to, key, output),
             Reading::Doctor(outcome) => self.doctor_is_back(outcome),
             Reading::Process { to, pid, cgroup } => {
-                let outcome = self.process(pid, cgroup).and_then(|status| result(&status));
+                let outcome = self.process(to.client, pid, cgroup).and_then(|status| result(&status));
                 self.reply_value(to, outcome);
             }
             Reading::Measured { call, herd, agents } => self.measured(call, herd, agents),

@@ -369,7 +369,7 @@ mod tests {
         }
 
         fn ask(&mut self, request: Request) {
-            let caller = Caller { name: "test".into(), agent: None };
+            let caller = Caller { name: "test".into(), agent: None, user: None };
             self.step(Input::Asked(ReplyTo { client: 1, call: 1 }, caller, request));
         }
 

@@ -73,7 +73,7 @@ impl Supervisor {
             .map(|(knob, setting)| (knob, setting.clone()))
             .collect();
         if !changed.is_empty() {
-            let caller = Caller { name: "SIGHUP to the daemon".into(), agent: None };
+            let caller = Caller { name: "SIGHUP to the daemon".into(), agent: None, user: None };
             self.feed(Input::Asked(OURSELVES, caller, Request::Limit(scope, changed)));
         }
     }

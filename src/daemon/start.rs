@@ -47,6 +47,9 @@ const CANARY: &str = ".canary";
 /// How long the start waits for the guardian of a dead supervisor that is ending its herd.
 const GUARDIAN_MOST: Duration = Duration::from_secs(10);
 
+/// How many keys a daemon may use for each second that it runs before the next could use one again.
+const KEYS_A_SECOND: u64 = 1 << 20;
+
 /// A supervisor that runs in a thread of this process.
 #[derive(Debug)]
 pub struct Running {
@@ -220,6 +223,9 @@ impl Herdsman {
         for above in machine.set_limits_above(cgroup::limits_above(&host, &settings.cgroup)) {
             tracing::warn!("the herd's own {} is wider than a limit that it is in: {above}", above.knob);
         }
+        machine.set_baseline(super::launch::baseline());
+        // The journal goes on from daemon to daemon, and tells agents apart by their keys.
+        machine.number_from(clock::wall().0 / 1_000_000_000 * KEYS_A_SECOND);
         let parts = Parts { settings, manner, tools, listener, inbox, records, journal, poll, machine, root };
         let mut supervisor = parts.assemble()?;
         // Before anything of the herd is begun, and after everything else that can be refused.

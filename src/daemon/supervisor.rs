@@ -430,7 +430,7 @@ impl Supervisor {
     fn stop(&mut self, why: &str) {
         self.stops_asked += 1;
         let grace = (self.stops_asked > 1).then_some(Duration::ZERO);
-        let caller = Caller { name: format!("{why} to the daemon").into(), agent: None };
+        let caller = Caller { name: format!("{why} to the daemon").into(), agent: None, user: None };
         tracing::info!("{why}: the herd is being ended");
         self.feed(Input::Asked(OURSELVES, caller, Request::Shutdown(grace)));
     }

@@ -169,6 +169,13 @@ impl Drop for Stream {
     }
 }
 
+/// Closes a listening socket, in which connections may wait whose senders did not wait to be accepted.
+pub fn close_listener(socket: OwnedFd) {
+    if int(socket.as_fd(), SO_PASSRIGHTS) != Ok(0) {
+        CLIENTS.take([socket]);
+    }
+}
+
 #[allow(unsafe_code)]
 fn peek(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<(usize, libc::c_int), Errno> {
     let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };

@@ -111,6 +111,19 @@ impl Resource {
         usize::try_from(self.0).ok().and_then(|index| Self::NAMES.get(index)).copied().unwrap_or("?")
     }
 
+    /// Returns how far this process may raise its own limit; `u64::MAX` for no limit, `None` if the kernel does not know it.
+    ///
+    /// # Kernel
+    /// getrlimit(2).
+    #[must_use]
+    #[allow(unsafe_code)]
+    pub fn own_hard_limit(self) -> Option<u64> {
+        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: the kernel fills in the limit, which outlives the call.
+        let answer = unsafe { libc::getrlimit(self.0 as _, &raw mut limit) };
+        (answer == 0).then_some(limit.rlim_max)
+    }
+
     /// Walks over the names of all resources.
     pub fn names() -> impl Iterator<Item = &'static str> {
         Self::NAMES.into_iter()

@@ -55,6 +55,8 @@ pub struct Caller {
     pub name: Arc<str>,
     /// The agent that the asking process belongs to: it may act only below itself.
     pub agent: Option<AgentKey>,
+    /// The user and the group of the asking process, where it is one.
+    pub user: Option<(u32, u32)>,
 }
 
 /// Whether a cgroup runs.

@@ -43,6 +43,7 @@ mod input;
 mod limit;
 mod output;
 mod pause;
+mod permission;
 mod polite;
 mod pressure;
 mod ready;
@@ -83,6 +84,7 @@ use crate::model::limits::{Knob, LimitAbove, Limits};
 use crate::model::request::{Answer, LimitScope, Request, Target};
 use crate::model::status::{AgentStatus, Cause};
 use crate::model::time::Monotonic;
+use crate::model::within::Baseline;
 
 /// The pure decider: the tree, what is wanted of it, and everything that is waited for.
 #[derive(Debug)]
@@ -131,6 +133,8 @@ pub struct Machine {
     door: Door,
     next: u64,
     chance: fastrand::Rng,
+    /// What agents have that ask for nothing.
+    baseline: Baseline,
     ends: BTreeMap<Cause, u64>,
 }
 
@@ -222,6 +226,7 @@ impl Machine {
             door: Door::Open,
             next: 1,
             chance: fastrand::Rng::with_seed(seed),
+            baseline: Baseline::default(),
             ends: BTreeMap::new(),
         }
     }
@@ -238,6 +243,11 @@ impl Machine {
     #[must_use]
     pub fn next_deadline(&self) -> Option<Monotonic> {
         self.timers.first().map(|(at, _)| *at)
+    }
+
+    /// Has the keys of agents begin above a number, so that none is the same as in an earlier daemon's life.
+    pub fn number_from(&mut self, first: u64) {
+        self.next = self.next.max(first);
     }
 
     /// Takes over the bounds and times of a configuration that was read again; its limits are changed by requests. A bound
@@ -354,8 +364,12 @@ impl Machine {
         }
     }
 
-    fn asked(&mut self, step: &mut Step, to: ReplyTo, caller: &Caller, request: Request) {
-        if let Err(error) = self.permit(caller, &request) {
+    fn asked(&mut self, step: &mut Step, to: ReplyTo, caller: &Caller, mut request: Request) {
+        let permitted = self.permit(caller, &request).and_then(|()| match &mut request {
+            Request::Spawn(spec) => self.narrow(caller, spec),
+            _ => Ok(()),
+        });
+        if let Err(error) = permitted {
             self.publish_forbidden(step, caller, &error);
             return step.reply(to, Err(error));
         }
@@ -376,41 +390,11 @@ impl Machine {
             }
         };
         if let Err(error) = refused {
+            if error.code == Code::LimitTooWide && caller.agent.is_some() {
+                self.publish_forbidden(step, caller, &error);
+            }
             step.reply(to, Err(error));
         }
-    }
-
-    /// Says no to an agent that asks for anything that is not below itself.
-    fn permit(&self, caller: &Caller, request: &Request) -> Result<(), Error> {
-        let Some(own) = caller.agent else { return Ok(()) };
-        let is_below = |id: &AgentId| {
-            self.ids.get(id).is_none_or(|key| *key != own && self.ancestors(*key).any(|above| above == own))
-        };
-        let is_target_below = |target: &Target| matches!(target, Target::Ids(ids) if ids.iter().all(is_below));
-        let allowed = match request {
-            Request::Spawn(spec) => {
-                let is_within = |id: &AgentId| self.ids.get(id) == Some(&own) || is_below(id);
-                // A file is the operator's.
-                let is_declared = spec.declared_by.is_some();
-                !is_declared && spec.parent.as_ref().is_some_and(is_within) && spec.after.iter().all(is_within)
-            }
-            Request::Pause(target)
-            | Request::Resume(target)
-            | Request::Terminate(target, _)
-            | Request::Cleanup(target) => is_target_below(target),
-            Request::Limit(LimitScope::Agent(id), _) | Request::Restart(id) => is_below(id),
-            Request::Limit(..) | Request::Lift(..) | Request::Declare(..) | Request::Shutdown(_) => false,
-            Request::Wait(ids) => ids.iter().all(is_below),
-        };
-        if allowed {
-            return Ok(());
-        }
-        let who = self.agents.get(&own).map_or("an agent", |agent| agent.spec.id.as_str());
-        let error = Error::new(
-            Code::Forbidden,
-            format!("{who} is an agent of this herd and may act only on agents below itself"),
-        );
-        Err(error.remedy("name agents below it, or ask from outside the herd"))
     }
 
     fn departed(&mut self, client: u64) {

@@ -114,12 +114,6 @@ impl Machine {
         key == top || self.ancestors(key).any(|above| above == top)
     }
 
-    /// Says whether somebody may read what an agent wrote and how it is set up: an agent may of itself and of those below it.
-    #[must_use]
-    pub fn may_read(&self, caller: &Caller, key: AgentKey) -> bool {
-        caller.agent.is_none_or(|own| self.is_within(key, own))
-    }
-
     /// Says whether an agent's cgroup is there.
     #[must_use]
     pub fn has_cgroup(&self, key: AgentKey) -> bool {
@@ -283,6 +277,8 @@ impl Machine {
             level: agent.map(|agent| agent.level),
             run: agent.map(|agent| agent.run),
             parent: agent.and_then(|agent| self.id_of(agent.parent?)).cloned(),
+            agent_key: agent.map(|agent| agent.key.0),
+            parent_key: agent.and_then(|agent| agent.parent).map(|parent| parent.0),
             session: agent.and_then(|agent| agent.spec.session.clone()),
             pid: agent.and_then(|agent| agent.pid()),
             ..Event::new(now.wall, kind)

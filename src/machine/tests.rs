@@ -37,7 +37,7 @@ impl Bench {
 
     fn ask(&mut self, request: Request) -> Vec<Effect> {
         self.calls += 1;
-        let caller = Caller { name: "uid 0".into(), agent: None };
+        let caller = Caller { name: "uid 0".into(), agent: None, user: None };
         self.step(Input::Asked(ReplyTo { client: 1, call: self.calls }, caller, request))
     }
 
@@ -226,7 +226,7 @@ fn an_agent_may_act_only_below_itself() {
     let parent = bench.spawn("parent", None, |_| {});
     let child = bench.spawn("child", Some("parent"), |_| {});
     let ask = |bench: &mut Bench, agent, target| {
-        let caller = Caller { name: "agent".into(), agent: Some(agent) };
+        let caller = Caller { name: "agent".into(), agent: Some(agent), user: None };
         bench.step(Input::Asked(ReplyTo { client: 2, call: 1 }, caller, Request::Pause(target)))
     };
     for target in [ids(&["parent"]), ids(&["child"]), Target::All, Target::Level(Level(1))] {

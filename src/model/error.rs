@@ -38,7 +38,7 @@ pub enum Code {
     LimitTooWide,
     /// The agent is in a state in which this cannot be done.
     WrongState,
-    /// The caller is an agent, and the target is not below it.
+    /// The client is not identified, or it is an agent: the target is not below it, or it asks for more than it has.
     Forbidden,
     /// The process could not be set up; nothing of it is left.
     SpawnFailed,

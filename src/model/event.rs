@@ -161,6 +161,12 @@ pub struct Event {
     /// The agent above it: whoever supervises its children filters by this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<AgentId>,
+    /// The agent's identity: a number that no other agent ever has. An id can belong to another agent later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_key: Option<u64>,
+    /// The identity of the agent above it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent_key: Option<u64>,
     /// The agent's session.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session: Option<SessionId>,
@@ -214,6 +220,8 @@ impl Event {
             level: None,
             run: None,
             parent: None,
+            agent_key: None,
+            parent_key: None,
             session: None,
             pid: None,
             exit: None,

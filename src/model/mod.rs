@@ -29,3 +29,4 @@ pub mod tree;
 pub mod umask;
 pub mod units;
 pub mod usage;
+pub mod within;

@@ -34,6 +34,9 @@ pub const AFTER_MOST: usize = 64;
 pub const DURATION_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// An agent as it is asked for. Without a command it is a group: a node that has children but no process.
+///
+/// An agent that asks for a child gives it at most what it has itself. `user`, `group`, `session`, `nice`, `ionice`, `umask`,
+/// `oom_score_adj` and `rlimits` that it leaves out are its own.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AgentSpec {
@@ -483,6 +486,23 @@ pub enum Rlimit {
     Rss,
     Sigpending,
     Stack,
+}
+
+impl Rlimit {
+    /// All of them.
+    pub const ALL: [Self; 11] = [
+        Self::As,
+        Self::Core,
+        Self::Cpu,
+        Self::Data,
+        Self::Fsize,
+        Self::Memlock,
+        Self::Nofile,
+        Self::Nproc,
+        Self::Rss,
+        Self::Sigpending,
+        Self::Stack,
+    ];
 }
 
 impl fmt::Display for Rlimit {

@@ -139,6 +139,8 @@ impl Habits {
             spec.session = Some(chance.of(&["s1", "s2"]).parse().unwrap());
         }
         spec.priority = chance.of(&[1, 5, 5, 9]).try_into().unwrap();
+        spec.user = chance.comes(20).then(|| chance.of(&["root", "nobody"]).to_owned());
+        spec.nice = chance.comes(20).then(|| chance.of(&[-1, 0, 1]));
         spec.admission = chance.of(&[Admission::Refuse, Admission::Queue]);
         spec.on_main_exit = chance.of(&[OnMainExit::Terminate, OnMainExit::Wait]);
         spec.on_oom = chance.of(&[OnOom::Continue, OnOom::Kill, OnOom::Fail]);

@@ -181,7 +181,7 @@ impl World {
     pub fn ask(&mut self, client: u64, agent: Option<AgentKey>, request: Request) -> (ReplyTo, Vec<Effect>) {
         self.calls += 1;
         let to = ReplyTo { client, call: self.calls };
-        let caller = Caller { name: format!("client {client}").into(), agent };
+        let caller = Caller { name: format!("client {client}").into(), agent, user: None };
         (to, self.step(Input::Asked(to, caller, request)))
     }
 

@@ -6,6 +6,7 @@ use treeherd::machine::{AgentKey, Effect, Machine, Now, ReplyTo};
 use treeherd::model::event::{Event, Kind};
 use treeherd::model::id::{AgentId, Level};
 use treeherd::model::request::{LimitScope, Request, Target};
+use treeherd::model::within::{self, Baseline};
 
 use super::super::kernel::Kernel;
 use super::{Asked, Asking, Known, Observer, state};
@@ -82,7 +83,8 @@ impl Observer {
         }
         let parent = spec.parent.as_ref().map(|id| self.names[id]);
         let level = parent.map_or(Level(0), |parent| self.known[&parent].level.below());
-        let spec = spec.as_ref().clone();
+        // What an agent leaves open for its child is its own.
+        let spec = machine.spec_of(key).map_or_else(|| spec.as_ref().clone(), |spec| spec.as_ref().clone());
         self.names.insert(spec.id.clone(), key);
         self.known.insert(key, Known { parent, level, priority: spec.priority.into(), spec });
         self.check_budgets(key);
@@ -134,14 +136,19 @@ pub(super) fn subtrees(machine: &Machine, tops: &[AgentKey]) -> BTreeSet<AgentKe
     found
 }
 
-/// Says whether an agent may ask for something: all that it is about is below itself.
+/// Says whether an agent may ask for something: all that it is about is below itself, and no child has more than itself.
 pub(super) fn is_permitted(machine: &Machine, own: AgentKey, request: &Request) -> bool {
     // Of what is not there, it may be told so.
     let is_below = |id: &AgentId| machine.key_of(id).is_none_or(|key| key != own && machine.is_within(key, own));
     match request {
         Request::Spawn(spec) => {
             let is_within = |id: &AgentId| machine.key_of(id) == Some(own) || is_below(id);
-            spec.parent.as_ref().is_some_and(is_within) && spec.after.iter().all(is_within)
+            let has = machine.spec_of(own).is_some_and(|asker| {
+                let mut child = spec.as_ref().clone();
+                within::inherit(&mut child, asker);
+                within::is_within(&child, asker, &Baseline::default()).is_ok()
+            });
+            has && spec.parent.as_ref().is_some_and(is_within) && spec.after.iter().all(is_within)
         }
         Request::Pause(Target::Ids(ids))
         | Request::Resume(Target::Ids(ids))
