@@ -13,10 +13,12 @@ use std::time::Duration;
 use common::*;
 use rustix::process::Signal;
 use treeherd::kernel::pidfd;
+use treeherd::model::error::Code;
 use treeherd::model::event::Kind;
 use treeherd::model::id::AgentId;
 use treeherd::model::spec::StopSignalTo;
 use treeherd::model::status::{Cause, Receipt, State};
+use treeherd::model::survivor::SurvivalReason;
 
 /// Arguments with which this binary plays a role.
 const AS_ROLE: [&str; 3] = ["--exact", "role", "--nocapture"];
@@ -318,5 +320,132 @@ fn the_stop_signal_can_be_for_the_main_process_alone() {
     await_line(&herd, &id, "up");
     let receipt = herd.terminate_agent(&id, None).unwrap();
     assert!(receipt.ms < 19_000.0 && String::from_utf8(output(&herd, &id)).unwrap().contains("asked"), "{receipt:?}");
+    herd.finish();
+}
+
+/// Starts a herd whose kills may take 500 ms.
+fn hasty() -> Own {
+    herd_with(|settings| settings.herd.kill_timeout = Duration::from_millis(500))
+}
+
+#[test]
+fn a_process_that_its_tracer_holds_in_its_exit_is_named_in_the_receipt_and_ends_once() {
+    let herd = hasty();
+    let (victim, _) = spawn_victim(&herd, "victim");
+    let pid = herd.agent_status(&victim).unwrap().pid.unwrap();
+    let tracer = spawn_tracer(&herd, "tracer", &victim, libc::PTRACE_O_TRACEEXIT);
+    let tracer_pid = herd.agent_status(&tracer).unwrap().pid.unwrap();
+    let words = ["terminate", "victim", "--now", "--json"];
+    let answer = treeherd(&herd, &words);
+    let receipt: Receipt = serde_json::from_slice(&answer.stdout).unwrap();
+    assert_eq!(answer.status.code(), Some(1), "not all has ended: {receipt:?}");
+    let agent = &receipt.agents[0];
+    assert_eq!((receipt.processes, agent.survivors, agent.signals.len()), (0, 1, 0), "{receipt:?}");
+    let alive = &agent.alive[0];
+    assert_eq!((alive.pid, alive.reason), (pid, SurvivalReason::Traced), "{alive}");
+    // The tracer is the thread that traces.
+    assert_eq!(parent_of_thread(alive.tracer.unwrap()), tracer_pid, "{alive}");
+    assert_eq!(herd.agent_status(&victim).unwrap().state, State::Stuck);
+    assert_eq!(herd.ends_of(&victim), [], "an end that nobody has seen is not reported");
+    let explained = treeherd(&herd, &["explain", "victim"]);
+    assert!(String::from_utf8_lossy(&explained.stdout).contains("held by its tracer"), "{explained:?}");
+    let mut events = herd.follow();
+    terminate_now(&herd, &tracer);
+    let exit = await_event(&mut events, Kind::Terminated, &victim).exit.unwrap();
+    assert_eq!(exit.signal.as_deref(), Some("SIGKILL"));
+    assert_eq!(herd.ends_of(&victim), [Kind::Terminated], "its end is reported once");
+    assert_eq!(herd.events_of(&victim).iter().filter(|event| event.kind == Kind::Stuck).count(), 1);
+    until("its cgroup is removed", || herd.cgroups().iter().all(|path| !path.ends_with("victim")));
+    herd.finish();
+}
+
+/// Returns the process that a thread belongs to.
+fn parent_of_thread(tid: i32) -> i32 {
+    let status = std::fs::read_to_string(format!("/proc/{tid}/status")).unwrap();
+    status.lines().find_map(|line| line.strip_prefix("Tgid:")).unwrap().trim().parse().unwrap()
+}
+
+#[test]
+fn a_restart_whose_old_run_does_not_die_is_answered() {
+    let herd = hasty();
+    let (victim, _) = spawn_victim(&herd, "victim");
+    let tracer = spawn_tracer(&herd, "tracer", &victim, libc::PTRACE_O_TRACEEXIT);
+    let error = assert_code(herd.restart_agent(&victim), Code::TimedOut);
+    assert!(error.message.contains("held by its tracer"), "{error}");
+    let mut events = herd.follow();
+    terminate_now(&herd, &tracer);
+    await_event(&mut events, Kind::Started, &victim);
+    herd.finish();
+}
+
+#[test]
+fn a_shutdown_is_answered_though_a_process_does_not_die_and_the_next_daemon_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("herd.toml");
+    std::fs::write(&config, "kill_timeout = '500ms'\n").unwrap();
+    let mut herd = daemon(&["--config", config.to_str().unwrap()]);
+    let (victim, _) = spawn_victim(&herd, "victim");
+    let pid = herd.agent_status(&victim).unwrap().pid.unwrap();
+    // Not an agent: the shutdown does not end this one.
+    let mut tracer = Command::new(this());
+    tracer.args(AS_ROLE).env(ROLE, "tracer").env("VICTIM", pid.to_string()).stdout(Stdio::piped());
+    let mut tracer = tracer.env("OPTIONS", libc::PTRACE_O_TRACEEXIT.to_string()).spawn().unwrap();
+    let mut out = std::io::BufReader::new(tracer.stdout.take().unwrap());
+    let mut line = String::new();
+    while line.trim() != "traced" {
+        line.clear();
+        assert!(std::io::BufRead::read_line(&mut out, &mut line).unwrap() > 0);
+    }
+    let answer = treeherd(&herd, &["shutdown", "--now", "--json"]);
+    let receipt: Receipt = serde_json::from_slice(&answer.stdout).unwrap();
+    assert_eq!((answer.status.code(), receipt.agents[0].alive[0].pid), (Some(1), pid), "{receipt:?}");
+    herd.reap_daemon();
+    herd.restart();
+    assert_eq!(herd.agent_status(&victim).unwrap().pid, Some(pid), "it is adopted, and still to end");
+    tracer.kill().unwrap();
+    tracer.wait().unwrap();
+    let ended = herd.wait(&[victim]).unwrap();
+    assert_eq!(ended[0].state, State::Terminated);
+    herd.finish();
+}
+
+#[test]
+fn a_process_in_a_frozen_v1_freezer_is_reported_and_ends_when_it_is_thawed() {
+    let freezer = Path::new("/sys/fs/cgroup/freezer").join(unique("freezer"));
+    if std::fs::create_dir(&freezer).is_err() {
+        return;
+    }
+    let herd = hasty();
+    let id = herd.sleeper(None, "cold");
+    let pid = herd.agent_status(&id).unwrap().pid.unwrap();
+    std::fs::write(freezer.join("cgroup.procs"), pid.to_string()).unwrap();
+    std::fs::write(freezer.join("freezer.state"), "FROZEN").unwrap();
+    let state = || std::fs::read_to_string(freezer.join("freezer.state")).unwrap();
+    until("it is frozen", || state().trim() == "FROZEN");
+    let receipt = herd.terminate_agent(&id, Some(Duration::ZERO)).unwrap();
+    let alive = &receipt.agents[0].alive;
+    assert_eq!((alive.len(), alive[0].pid, alive[0].reason), (1, pid, SurvivalReason::FrozenV1), "{receipt:?}");
+    std::fs::write(freezer.join("freezer.state"), "THAWED").unwrap();
+    let ended = herd.wait(&[id]).unwrap();
+    assert_eq!(ended[0].state, State::Terminated);
+    until("the freezer's cgroup is empty", || std::fs::remove_dir(&freezer).is_ok());
+    herd.finish();
+}
+
+#[test]
+fn a_process_that_left_cgroup2_is_found_in_a_v1_mirror_and_ended() {
+    let host = treeherd::kernel::host::Host::discover().unwrap();
+    let is_v1 = |controller| matches!(host.binding(controller), treeherd::kernel::host::Binding::V1 { .. });
+    if !is_v1(treeherd::model::limits::Controller::Pids) {
+        return;
+    }
+    let herd = herd();
+    let elsewhere = Elsewhere::new();
+    let script = format!("sh -c 'echo $$ > {}; echo $$; exec sleep 1000' & wait", elsewhere.procs());
+    let id = herd.spawn_with("root", None, &script, |spec| spec.limits = limits(&["pids_max=20"]));
+    until("it has left", || !processes_in(elsewhere.0.to_str().unwrap()).is_empty());
+    let pid = processes_in(elsewhere.0.to_str().unwrap())[0];
+    terminate_now(&herd, &id);
+    assert!(matches!(process_state(pid), None | Some('Z' | 'X')), "it is ended where it is");
     herd.finish();
 }

@@ -128,6 +128,9 @@ fn show(receipt: &Receipt, screen: &mut Screen) -> std::io::Result<()> {
     if !rows.is_empty() {
         screen.table(&["ID", "PROCESSES", "MS", "SURVIVORS", "ENDED BY"], &rows)?;
     }
+    for agent in &receipt.agents {
+        agent.alive.iter().try_for_each(|it| screen.line(&format!("{}: not ended: {it}", agent.id)))?;
+    }
     let (agents, processes) = (receipt.agents.len(), receipt.processes);
     screen.line(&format!("{agents} agents, {processes} processes ended in {:.1} ms", receipt.ms))
 }

@@ -209,7 +209,7 @@ pub(super) fn state_style(state: State) -> Style {
         State::Queued | State::Starting | State::Backoff => WAIT,
         State::Running | State::Completed => GOOD,
         State::Paused | State::Stopping | State::Terminated => WARN,
-        State::Failed => BAD,
+        State::Failed | State::Stuck => BAD,
     }
 }
 

@@ -10,7 +10,7 @@ pub(super) fn mark(kind: Kind) -> (&'static str, Style) {
     match kind {
         Kind::Started => ("▶", PLAIN),
         Kind::Completed => ("✔", GOOD),
-        Kind::Failed | Kind::GaveUp | Kind::Escalated => ("✘", BAD),
+        Kind::Failed | Kind::GaveUp | Kind::Escalated | Kind::Stuck => ("✘", BAD),
         Kind::Terminated => ("■", WARN),
         Kind::Stopping | Kind::HerdStopping => ("□", WARN),
         Kind::Paused => ("⏸", WAIT),

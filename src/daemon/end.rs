@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 use rustix::process::Signal;
 
 use super::job::{Outcome, note};
-use crate::kernel::cgroup::{Cgroups, Place};
+use crate::kernel::cgroup::{Cgroups, Place, describe_survivors};
 use crate::kernel::error::{KernelError, Result};
 use crate::kernel::pidfd::{self, Held};
 use crate::machine::{AgentKey, Force, Input};
@@ -74,6 +74,24 @@ fn count(cgroups: &Cgroups, run: &Quarry) -> u64 {
     let pids = cgroups.processes(&run.place).unwrap_or_default();
     let has_left = |main: &Held| !pids.contains(&main.pid) && pidfd::has_ended(main.as_fd()) == Ok(false);
     pids.len() as u64 + u64::from(run.main.as_ref().is_some_and(has_left))
+}
+
+/// Finds out who has survived the kill of runs, and who lives in the cgroups of agents that have ended.
+pub(super) fn survey(
+    cgroups: &Cgroups,
+    number: u64,
+    runs: &[(AgentKey, Quarry)],
+    homes: &[(AgentKey, Place)],
+) -> Outcome {
+    let of_run = |run: &Quarry| {
+        let main = run.main.as_ref().filter(|main| pidfd::has_ended(main.as_fd()) == Ok(false));
+        let mut pids = cgroups.processes_anywhere(&run.place);
+        pids.extend(main.map(|main| main.pid));
+        describe_survivors(pids)
+    };
+    let found = runs.iter().map(|(key, run)| (*key, of_run(run)));
+    let homes = homes.iter().map(|(key, home)| (*key, describe_survivors(cgroups.processes_anywhere(home))));
+    Outcome::Fact(Input::Surveyed { number, found: found.chain(homes).collect() })
 }
 
 fn kill_main(run: &Quarry) {

@@ -58,6 +58,12 @@ pub(super) enum Job {
         runs: Vec<(AgentKey, Quarry)>,
         force: Force,
     },
+    /// Find out who has survived a kill.
+    Survey {
+        number: u64,
+        runs: Vec<(AgentKey, Quarry)>,
+        homes: Vec<(AgentKey, Place)>,
+    },
     Freeze {
         agent: AgentKey,
         place: Place,
@@ -175,7 +181,8 @@ impl Job {
     /// Says whether it may be done before what was decided is written down: it changes nothing, what it makes is taken back by
     /// whoever finds no record of it, or nobody could have it back.
     pub fn is_unrecorded(&self) -> bool {
-        let is_a_look = matches!(self, Self::FindLaggards { .. } | Self::Read(_) | Self::Sample { .. });
+        let is_a_look =
+            matches!(self, Self::FindLaggards { .. } | Self::Survey { .. } | Self::Read(_) | Self::Sample { .. });
         is_a_look || matches!(self, Self::Spawn(_) | Self::Identify(_) | Self::Dig { .. })
     }
 
@@ -189,6 +196,7 @@ impl Job {
             }
             Self::KillRun { run, force } => nothing(end::kill_run(cgroups, &run, force)),
             Self::Kill { agent, place, runs, force } => end::kill(cgroups, agent, &place, &runs, force),
+            Self::Survey { number, runs, homes } => end::survey(cgroups, number, &runs, &homes),
             Self::Freeze { agent, place, frost } => freeze(cgroups, agent, &place, frost),
             Self::Sample { agent, run, place, id } => {
                 Outcome::Fact(Input::Sampled { agent, run, sample: sample(tools, &place, &id) })

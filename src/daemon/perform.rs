@@ -31,6 +31,11 @@ pub(super) fn perform(shell: &mut Supervisor, effect: Effect) {
                 shell.hand(Job::Kill { agent, place, runs, force });
             }
         }
+        Effect::Survey { number, survey } => {
+            let runs = survey.runs.into_iter().filter_map(|(key, run)| Some((key, quarry(shell, key, run)?))).collect();
+            let homes = survey.homes.into_iter().filter_map(|key| Some((key, home(shell, key)?))).collect();
+            shell.hand(Job::Survey { number, runs, homes });
+        }
         Effect::Freeze { agent, frost } => {
             if let Some(place) = home(shell, agent) {
                 shell.hand(Job::Freeze { agent, place, frost });
@@ -193,6 +198,7 @@ pub(super) fn log(event: &Event) {
         | Kind::Oom
         | Kind::Forbidden
         | Kind::Late
+        | Kind::Stuck
         | Kind::Lagging => {
             tracing::warn!(agent, level, run, "{kind} {message}");
         }

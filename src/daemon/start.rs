@@ -252,7 +252,11 @@ impl Herdsman {
         let own_socket = self.own_socket;
         let guardian = &mut self.guardian;
         let clear_up = |supervisor: &mut Supervisor, outcome: &Result<(), Error>| {
-            if outcome.is_ok() {
+            if supervisor.machine.has_survivors() {
+                tracing::error!(
+                    "processes outlive their kill: the next daemon in this state directory goes on with their end"
+                );
+            } else if outcome.is_ok() {
                 supervisor.records.remove();
             }
             for socket in own_socket.into_iter().chain([supervisor.settings.notify_socket()]) {

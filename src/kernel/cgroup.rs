@@ -39,6 +39,7 @@ mod mirror;
 mod oom;
 mod place;
 mod root;
+mod survivors;
 mod used;
 
 use dir::{Dir, Step, walk};
@@ -52,6 +53,7 @@ pub(in crate::kernel) use oom::is_limited;
 pub use place::Place;
 pub(in crate::kernel) use root::MARKS;
 pub use root::{remedy, step_aside};
+pub use survivors::describe as describe_survivors;
 
 /// Whether a subtree is to stand still.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

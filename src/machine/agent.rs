@@ -21,6 +21,7 @@ pub(super) use crate::model::record::Outcome;
 use crate::model::request::Target;
 use crate::model::spec::{AgentSpec, StopSignal, StopSignalTo};
 use crate::model::status::{Cause, Exit, ExitRecord, Paused, State};
+use crate::model::survivor::Survivor;
 use crate::model::time::{Monotonic, Wall};
 
 /// The signal that no process can refuse.
@@ -70,10 +71,12 @@ impl Kill {
         now.since(self.since) >= LAGGING_AFTER
     }
 
-    /// The same kill, ordered again now. Each interval is as long as all before together.
-    pub fn again(self, now: Monotonic) -> Self {
-        let interval = now.since(self.since).clamp(SWEEP_AFTER, SWEEP_INTERVAL_MAX);
-        Self { again: now + interval, ..self }
+    /// The same kill, ordered again now. Each interval is as long as all before together, and one ends with the time that
+    /// a kill may take.
+    pub fn again(self, now: Monotonic, timeout: Duration) -> Self {
+        let again = now + now.since(self.since).clamp(SWEEP_AFTER, SWEEP_INTERVAL_MAX);
+        let late = self.since + timeout;
+        Self { again: if now < late { again.min(late) } else { again }, ..self }
     }
 }
 
@@ -261,6 +264,8 @@ pub(super) struct Agent {
     pub oom_kills: u64,
     /// The end of those that the main process left behind and that ended last.
     pub last_left: Option<Exit>,
+    /// Who has outlived the kill of the present run, if its time for that is over.
+    pub stuck: Option<Vec<Survivor>>,
     /// Since when the present run is to be dead and was killed for it: its grace is over.
     pub overdue: Option<Monotonic>,
     /// Who paused this very agent.
@@ -320,6 +325,7 @@ impl Agent {
             verdict: None,
             oom_kills: 0,
             last_left: None,
+            stuck: None,
             overdue: None,
             paused_by: None,
             paused_since: None,
@@ -419,6 +425,9 @@ impl Agent {
 
     pub fn state(&self) -> State {
         let up = |state| if self.down.is_some() { State::Stopping } else { state };
+        if self.stuck.is_some() && self.has_run() {
+            return State::Stuck;
+        }
         match &self.phase {
             Phase::Group => up(State::Group),
             Phase::Queued => State::Queued,

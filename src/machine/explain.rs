@@ -22,7 +22,8 @@ use crate::model::time::Monotonic;
 type Line = fn(&Machine, &Agent, Monotonic, &mut Explanation);
 
 /// What is looked at, in the order of its sentences.
-const LINES: [Line; 15] = [
+const LINES: [Line; 16] = [
+    stuck,
     paused,
     stopping,
     being_ended,
@@ -72,6 +73,13 @@ fn at(told: &mut Explanation, now: Monotonic, when: Monotonic, what: impl Into<S
 
 fn some_day(told: &mut Explanation, what: impl Into<String>) {
     told.next.push(Next { what: what.into(), in_ms: None });
+}
+
+/// It was killed and lives on.
+fn stuck(_: &Machine, agent: &Agent, _: Monotonic, told: &mut Explanation) {
+    for survivor in agent.stuck.iter().flatten() {
+        told.because.push(format!("it was killed, and {survivor} lives on"));
+    }
 }
 
 /// Somebody asked for its end, for good.

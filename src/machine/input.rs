@@ -18,6 +18,7 @@ use crate::model::rule::Found;
 use crate::model::spec::{AgentSpec, StopSignal, StopSignalTo};
 use crate::model::stage::SpawnFailure;
 use crate::model::status::{Exit, Oom, Rusage};
+use crate::model::survivor::Survivor;
 use crate::model::time::{Monotonic, Wall};
 
 /// An agent's identity within one daemon's life: never used twice. (An id is used again, a pid is no identity at all.)
@@ -193,6 +194,13 @@ pub enum Input {
         /// How many.
         processes: u64,
     },
+    /// It was found out who has survived a kill.
+    Surveyed {
+        /// The number of the order.
+        number: u64,
+        /// The processes of each agent that live; those of which none does may be left out.
+        found: Vec<(AgentKey, Vec<Survivor>)>,
+    },
     /// A subtree was killed; right before, these agents had so many processes.
     Killed {
         /// The top of the subtree.
@@ -250,6 +258,15 @@ pub enum LimitPlace {
     Agent(AgentKey),
     /// The cgroup of an agent's children together.
     Children(AgentKey),
+}
+
+/// Where survivors of a kill are looked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Survey {
+    /// Runs, with their main processes wherever they are.
+    pub runs: Vec<(AgentKey, Run)>,
+    /// The cgroups of agents that have ended, of which something is left.
+    pub homes: Vec<AgentKey>,
 }
 
 /// How a kill is carried out.
@@ -310,6 +327,13 @@ pub enum Effect {
         runs: Vec<(AgentKey, Run)>,
         /// How.
         force: Force,
+    },
+    /// Find out who has survived a kill. Answered by `Surveyed`.
+    Survey {
+        /// The number to answer with.
+        number: u64,
+        /// Where to look.
+        survey: Survey,
     },
     /// Write `cgroup.freeze`. Answered by `FreezerWritten`, and then by `FrostSeen`: what `cgroup.events` says is read once
     /// after `FreezerWritten` was told, and again at each change. Where an agent above is frozen there is no change.

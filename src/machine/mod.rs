@@ -57,6 +57,7 @@ mod stall;
 mod stop;
 mod storm;
 mod strategy;
+mod survive;
 #[cfg(test)]
 mod tests;
 mod verdict;
@@ -66,7 +67,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 pub use adopt::{Adopted, Found, FoundHome, Left, Telling};
 use agent::{Agent, Home, Phase};
-pub use input::{AgentKey, Caller, Effect, Force, Frost, Input, LimitPlace, Now, PressKey, ReplyTo, SpawnOrder};
+pub use input::{
+    AgentKey, Caller, Effect, Force, Frost, Input, LimitPlace, Now, PressKey, ReplyTo, SpawnOrder, Survey,
+};
 use limit::Change;
 use pause::Frosting;
 use pressure::Press;
@@ -151,6 +154,7 @@ enum Door {
 enum Timer {
     Agent(AgentKey),
     Stop(StopKey),
+    Answer(StopKey),
     Frosting(u64),
     Press(PressKey),
     Storm,
@@ -290,6 +294,7 @@ impl Machine {
             Input::Sampled { agent, run, sample } => self.sampled(step, agent, run, sample),
             Input::SubtreeEmptied(agent) => self.subtree_emptied(agent),
             Input::Signalled { agent, processes } => self.signalled(agent, processes),
+            Input::Surveyed { number, found } => self.surveyed(step, number, found),
             Input::Killed { agent, counts } => self.killed(agent, &counts),
             Input::FreezerWritten { agent, written } => self.freezer_written(step, agent, written),
             Input::FrostSeen { agent, frost } => self.frost_seen(step, agent, frost),
@@ -318,7 +323,7 @@ impl Machine {
                         self.dirty.insert(key);
                     }
                 }
-                Timer::Stop(key) => {
+                Timer::Stop(key) | Timer::Answer(key) => {
                     self.dirty_stops.insert(key);
                 }
                 Timer::Press(key) => {
@@ -354,10 +359,11 @@ impl Machine {
     }
 
     fn settle_door(&mut self, step: &mut Step) {
-        let is_over = self.door == Door::Closed
-            && self.stops.is_empty()
-            && self.changes.is_empty()
-            && self.agents.values().all(|agent| agent.has_ended() && agent.home == Home::None);
+        let has_ended = |agent: &Agent| agent.has_ended() && agent.home == Home::None;
+        let is_empty = self.stops.is_empty() && self.agents.values().all(|agent| has_ended(agent));
+        // What outlived its kill outlives the supervisor: the next one goes on with its end.
+        let is_given_up = !self.stops.is_empty() && self.stops.values().all(Stop::is_answered_late);
+        let is_over = self.door == Door::Closed && self.changes.is_empty() && (is_empty || is_given_up);
         if is_over {
             self.door = Door::Finished;
             step.order(Effect::Finish);

@@ -113,10 +113,11 @@ impl Machine {
             }
             Ladder::Killed(kill) | Ladder::Late(kill) => {
                 step.order(Effect::KillRun { agent: key, run, force: Force::Sweep });
-                if kill.is_lagging(now) {
+                if kill.is_lagging(now) && agent.stuck.is_none() {
                     step.order(Effect::FindLaggards { agents: vec![key], reply: None });
                 }
-                let kill = kill.again(now);
+                self.settle_stuck(step, key, kill);
+                let kill = kill.again(now, self.config.kill_timeout);
                 if matches!(rung, Ladder::Late(_)) { Ladder::Late(kill) } else { Ladder::Killed(kill) }
             }
         };

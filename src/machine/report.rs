@@ -15,6 +15,7 @@ use crate::model::limits::Limits;
 use crate::model::request::Target;
 use crate::model::spec::AgentSpec;
 use crate::model::status::{AgentStatus, Cause, State};
+use crate::model::survivor::sentence;
 use crate::model::time::{Monotonic, Wall};
 
 /// How many agents there are of each kind.
@@ -221,6 +222,12 @@ impl Machine {
         self.id_of(pauser)
     }
 
+    /// Returns whether agents have not ended though the herd has: what outlives its kill.
+    #[must_use]
+    pub fn has_survivors(&self) -> bool {
+        self.door == super::Door::Finished && !self.stops.is_empty()
+    }
+
     /// Says in a sentence what an agent waits for.
     pub(super) fn waits_for(&self, key: AgentKey, now: Monotonic) -> Option<String> {
         let agent = &self.agents[&key];
@@ -235,6 +242,7 @@ impl Machine {
             })
         };
         match &agent.phase {
+            _ if agent.stuck.is_some() => Some(sentence(agent.stuck.as_deref().unwrap_or_default())),
             _ if agent.freezer.hold == Frost::Frozen => self.held_by(key),
             Phase::Queued => Some("room in the tree".to_owned()),
             Phase::Held if agent.renewal.is_some() => Some("others to end: they start anew together".to_owned()),

@@ -259,6 +259,7 @@ impl Machine {
         record.oom_kills = self.agents[&key].oom_kills.saturating_sub(is_own);
         self.agent_mut(key).last = Some(Box::new(record.clone()));
         self.agent_mut(key).ended = Some(step.now);
+        self.agent_mut(key).stuck = None;
         self.agent_mut(key).clocks.clear();
         if has_begun {
             step.order(Effect::RemoveRun { agent: key, run });

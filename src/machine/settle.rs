@@ -108,6 +108,7 @@ impl Machine {
         agent.overdue = None;
         agent.oom_kills = 0;
         agent.last_left = None;
+        agent.stuck = None;
         agent.voice = Voice::default();
         agent.quiet = Quiet::default();
         agent.began = None;

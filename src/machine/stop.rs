@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use super::agent::{Agent, Down, Home, Kill, Outcome, Phase, Signal};
 use super::input::{AgentKey, Caller, Effect, Force, ReplyTo};
+use super::survive::Owed;
 use super::{Door, Machine, Step, Timer};
 use crate::model::error::{Code, Error};
 use crate::model::event::Kind;
@@ -21,6 +22,7 @@ use crate::model::id::AgentId;
 use crate::model::request::{Answer, Target};
 use crate::model::spec::DURATION_MAX;
 use crate::model::status::{AgentReceipt, Receipt};
+use crate::model::survivor::Survivor;
 use crate::model::time::Monotonic;
 
 /// How long a kill may take until what hangs is named.
@@ -55,6 +57,7 @@ pub(super) struct Stop {
     pub can_be_put_off: bool,
     began: Monotonic,
     replies: Vec<ReplyTo>,
+    pub owed: Owed,
     tallies: BTreeMap<AgentKey, Tally>,
     /// Members that have not ended.
     pending: BTreeSet<AgentKey>,
@@ -106,24 +109,41 @@ impl Stop {
         }
     }
 
-    fn receipt(&self, now: Monotonic) -> Receipt {
+    /// Walks over the agents that had ended before it and whose cgroup was still there.
+    pub fn remains(&self) -> impl Iterator<Item = AgentKey> {
+        self.remains.iter().copied()
+    }
+
+    pub fn take_replies(&mut self) -> Vec<ReplyTo> {
+        std::mem::take(&mut self.replies)
+    }
+
+    /// Returns whether its answer was that not all has ended.
+    pub fn is_answered_late(&self) -> bool {
+        self.owed == Owed::Nothing
+    }
+
+    /// Makes the receipt: of each agent that has not ended, what is known to live is not counted as ended.
+    pub fn receipt(&self, now: Monotonic, alive: &BTreeMap<AgentKey, Vec<Survivor>>) -> Receipt {
         let millis = |at: Monotonic| at.since(self.began).as_secs_f64() * 1000.0;
-        let agents: Vec<AgentReceipt> = self
-            .members
-            .iter()
-            .map(|key| {
-                let tally = &self.tallies[key];
-                let ended_politely = tally.polite.saturating_sub(tally.killed);
-                let signals = [(tally.signal.as_str(), ended_politely), ("SIGKILL", tally.killed)];
-                AgentReceipt {
-                    id: tally.id.clone(),
-                    processes: ended_politely + tally.killed,
-                    signals: signals.iter().filter(|(_, n)| *n > 0).map(|(name, n)| ((*name).to_owned(), *n)).collect(),
-                    ms: millis(tally.emptied.unwrap_or(now)),
-                    survivors: 0,
-                }
-            })
-            .collect();
+        let late = self.remains.iter().filter(|key| alive.contains_key(key));
+        let receipt = |key: &AgentKey| {
+            let tally = &self.tallies[key];
+            let left = alive.get(key);
+            let survivors = left.map_or(0, |left| left.len().max(1) as u64);
+            let killed = tally.killed.saturating_sub(survivors);
+            let ended_politely = tally.polite.saturating_sub(tally.killed.max(survivors));
+            let signals = [(tally.signal.as_str(), ended_politely), ("SIGKILL", killed)];
+            AgentReceipt {
+                id: tally.id.clone(),
+                processes: ended_politely + killed,
+                signals: signals.iter().filter(|(_, n)| *n > 0).map(|(name, n)| ((*name).to_owned(), *n)).collect(),
+                ms: millis(tally.emptied.unwrap_or(now)),
+                survivors,
+                alive: left.cloned().unwrap_or_default(),
+            }
+        };
+        let agents: Vec<AgentReceipt> = self.members.iter().chain(late).map(receipt).collect();
         Receipt { processes: agents.iter().map(|agent| agent.processes).sum(), agents, ms: millis(now) }
     }
 }
@@ -183,7 +203,8 @@ impl Machine {
             can_be_put_off,
             began: now,
             replies: reply.into_iter().collect(),
-            tallies: members.iter().map(|key| (*key, self.tally(*key))).collect(),
+            owed: Owed::Later,
+            tallies: members.iter().chain(&remains).map(|key| (*key, self.tally(*key))).collect(),
             pending: members.iter().copied().collect(),
             signals: BTreeSet::new(),
             kills: BTreeSet::new(),
@@ -285,6 +306,8 @@ impl Machine {
         });
         if is_done {
             self.finish_stop(step, key);
+        } else {
+            self.settle_answer(step, key);
         }
     }
 
@@ -315,7 +338,7 @@ impl Machine {
                     Stage::Freezing(deadline)
                 }
             }
-            Stage::Killing(kill) if now >= kill.again => Stage::Killing(kill.again(now)),
+            Stage::Killing(kill) if now >= kill.again => Stage::Killing(kill.again(now, self.config.kill_timeout)),
             stage => stage,
         }
     }
@@ -348,7 +371,8 @@ impl Machine {
             }
             step.order(Effect::Kill { agent: top, runs, force });
         }
-        if kill.is_lagging(step.now.mono) && !hanging.is_empty() {
+        let is_owed = self.stops[&key].owed != Owed::Nothing;
+        if kill.is_lagging(step.now.mono) && is_owed && !hanging.is_empty() {
             step.order(Effect::FindLaggards { agents: hanging, reply: None });
         }
     }
@@ -400,8 +424,9 @@ impl Machine {
     }
 
     fn finish_stop(&mut self, step: &mut Step, key: StopKey) {
+        self.set_owed(key, Owed::Nothing);
         let Some(stop) = self.stops.remove(&key) else { return };
-        let receipt = stop.receipt(step.now.mono);
+        let receipt = stop.receipt(step.now.mono, &BTreeMap::new());
         for reply in &stop.replies {
             step.reply(*reply, Ok(Answer::Receipt(receipt.clone())));
         }
@@ -442,8 +467,8 @@ impl Machine {
     pub(super) fn remove_refused(&mut self, step: &mut Step, key: AgentKey) {
         let Some(agent) = self.agents.get_mut(&key) else { return };
         let Home::Removing(kill) = agent.home else { return };
-        let now = step.now.mono;
-        agent.home = Home::Emptying(kill.map_or_else(|| Kill::new(now), |kill| kill.again(now)));
+        let (now, timeout) = (step.now.mono, self.config.kill_timeout);
+        agent.home = Home::Emptying(kill.map_or_else(|| Kill::new(now), |kill| kill.again(now, timeout)));
         step.order(Effect::Kill { agent: key, runs: Vec::new(), force: Force::Sweep });
         self.dirty.insert(key);
     }

@@ -143,6 +143,9 @@ pub struct HerdConfig {
     /// How long a pause may take until all is seen frozen: 2 s by default.
     #[serde(with = "DurationText")]
     pub freeze_timeout: Duration,
+    /// How long a kill may take until whoever asked for it is answered with what lives on: 100 ms to 1 h, 10 s by default.
+    #[serde(with = "DurationText")]
+    pub kill_timeout: Duration,
     /// How many restarts there may be over the whole herd, beyond `restart_burst`: 20 a second by default. Those beyond wait
     /// for their turn; a restart that somebody asked for never does.
     pub restart_rate: Rate,
@@ -164,11 +167,16 @@ impl Default for HerdConfig {
             failure_detection_timeout: Duration::from_millis(500),
             spawn_timeout: Duration::from_secs(5),
             freeze_timeout: Duration::from_secs(2),
+            kill_timeout: Duration::from_secs(10),
             restart_rate: RESTART_RATE,
             restart_burst: 100,
         }
     }
 }
+
+/// The bounds of `kill_timeout`.
+const KILL_TIMEOUT_MIN: Duration = Duration::from_millis(100);
+const KILL_TIMEOUT_MAX: Duration = Duration::from_secs(3600);
 
 impl HerdConfig {
     /// Checks everything that can be checked without a host.
@@ -179,6 +187,11 @@ impl HerdConfig {
         self.bounds.check()?;
         PressureRule::check_all(&self.pressure)?;
         range("restart_burst", self.restart_burst, AGENTS_MOST)?;
+        if !(KILL_TIMEOUT_MIN..=KILL_TIMEOUT_MAX).contains(&self.kill_timeout) {
+            let given = humantime::format_duration(self.kill_timeout);
+            let message = format!("kill_timeout: {given} is not within 100ms and 1h");
+            return Err(Error::new(Code::BadValue, message).remedy("use its default, 10s"));
+        }
         for (level, limits) in &self.levels {
             if level.0 >= self.bounds.max_levels {
                 let message = format!(

@@ -61,6 +61,8 @@ kinds! {
     Stopping = "process:stopping",
     /// An agent did not stop within its grace: it is killed.
     Overdue = "process:overdue",
+    /// An agent was killed and has not ended within `kill_timeout`: which processes live on, where and why, is in the message.
+    Stuck = "process:stuck",
     /// An agent's subtree is seen frozen.
     Paused = "process:paused",
     /// An agent's subtree goes on.

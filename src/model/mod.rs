@@ -24,6 +24,7 @@ pub mod stage;
 pub mod stall;
 pub mod status;
 pub mod stream;
+pub mod survivor;
 pub mod time;
 pub mod tree;
 pub mod umask;

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::id::{AgentId, Level, Priority, Run, SessionId};
 use super::limits::Limits;
 use super::stage::Stage;
+use super::survivor::Survivor;
 use super::time::Wall;
 use super::units::Bytes;
 
@@ -30,6 +31,8 @@ pub enum State {
     Paused,
     /// Its run is being ended.
     Stopping,
+    /// Its run was killed and has not ended: a tracer, a v1 freezer or the kernel itself holds a process of it.
+    Stuck,
     /// It waits for its next run.
     Backoff,
     /// It ended well on its own.
@@ -42,13 +45,14 @@ pub enum State {
 
 impl State {
     /// Every state, in the order of a life.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Group,
         Self::Queued,
         Self::Starting,
         Self::Running,
         Self::Paused,
         Self::Stopping,
+        Self::Stuck,
         Self::Backoff,
         Self::Completed,
         Self::Failed,
@@ -80,6 +84,7 @@ impl State {
             Self::Running => "running",
             Self::Paused => "paused",
             Self::Stopping => "stopping",
+            Self::Stuck => "stuck",
             Self::Backoff => "backoff",
             Self::Completed => "completed",
             Self::Failed => "failed",
@@ -492,8 +497,12 @@ pub struct AgentReceipt {
     pub signals: BTreeMap<String, u64>,
     /// From the request until its cgroup was empty, in milliseconds.
     pub ms: f64,
-    /// Processes that outlived the kill: always 0 when the request ends well.
+    /// How many processes had outlived the kill when the time of the request was over: 0 when it ended well. At least 1 if
+    /// the end of its run was not seen.
     pub survivors: u64,
+    /// Those of them that can be named, 16 at most.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub alive: Vec<Survivor>,
 }
 
 /// Turns a duration into milliseconds for the wire.

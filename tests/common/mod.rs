@@ -178,6 +178,12 @@ impl Own {
         self.end();
     }
 
+    /// Waits for a daemon that was asked to end, whatever it leaves.
+    pub fn reap_daemon(&mut self) {
+        drop(self.herd.take());
+        assert!(self.daemon.take().unwrap().wait().unwrap().success(), "it ends in order");
+    }
+
     /// Does as [`Own::finish`], and keeps the state directory.
     pub fn end(&mut self) {
         self.herd.take().unwrap().shutdown(Some(Duration::ZERO)).unwrap_or_else(|error| panic!("{error}"));

@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use treeherd::machine::{AgentKey, Force, Frost, LimitPlace, Sample, SpawnOrder};
+use treeherd::machine::{AgentKey, Force, Frost, LimitPlace, Sample, SpawnOrder, Survey};
 use treeherd::model::id::Run;
 use treeherd::model::limits::Limits;
 use treeherd::model::stall::IDLE_SHARE;
 use treeherd::model::status::Exit;
+use treeherd::model::survivor::{SurvivalReason, Survivor};
 
 /// How a process takes the stop signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +88,18 @@ pub struct Hanging {
     pub run: Run,
     made: bool,
     made_level: bool,
+}
+
+fn survivor((pid, process): (u64, &Process)) -> Survivor {
+    Survivor {
+        pid: i32::try_from(pid).unwrap(),
+        comm: "model".to_owned(),
+        state: if process.is_jammed { 'D' } else { 'R' },
+        wchan: None,
+        place: format!("/model/{}", process.agent),
+        reason: SurvivalReason::Uninterruptible,
+        tracer: None,
+    }
 }
 
 /// Says whether a kill takes a process.
@@ -406,6 +419,13 @@ impl Kernel {
             self.strike(pid, 9);
         }
         counts
+    }
+
+    /// Names the processes that live in these runs and cgroups.
+    pub fn survey(&self, survey: &Survey) -> Vec<(AgentKey, Vec<Survivor>)> {
+        let runs = survey.runs.iter().map(|(key, run)| (*key, self.in_run(*key, *run).map(survivor).collect()));
+        let homes = survey.homes.iter().map(|key| (*key, self.within(*key).map(survivor).collect()));
+        runs.chain(homes).collect()
     }
 
     pub fn freeze(&mut self, key: AgentKey, frost: Frost) {

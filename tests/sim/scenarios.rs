@@ -577,3 +577,28 @@ fn what_ended_while_no_supervisor_lived_is_told_once_and_not_as_a_success() {
         assert_eq!(ends, 1, "{name}");
     }
 }
+
+#[test]
+fn what_never_dies_is_answered_in_time_and_is_not_said_to_have_ended() {
+    let mut life = life();
+    let (stuck, other) = (life.spawn("a", None, |_| {}), life.spawn("b", None, |_| {}));
+    let main = life.main_of(stuck);
+    life.world.kernel.processes.get_mut(&main).unwrap().is_jammed = true;
+    let grace = Some(Duration::ZERO);
+    let (to, effects) = life.world.ask(1, None, Request::Terminate(targets(&["a"]), grace));
+    life.note(effects);
+    // The default of kill_timeout.
+    for _ in 0..20 {
+        life.world.pass(SECOND / 2);
+        let effects = life.world.step(Input::Ticked);
+        life.note(effects);
+        life.flush_but_stuck();
+    }
+    let receipt = life.receipt(to).unwrap();
+    assert_eq!((receipt.processes, receipt.agents[0].survivors, receipt.agents[0].alive.len()), (0, 1, 1));
+    assert_eq!((life.state(stuck), life.state(other)), (State::Stuck, State::Running));
+    assert!(life.kinds("a").contains(&Kind::Stuck) && !life.kinds("a").contains(&Kind::Terminated));
+    life.flush();
+    assert_eq!(life.kinds("a").iter().filter(|kind| kind.is_terminal()).count(), 1, "its end is reported once");
+    assert_eq!(life.state(stuck), State::Terminated);
+}

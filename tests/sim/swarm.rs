@@ -51,6 +51,7 @@ fn config(chance: &mut Chance) -> HerdConfig {
         },
         restart_rate: chance.of(&["1/s", "20/s"]).parse().unwrap(),
         restart_burst: chance.of(&[1, 2, 100]),
+        kill_timeout: Duration::from_secs(chance.of(&[1, 3, 10])),
         auto_cleanup: chance.comes(80),
         cleanup_retention: chance.of(&[Duration::ZERO, Duration::from_secs(1), Duration::from_secs(60)]),
         ..HerdConfig::default()
@@ -348,6 +349,8 @@ fn swarm() {
         "started after another one",
         "dependency",
         "stood still",
+        "process:stuck",
+        "answered late",
     ];
     for name in expected {
         assert!(seeds < 1000 || seen.contains_key(name), "the swarm reaches {name:?}");

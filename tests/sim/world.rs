@@ -29,6 +29,8 @@ pub enum Lane {
     Limits(u64),
     /// A look at a run keeps nobody waiting.
     Look(AgentKey, Run),
+    /// Who has survived is looked for beside everything else.
+    Survey(u64),
     /// Nobody waits for what is taken back.
     Memory(AgentKey),
 }
@@ -156,6 +158,7 @@ impl World {
             Effect::Spawn(order) => Lane::Agent(order.agent),
             Effect::KillRun { agent, run, .. } => Lane::Rescue(*agent, *run),
             Effect::Sample { agent, run } => Lane::Look(*agent, *run),
+            Effect::Survey { number, .. } => Lane::Survey(*number),
             Effect::Reclaim(agent) => Lane::Memory(*agent),
             Effect::Signal { agent, .. }
             | Effect::Kill { agent, .. }
@@ -201,7 +204,7 @@ impl World {
                     let before = self.orders.get(&Lane::Agent(*key));
                     before.is_some_and(|it| it.iter().any(|it| matches!(it, Effect::Spawn(it) if it.run == *run)))
                 }
-                Lane::Limits(_) | Lane::Look(..) | Lane::Memory(_) => false,
+                Lane::Limits(_) | Lane::Look(..) | Lane::Survey(_) | Lane::Memory(_) => false,
             };
             if !is_held {
                 moves.push(Move::Order(*lane));
@@ -385,6 +388,7 @@ impl World {
                 self.observer.looked_at(agent, run);
                 Input::Sampled { agent, run, sample: is_there.then(|| self.kernel.work[&(agent, run)]) }
             }
+            Effect::Survey { number, survey } => Input::Surveyed { number, found: self.kernel.survey(&survey) },
             Effect::Reclaim(agent) => {
                 if !self.chance.comes(50) {
                     return;

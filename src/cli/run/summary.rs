@@ -60,6 +60,7 @@ impl Summary {
             Kind::Completed => State::Completed,
             Kind::Failed => State::Failed,
             Kind::Terminated => State::Terminated,
+            Kind::Stuck => State::Stuck,
             _ => return,
         };
         let record = self.record(id);
@@ -71,7 +72,7 @@ impl Summary {
         record.runs = record.runs.max(event.run.map_or(0, |run| run.0));
         if event.kind == Kind::Started {
             record.started.get_or_insert(event.time);
-        } else {
+        } else if event.kind != Kind::Stuck {
             record.exit = event.exit.clone().map(Box::new);
             record.ended = Some(event.time);
         }

@@ -10,7 +10,7 @@ use treeherd::model::status::{Paused, State};
 use treeherd::model::time::Monotonic;
 
 use super::super::kernel::Kernel;
-use super::{Asking, Observer, state};
+use super::{Asked, Asking, Observer, state};
 
 impl Observer {
     /// What holds at every moment.
@@ -22,6 +22,12 @@ impl Observer {
             let is_bounded = matches!(asked.request, Request::Pause(_) | Request::Resume(_));
             let is_late = now.mono >= asked.at + self.config.freeze_timeout;
             assert!(!(is_bounded && is_late), "{to:?} waits longer than it may: {:?}", asked.request);
+        }
+        let ends =
+            |asked: &&Asked| matches!(asked.request, Request::Terminate(_, Some(_)) | Request::Shutdown(Some(_)));
+        for asked in self.requests.values().filter(|asked| !asked.is_answered).filter(ends) {
+            let is_late = asked.kill_at.is_some_and(|at| now.mono > at + self.config.kill_timeout);
+            assert!(!is_late, "an end is answered within grace and kill_timeout: {:?}", asked.request);
         }
         for key in &self.paused {
             assert!(kernel.is_still(*key), "{key}: paused, and something in it runs");
@@ -181,6 +187,10 @@ impl Observer {
     /// What holds when the herd has ended.
     pub fn at_the_end(&self, kernel: &Kernel) {
         assert!(self.has_finished, "a shutdown ends");
+        if kernel.processes.values().any(|process| process.is_jammed) {
+            // What does not die outlives the supervisor; that was answered, and is not said to have ended.
+            return assert!(self.requests.values().all(|asked| asked.is_answered || asked.is_gone), "all are answered");
+        }
         assert!(kernel.dirs.is_empty(), "no cgroup is left: {:?}", kernel.dirs.keys());
         assert!(kernel.processes.is_empty() && kernel.hanging.is_empty(), "no process is left");
         let mut waiting = self.requests.iter().filter(|(_, asked)| !asked.is_answered && !asked.is_gone);

@@ -357,6 +357,7 @@ impl Observer {
             }
             Effect::Record(_)
             | Effect::RecordHerd(_)
+            | Effect::Survey { .. }
             | Effect::Signal { .. }
             | Effect::RemoveRun { .. }
             | Effect::SetLimits { .. }
@@ -413,6 +414,9 @@ fn subjects(effect: &Effect) -> Vec<AgentKey> {
         | Effect::Forget(agent) => vec![*agent],
         Effect::Kill { agent, runs, .. } => std::iter::once(*agent).chain(runs.iter().map(|(key, _)| *key)).collect(),
         Effect::FindLaggards { agents, .. } => agents.clone(),
+        Effect::Survey { survey, .. } => {
+            survey.runs.iter().map(|(key, _)| *key).chain(survey.homes.iter().copied()).collect()
+        }
         Effect::SetLimits { settings, .. } => settings
             .iter()
             .filter_map(|(place, _)| match place {

@@ -65,7 +65,19 @@ impl Observer {
     pub(super) fn check_receipt(&mut self, machine: &Machine, kernel: &Kernel, to: ReplyTo, receipt: &Receipt) {
         let mut counted = 0;
         let asked = &self.requests[&to];
+        let of = |key: &AgentKey| {
+            let id = self.names.iter().find(|(_, it)| *it == key).map(|(id, _)| id);
+            receipt.agents.iter().find(|agent| Some(&agent.id) == id)
+        };
+        let is_late = receipt.agents.iter().any(|agent| agent.survivors > 0);
         for key in &asked.members {
+            if is_late {
+                // What it does not call a survivor is dead.
+                let lives = kernel.processes.values().any(|it| it.agent == *key && !it.has_strayed);
+                let is_named = of(key).is_none_or(|agent| agent.survivors > 0);
+                assert!(!lives || is_named, "{key}: a receipt says that it ended, and it lives");
+                continue;
+            }
             let live: Vec<_> = kernel.within(*key).collect();
             assert!(live.is_empty(), "{key}: a receipt, and of it live {live:?}");
             assert!(!kernel.hanging.contains_key(key) && !self.spawning.contains(key), "{key}: a receipt, and a spawn");
@@ -79,13 +91,18 @@ impl Observer {
             let is_plain = Tally { our_deaths: 0, ..after } == Tally { our_deaths: 0, ..*before };
             // The kill of a run that was late, or was found in a failure, is counted by nobody.
             let is_ours = self.late.iter().chain(&self.judged).any(|(ended, _)| ended == key);
-            if let (true, Some(agent)) = (is_plain && !is_ours, receipt.agents.iter().find(|agent| agent.id == *id)) {
+            if let (true, Some(agent)) =
+                (is_plain && !is_ours && !is_late, receipt.agents.iter().find(|agent| agent.id == *id))
+            {
                 assert_eq!(agent.processes, *live, "{key}: the receipt counts what died: {agent:?}");
                 counted += 1;
             }
         }
         let sum: u64 = receipt.agents.iter().map(|agent| agent.processes).sum();
         assert_eq!(receipt.processes, sum);
+        if is_late {
+            self.note("answered late");
+        }
         if counted > 0 {
             self.note("exact receipts");
         }
