@@ -382,7 +382,7 @@ fn a_restart_whose_old_run_does_not_die_is_answered() {
 fn a_shutdown_is_answered_though_a_process_does_not_die_and_the_next_daemon_goes_on() {
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("herd.toml");
-    std::fs::write(&config, "kill_timeout = '500ms'\n").unwrap();
+    std::fs::write(&config, "[herd]\nkill_timeout = '500ms'\n").unwrap();
     let mut herd = daemon(&["--config", config.to_str().unwrap()]);
     let (victim, _) = spawn_victim(&herd, "victim");
     let pid = herd.agent_status(&victim).unwrap().pid.unwrap();

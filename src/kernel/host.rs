@@ -345,3 +345,22 @@ fn is_ours_alone(directory: &Path) -> bool {
         std::fs::read_to_string(directory.join("cgroup.procs")).is_ok_and(|pids| pids.lines().all(|pid| pid == own));
     !user.is_root() && is_ours && is_alone
 }
+
+/// Returns whether a process is in a v1 freezer cgroup that is frozen, by its own state or by one above it.
+///
+/// # Kernel
+/// freezer-subsystem.rst, `freezer.state`; not for the cgroup2 freezer, which a kill overrides.
+pub(super) fn is_frozen_in_v1(pid: i32) -> bool {
+    let state = || {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
+        let freezer = mounts.lines().filter_map(Mount::parse).find(Mount::is_freezer)?;
+        let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+        let in_freezer = |line: &str| {
+            let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+            controllers.split(',').any(|it| it == "freezer").then(|| path.to_owned())
+        };
+        let path = freezer.inside(&cgroups.lines().find_map(in_freezer)?)?;
+        std::fs::read_to_string(freezer.point.join(path.trim_start_matches('/')).join("freezer.state")).ok()
+    };
+    state().is_some_and(|state| state.starts_with("FR"))
+}

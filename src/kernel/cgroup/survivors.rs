@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{Cgroups, Place};
-use crate::kernel::pidfd;
+use crate::kernel::{host, pidfd};
 use crate::model::survivor::{SURVIVORS_MAX, SurvivalReason, Survivor};
 
 impl Cgroups {
@@ -33,7 +33,7 @@ fn describe_one(pid: i32) -> Option<Survivor> {
     let tracer = read("status").and_then(|status| tracer_in(&status));
     let reason = match state {
         _ if tracer.is_some() => SurvivalReason::Traced,
-        'D' if wchan.as_deref().is_some_and(|wchan| wchan.contains("refrigerator")) => SurvivalReason::FrozenV1,
+        'D' if host::is_frozen_in_v1(pid) => SurvivalReason::FrozenV1,
         'D' => SurvivalReason::Uninterruptible,
         _ => SurvivalReason::Unknown,
     };

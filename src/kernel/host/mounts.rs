@@ -51,6 +51,11 @@ impl Mount {
         lines.find_map(|[names, path]: [&str; 2]| is_of(names).then(|| self.inside(path)).flatten())
     }
 
+    /// Returns whether the hierarchy is the v1 freezer's.
+    pub fn is_freezer(&self) -> bool {
+        self.options.iter().any(|option| option == "freezer")
+    }
+
     /// Turns a path inside the hierarchy into one below the mount point.
     pub fn inside(&self, path: &str) -> Option<String> {
         strip(&self.root, path)
