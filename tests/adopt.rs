@@ -230,7 +230,15 @@ fn what_no_record_knows_of_is_ended() {
     let known = own.sleeper(None, "known");
     let pid = own.agent_status(&known).unwrap().pid;
     own.crash();
-    // A spawn that was under way: its cgroup is made, it has a process, and nobody was told.
+    // A spawn that was under way: it is noted, its cgroup is made, it has a process, and nobody was told.
+    let records = own.dir.path().join("state/records");
+    let text = std::fs::read_to_string(&records).unwrap();
+    let key = text.split_once("{\"birth\":{\"key\":").unwrap().1.split_once(',').unwrap().0;
+    let begun = format!(
+        "{{\"begun\":{{\"key\":999,\"run\":1,\"place\":\"herd/stray\"}}}}\n\
+         {{\"begun\":{{\"key\":{key},\"run\":2,\"place\":\"herd/known\"}}}}\n"
+    );
+    std::fs::write(&records, text.clone() + &begun).unwrap();
     let root = treeherd::kernel::host::Host::discover().unwrap().cgroup2.join(&own.cgroup).join("herd");
     let stray = root.join("stray/run-1");
     std::fs::create_dir_all(&stray).unwrap();

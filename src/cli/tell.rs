@@ -19,7 +19,7 @@ pub(super) fn mark(kind: Kind) -> (&'static str, Style) {
         Kind::Oom | Kind::Limit | Kind::Lagging | Kind::Overdue | Kind::Storm | Kind::Late | Kind::Forbidden => {
             ("⚠", WARN)
         }
-        Kind::Stalled => ("⚠", WARN),
+        Kind::Stalled | Kind::StateStalled => ("⚠", WARN),
         _ => ("·", DIM),
     }
 }

@@ -14,7 +14,7 @@ use mio::unix::SourceFd;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::body::Body;
-use super::records::{Legacy, Mark, Records};
+use super::records::{Begun, Legacy, Mark, Records};
 use super::rules::Watcher;
 use super::supervisor::{Source, Supervisor, now};
 use crate::kernel::cgroup::{Cgroups, Frozen, Place, Removal};
@@ -26,7 +26,7 @@ use crate::machine::{Adopted, AgentKey, Found, FoundHome, Frost, Left, Telling};
 use crate::model::applied::Applied;
 use crate::model::config::HerdConfig;
 use crate::model::error::{Code, Error};
-use crate::model::id::{Level, Run};
+use crate::model::id::{AgentId, Level, Run};
 use crate::model::limits::Limits;
 use crate::model::record::{AgentRecord, Standing};
 use crate::model::spec::AgentSpec;
@@ -39,13 +39,16 @@ const STRAYS_BUDGET: Duration = Duration::from_secs(10);
 /// How long a kill at start may take until what it passed over is swept.
 const SWEEP_AFTER: Duration = Duration::from_millis(200);
 
+/// How many cgroups an error names.
+const UNKNOWN_SHOWN_MAX: usize = 5;
+
 /// What an earlier daemon has left.
 #[derive(Debug)]
 pub(super) struct Estate {
     /// Its agents, parents before children.
     heirs: Vec<Heir>,
-    /// How many processes were ended that nobody has a record of.
-    ended: u64,
+    /// Cgroups of spawns that were under way, and empty ones: they are in no record.
+    strays: Vec<Place>,
 }
 
 /// One agent of it.
@@ -114,14 +117,17 @@ fn lives(host: &Host, root: &str) -> bool {
 }
 
 impl Estate {
-    /// Looks at what there is of the agents in the books, and ends what is in no book.
+    /// Looks at what there is of the agents in the books, and changes nothing.
     ///
     /// # Errors
-    /// What the kernel answered.
+    /// [`Code::Unsupported`]: processes live in cgroups that the books know nothing of, so the books are not complete. What the
+    /// kernel answered.
     pub fn survey(cgroups: &Cgroups, records: &Records, legacy: Option<Legacy>) -> Result<Self, Error> {
         let leftovers = cgroups.leftovers()?;
         let there: BTreeSet<&Place> = leftovers.iter().collect();
         let mut heirs: Vec<Heir> = Vec::new();
+        // Without any books, and in those of an older version, everything else is a spawn that was under way.
+        let mut begun = None;
         if let Some(legacy) = legacy {
             let is_near = is_near(&legacy, records);
             let mut places: BTreeMap<u64, (Place, Level)> = BTreeMap::new();
@@ -134,6 +140,7 @@ impl Estate {
                 places.insert(record.birth.key, (home.clone(), level));
                 heirs.push(Heir { record, mark, home, level, found: None, main: None, is_near });
             }
+            begun = legacy.begun.filter(|_| is_near);
         }
         for heir in heirs.iter_mut().filter(|heir| heir.is_near && !is_queued(heir) && there.contains(&heir.home)) {
             let freeze = match cgroups.asked_frozen(&heir.home)? {
@@ -143,19 +150,36 @@ impl Estate {
             heir.found = Some(FoundHome { freeze, has_level: there.contains(&heir.level_below()) });
             heir.main = find_main(heir);
         }
-        let ended = end_strays(cgroups, &leftovers, &heirs)?;
-        Ok(Self { heirs, ended })
+        let strays = strays(&leftovers, &heirs);
+        if let Some(begun) = begun {
+            check_strays(cgroups, &strays, &heirs, &begun)?;
+        }
+        Ok(Self { heirs, strays })
+    }
+
+    /// Kills and removes every cgroup that is in no record, and returns how many processes that ended. What does not die is left,
+    /// and told.
+    ///
+    /// # Errors
+    /// What the kernel answered.
+    pub fn end_strays(&self, cgroups: &Cgroups) -> Result<u64, Error> {
+        end_strays(cgroups, &self.strays)
+    }
+
+    /// Returns the names of its agents.
+    pub fn ids(&self) -> BTreeSet<AgentId> {
+        self.heirs.iter().map(|heir| heir.record.id().clone()).collect()
     }
 
     /// Says in words what was found.
-    pub fn tell(&self) -> String {
+    pub fn tell(&self, ended: u64) -> String {
         let (near, far): (Vec<_>, Vec<_>) =
             self.heirs.iter().filter(|heir| !heir.record.has_ended()).partition(|heir| heir.is_near);
         let mut text = String::new();
         for (what, count) in [
             ("adopted agents", near.len() as u64),
             ("agents of which nothing is left", far.len() as u64),
-            ("processes in no record of an earlier daemon were ended", self.ended),
+            ("processes in no record of an earlier daemon were ended", ended),
         ] {
             if count > 0 {
                 text.push_str(&format!("; {what}: {count}"));
@@ -178,21 +202,61 @@ fn find_main(heir: &Heir) -> Option<Held> {
     (Some(identity) == heir.mark.process).then(|| Held { pid, fd: process.into() })
 }
 
-/// Kills and removes every cgroup that is in no record. What does not die is left, and told.
-fn end_strays(cgroups: &Cgroups, leftovers: &[Place], heirs: &[Heir]) -> Result<u64, Error> {
-    let mut known = BTreeSet::new();
+/// Lists every cgroup that is in no record, without those below another one.
+fn strays(leftovers: &[Place], heirs: &[Heir]) -> Vec<Place> {
+    let (mut known, mut runs) = (BTreeSet::new(), BTreeSet::new());
     for heir in heirs.iter().filter(|heir| heir.found.is_some()) {
         known.extend([heir.home.clone(), heir.level_below()]);
-        known.extend(heir.run_place());
+        runs.extend(heir.run_place());
     }
-    let mut strays: Vec<&Place> = Vec::new();
-    for place in leftovers.iter().filter(|place| !known.contains(place)) {
+    // What is below a run an agent has made itself.
+    let is_known = |place: &Place| known.contains(place) || place.lineage().any(|above| runs.contains(&above));
+    let mut strays: Vec<Place> = Vec::new();
+    for place in leftovers.iter().filter(|place| !is_known(place)) {
         if !strays.iter().any(|stray| place.is_within(stray)) {
-            strays.push(place);
+            strays.push(place.clone());
         }
     }
+    strays
+}
+
+/// Refuses to go on if something lives in a cgroup that is in no record and is of no spawn that was under way.
+fn check_strays(cgroups: &Cgroups, strays: &[Place], heirs: &[Heir], begun: &[Begun]) -> Result<(), Error> {
+    let known: BTreeSet<u64> =
+        heirs.iter().filter(|heir| heir.found.is_some()).map(|heir| heir.record.birth.key).collect();
+    let under_way: BTreeSet<String> = begun
+        .iter()
+        .map(|begun| match known.contains(&begun.key) {
+            true => format!("{}/run-{}", begun.place, begun.run),
+            false => begun.place.clone(),
+        })
+        .collect();
+    let mut unknown = Vec::new();
+    // No agent can have a name with a dot.
+    let is_ours = |stray: &&Place| under_way.contains(stray.path()) || stray.name().starts_with('.');
+    for stray in strays.iter().filter(|stray| !is_ours(stray)) {
+        if cgroups.events(stray)?.populated {
+            unknown.push(stray.to_string());
+        }
+    }
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    let count = unknown.len();
+    unknown.truncate(UNKNOWN_SHOWN_MAX);
+    let message = format!(
+        "the records are not complete: processes live in {count} cgroups of which they know nothing ({})",
+        unknown.join(", ")
+    );
+    Err(Error::new(Code::Unsupported, message).remedy(
+        "end these processes yourself (write 1 to cgroup.kill there), or remove the file `records` in the state directory: then \
+         every agent that lives in the cgroup is ended",
+    ))
+}
+
+fn end_strays(cgroups: &Cgroups, strays: &[Place]) -> Result<u64, Error> {
     let mut ended = 0;
-    for stray in &strays {
+    for stray in strays {
         ended += cgroups.kill(stray)?;
     }
     let deadline = clock::monotonic() + STRAYS_BUDGET;

@@ -16,6 +16,7 @@
 //! All threads live as long as the supervisor: a child's parent-death signal and a vfork are bound to its spawner's thread.
 
 use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
@@ -44,7 +45,7 @@ const READERS: usize = 2;
 const ACTORS: usize = 2;
 
 /// Enough for the deepest call here, which formats an error; the child of a spawn has a stack of its own.
-const STACK: usize = 256 << 10;
+pub(super) const STACK: usize = 256 << 10;
 
 /// The pool. Dropping it lets the threads finish what is queued and end.
 #[derive(Debug)]
@@ -117,7 +118,11 @@ impl Hands {
 /// Does for the next spawn what needs no knowledge of it: so it is done already when somebody asks for one.
 pub(super) fn get_ready(tools: &Tools) {
     let ready = spawn::get_ready().map_err(|failure| failure.message);
-    if let Err(error) = ready.and_then(|()| tools.store.stock().map_err(|error| error.to_string())) {
+    let stock = || match tools.is_disk_slow.load(Ordering::Relaxed) {
+        true => Ok(()),
+        false => tools.store.stock().map_err(|error| error.to_string()),
+    };
+    if let Err(error) = ready.and_then(|()| stock()) {
         tracing::warn!("get ready to spawn: {error}");
     }
 }

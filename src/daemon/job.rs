@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use super::end::{self, Quarry};
 use super::launch::{self, Surroundings};
@@ -35,6 +36,8 @@ pub(super) struct Tools {
     pub surroundings: Surroundings,
     pub rulebook: Rulebook,
     pub leaves: Leaves,
+    /// Whether the disk of the state directory stalls or is full: nothing is made there in advance then.
+    pub is_disk_slow: AtomicBool,
 }
 
 /// A job.
@@ -178,12 +181,11 @@ pub(super) enum Outcome {
 }
 
 impl Job {
-    /// Says whether it may be done before what was decided is written down: it changes nothing, what it makes is taken back by
-    /// whoever finds no record of it, or nobody could have it back.
+    /// Says whether it may be done before what was decided is written down: it changes nothing, or nobody could have it back.
     pub fn is_unrecorded(&self) -> bool {
         let is_a_look =
             matches!(self, Self::FindLaggards { .. } | Self::Survey { .. } | Self::Read(_) | Self::Sample { .. });
-        is_a_look || matches!(self, Self::Spawn(_) | Self::Identify(_) | Self::Dig { .. })
+        is_a_look || matches!(self, Self::Identify(_) | Self::Dig { .. })
     }
 
     pub fn run(self, tools: &Tools) -> Outcome {

@@ -5,7 +5,8 @@
 //! ```
 //!
 //! A turn's events are written by one write at its end, whole or not at all: a number that is missing is an event that is lost. An
-//! index of every 64th line says where to begin to read.
+//! index of every 64th line says where to begin to read. While the disk stalls or is full, events wait in memory, bounded, and are
+//! written in order when it goes on.
 //!
 //! The last events are kept in memory as well: a follower that keeps up costs no read. Everybody else reads the files page by page
 //! on a reader thread, from a [`Pages`] that holds them open.
@@ -13,20 +14,25 @@
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Deserialize;
 
+use super::disk::{Disk, Doing};
 use crate::api::method::{EventQuery, Subject};
 use crate::model::error::{Code, Error};
 use crate::model::event::Event;
 use crate::model::id::AgentId;
+use crate::model::time::Monotonic;
 
 /// How large one of the two files may become, in bytes.
 const HALF_MAX: u64 = 8 << 20;
+
+/// How many bytes of events wait in memory while the disk stalls or is full; those that come then are lost.
+const UNWRITTEN_MAX: usize = 4 << 20;
 
 /// Every how many lines the index has an entry.
 const STRIDE: u64 = 64;
@@ -48,9 +54,30 @@ pub(super) struct Journal {
     older: Option<Half>,
     /// The number of the last event.
     last: u64,
-    unwritten: Vec<u8>,
-    has_failed: bool,
+    unwritten: Lines,
+    /// What is on its way to the file.
+    writing: Option<(Doing<Written>, Arc<Lines>)>,
+    /// Why the last write failed, if it did.
+    fault: Option<String>,
     recent: Recent,
+}
+
+/// Lines that are to be written.
+#[derive(Debug, Default)]
+struct Lines {
+    text: Vec<u8>,
+    /// Numbers of events and where they stand in the text: the first one and every 64th.
+    index: Vec<(u64, u64)>,
+}
+
+/// What became of a write.
+#[derive(Debug)]
+struct Written {
+    /// The size of the file after it.
+    size: u64,
+    outcome: std::io::Result<()>,
+    /// The file that took its place, if it was full.
+    turned: Option<Result<File, String>>,
 }
 
 /// The last events, in memory.
@@ -99,8 +126,9 @@ impl Journal {
             newer,
             older,
             last,
-            unwritten: Vec::new(),
-            has_failed: false,
+            unwritten: Lines::default(),
+            writing: None,
+            fault: None,
             recent: Recent::default(),
         })
     }
@@ -113,11 +141,8 @@ impl Journal {
     pub fn append(&mut self, event: &mut Event) {
         self.last += 1;
         event.seq = self.last;
-        let at = self.newer.size + self.unwritten.len() as u64;
-        self.newer.note(event.seq, at);
         let Ok(json) = serde_json::to_string(event) else { return };
-        self.unwritten.extend_from_slice(json.as_bytes());
-        self.unwritten.push(b'\n');
+        self.unwritten.push(event.seq, &json);
         let (agent, parent) = (event.agent.clone(), event.parent.clone());
         let (agent_key, parent_key) = (event.agent_key, event.parent_key);
         self.recent.push(Told { seq: event.seq, agent, parent, agent_key, parent_key, json: json.into() });
@@ -135,36 +160,56 @@ impl Journal {
         Some(self.recent.events.range(skipped.min(self.recent.events.len())..))
     }
 
-    /// Writes what was appended since the last time. A full disk is told once, and what could not be written is lost.
-    pub fn flush(&mut self) {
-        if self.unwritten.is_empty() {
+    /// Writes what was appended since the last time, unless what was appended before it is still being written.
+    pub fn flush(&mut self, disk: &mut Disk) {
+        self.settle();
+        if self.writing.is_some() || self.unwritten.text.is_empty() {
             return;
         }
-        let written = self.newer.write(&self.unwritten).map_err(|error| format!("{error}; events are lost"));
-        self.unwritten.clear();
-        let outcome = written.and_then(|()| if self.newer.size > HALF_MAX { self.turn() } else { Ok(()) });
-        match (outcome, &mut self.has_failed) {
-            (Err(error), has_failed @ false) => {
-                *has_failed = true;
-                tracing::error!("write {}: {error} until that works again", self.dir.join("journal").display());
-            }
-            (Ok(()), has_failed @ true) => {
-                *has_failed = false;
-                tracing::info!("write {}: that works again", self.dir.join("journal").display());
-            }
-            _ => {}
-        }
+        let lines = Arc::new(std::mem::take(&mut self.unwritten));
+        let (file, dir, size, text) = (self.newer.file.clone(), self.dir.clone(), self.newer.size, lines.clone());
+        self.writing = Some((disk.act(move || write(&file, size, &text.text, &dir)), lines));
+        self.settle();
     }
 
-    /// Makes the newer half the older one. What a full disk can refuse comes first.
-    fn turn(&mut self) -> Result<(), String> {
-        let [newer, older, fresh] = ["journal", "journal.1", "journal.new"].map(|name| self.dir.join(name));
-        let failed = |error: &dyn std::fmt::Display| format!("turn it over: {error}; it grows");
-        let half = Half::open(&fresh, true).map_err(|error| failed(&error))?.expect("it is made if it is not there");
-        std::fs::rename(&newer, &older).map_err(|error| failed(&error))?;
-        std::fs::rename(&fresh, &newer).map_err(|error| failed(&error))?;
-        self.older = Some(std::mem::replace(&mut self.newer, half));
-        Ok(())
+    /// Returns since when a write is under way that did not come to its end in time.
+    pub fn behind_since(&mut self) -> Option<Monotonic> {
+        self.settle();
+        self.writing.as_ref().map(|(doing, _)| doing.began)
+    }
+
+    /// Returns why the last write failed, if it did.
+    pub fn fault(&self) -> Option<&str> {
+        self.fault.as_deref()
+    }
+
+    /// Takes note of a write that is done. What could not be written is written next time, if there is room for it until then.
+    fn settle(&mut self) {
+        let Some(Written { size, outcome, turned }) = self.writing.as_ref().and_then(|(doing, _)| doing.take()) else {
+            return;
+        };
+        let Some((_, lines)) = self.writing.take() else { return };
+        let shown = self.dir.join("journal");
+        self.fault = match outcome {
+            Ok(()) => {
+                let begin = self.newer.size;
+                lines.index.iter().for_each(|(seq, at)| self.newer.note(*seq, begin + at));
+                None
+            }
+            Err(error) => {
+                self.unwritten.put_before(&lines);
+                Some(format!("write {}: {error}", shown.display()))
+            }
+        };
+        self.newer.size = size;
+        match turned {
+            None => {}
+            Some(Ok(file)) => {
+                let half = Half { file: Arc::new(file), size: 0, index: VecDeque::new() };
+                self.older = Some(std::mem::replace(&mut self.newer, half));
+            }
+            Some(Err(error)) => self.fault = Some(format!("turn {} over: {error}; it grows", shown.display())),
+        }
     }
 
     /// Opens what is written of the events after a number, to be read by another thread.
@@ -335,20 +380,6 @@ impl Half {
         Ok(())
     }
 
-    /// Appends lines that are noted already, or takes back what was written of them and noted.
-    fn write(&mut self, lines: &[u8]) -> std::io::Result<()> {
-        let outcome = (&*self.file).write_all(lines);
-        match &outcome {
-            Ok(()) => self.size = self.file.metadata().map_or(self.size, |metadata| metadata.size()),
-            Err(_) => {
-                // To make a file shorter takes no room; where even that fails, the next line is lost with the torn one.
-                self.file.set_len(self.size).unwrap_or_default();
-                self.index.retain(|(_, at)| *at < self.size);
-            }
-        }
-        outcome
-    }
-
     fn note(&mut self, seq: u64, at: u64) {
         if self.index.is_empty() || seq.is_multiple_of(STRIDE) {
             self.index.push_back((seq, at));
@@ -356,11 +387,10 @@ impl Half {
     }
 
     fn last(&self) -> Option<u64> {
-        let (_, at) = self.index.back()?;
-        let mut file = &*self.file;
-        file.seek(SeekFrom::Start(*at)).ok()?;
-        let lines = BufReader::new(file).lines().map_while(Result::ok);
-        lines.filter_map(|line| serde_json::from_str::<Event>(&line).ok()).map(|event| event.seq).last()
+        let (first, _) = self.index.back()?;
+        let (mut page, mut room, mut scan) = (Page::default(), usize::MAX, u64::MAX);
+        self.stretch(first.saturating_sub(1))?.read(&EventQuery::default(), &mut page, &mut room, &mut scan).ok()?;
+        Some(page.last)
     }
 
     /// Returns where the events after a number are; none if there is nothing to read.
@@ -369,6 +399,56 @@ impl Half {
         let (_, from) = self.index.get(after.saturating_sub(1))?;
         Some(Stretch { file: self.file.clone(), from: *from, to: self.size })
     }
+}
+
+impl Lines {
+    /// Appends a line, unless too many wait already.
+    fn push(&mut self, seq: u64, line: &str) {
+        if self.text.len() >= UNWRITTEN_MAX {
+            return;
+        }
+        if self.index.is_empty() || seq.is_multiple_of(STRIDE) {
+            self.index.push((seq, self.text.len() as u64));
+        }
+        self.text.extend_from_slice(line.as_bytes());
+        self.text.push(b'\n');
+    }
+
+    /// Takes in lines that come before these, which are lost if both together are more than may wait.
+    fn put_before(&mut self, first: &Self) {
+        let (mut text, mut index) = (first.text.clone(), first.index.clone());
+        if text.len() + self.text.len() <= UNWRITTEN_MAX {
+            index.extend(self.index.iter().map(|(seq, at)| (*seq, at + text.len() as u64)));
+            text.extend_from_slice(&self.text);
+        }
+        *self = Self { text, index };
+    }
+}
+
+/// Appends lines to a file of this size, whole or not at all, and begins another one if it is full.
+fn write(mut file: &File, size: u64, lines: &[u8], dir: &Path) -> Written {
+    let outcome = file.write_all(lines);
+    match &outcome {
+        Ok(()) => {
+            let size = file.metadata().map_or(size + lines.len() as u64, |metadata| metadata.size());
+            Written { size, outcome, turned: (size > HALF_MAX).then(|| turn(dir)) }
+        }
+        Err(_) => {
+            // To make a file shorter takes no room; where even that fails, the next line is lost with the torn one.
+            file.set_len(size).unwrap_or_default();
+            Written { size, outcome, turned: None }
+        }
+    }
+}
+
+/// Makes the newer file the older one. What a full disk can refuse comes first.
+fn turn(dir: &Path) -> Result<File, String> {
+    let [newer, older, fresh] = ["journal", "journal.1", "journal.new"].map(|name| dir.join(name));
+    let half = Half::open(&fresh, true).map_err(|error| error.message)?.expect("it is made if it is not there");
+    half.file.set_len(0).map_err(|error| error.to_string())?;
+    std::fs::rename(&newer, &older).map_err(|error| error.to_string())?;
+    std::fs::rename(&fresh, &newer).map_err(|error| error.to_string())?;
+    Ok(Arc::into_inner(half.file).expect("nobody else has it"))
 }
 
 #[cfg(test)]
@@ -398,7 +478,7 @@ mod tests {
                 journal.append(&mut event);
                 assert_eq!(event.seq, round * 100 + number);
             }
-            journal.flush();
+            journal.flush(&mut Disk::in_memory());
         }
         let (numbers, page) = read(&Journal::open(dir.path()).unwrap(), 290);
         assert_eq!(numbers, (291..=300).collect::<Vec<_>>());
@@ -410,34 +490,59 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut journal = Journal::open(dir.path()).unwrap();
         journal.append(&mut event("whole"));
-        journal.flush();
+        journal.flush(&mut Disk::in_memory());
         (&*journal.newer.file).write_all(b"{\"seq\":2,\"ti").unwrap();
         let mut journal = Journal::open(dir.path()).unwrap();
         assert_eq!(journal.last(), 1);
         journal.append(&mut event("next"));
-        journal.flush();
+        journal.flush(&mut Disk::in_memory());
         assert_eq!(read(&journal, 0).0, [1, 2]);
     }
 
     #[test]
-    fn what_could_not_be_written_is_counted_where_it_is_missing() {
+    fn what_could_not_be_written_is_written_later_and_what_had_no_room_is_counted() {
         let dir = tempfile::tempdir().unwrap();
         let mut journal = Journal::open(dir.path()).unwrap();
-        let append = |journal: &mut Journal, count: u64| {
-            (0..count).for_each(|_| journal.append(&mut event("x")));
-            journal.flush();
+        let append = |journal: &mut Journal, count: u64, text: &str| {
+            (0..count).for_each(|_| journal.append(&mut event(text)));
+            journal.flush(&mut Disk::in_memory());
         };
-        append(&mut journal, 10);
+        append(&mut journal, 10, "x");
         let unwritable = Arc::new(File::open(dir.path().join("journal")).unwrap());
         let file = std::mem::replace(&mut journal.newer.file, unwritable);
-        append(&mut journal, 190);
+        append(&mut journal, 190, "x");
+        assert!(journal.fault().is_some() && !journal.unwritten.text.is_empty());
+        append(&mut journal, 1, &"x".repeat(UNWRITTEN_MAX));
+        append(&mut journal, 1, "lost");
         journal.newer.file = file;
-        append(&mut journal, 100);
+        append(&mut journal, 0, "");
+        assert!(journal.fault().is_none() && journal.unwritten.text.is_empty());
+        append(&mut journal, 100, "x");
         for journal in [journal, Journal::open(dir.path()).unwrap()] {
-            let (numbers, page) = read(&journal, 5);
-            assert_eq!((numbers.len(), page.lost, page.last), (105, 190, 300));
-            let (numbers, page) = read(&journal, 250);
-            assert_eq!((numbers[0], numbers.len(), page.lost), (251, 50, 0));
+            let (mut at, mut lost, mut seen) = (5, 0, Vec::new());
+            while at < 302 {
+                let (numbers, page) = read(&journal, at);
+                assert!(page.last > at, "it goes on after {at}");
+                seen.extend(numbers);
+                (at, lost) = (page.last, lost + page.lost);
+            }
+            assert_eq!((seen, lost), ((6..=201).chain(203..=302).collect(), 1));
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_no_event_are_passed_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(dir.path()).unwrap();
+        for garbage in [&b"\xff\xfe no text\n"[..], b"{\"seq\":\n", b"\n", b"{}\n"] {
+            journal.append(&mut event("x"));
+            journal.flush(&mut Disk::in_memory());
+            (&*journal.newer.file).write_all(garbage).unwrap();
+            journal.newer.size += garbage.len() as u64;
+        }
+        for journal in [journal, Journal::open(dir.path()).unwrap()] {
+            assert_eq!(journal.last(), 4);
+            assert_eq!(read(&journal, 0).0, [1, 2, 3, 4]);
         }
     }
 
@@ -448,7 +553,7 @@ mod tests {
         let long = "x".repeat(100_000);
         for _ in 0..400 {
             journal.append(&mut event(&long));
-            journal.flush();
+            journal.flush(&mut Disk::in_memory());
         }
         let size: u64 =
             ["journal", "journal.1"].iter().map(|name| dir.path().join(name).metadata().unwrap().len()).sum();

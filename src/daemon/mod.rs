@@ -22,6 +22,7 @@ mod call;
 mod client;
 mod config;
 mod dead;
+mod disk;
 mod doctor;
 mod end;
 mod exit;

@@ -123,6 +123,7 @@ fn spawn(shell: &mut Supervisor, order: SpawnOrder) {
     }
     let home = body.home.clone();
     shell.await_line(key, order.run, &order.spec);
+    shell.records.append_begun(key, order.run, &home);
     shell.hand(Job::Spawn(Box::new(SpawnJob {
         agent: key,
         run: order.run,
@@ -173,10 +174,13 @@ fn forget(shell: &mut Supervisor, key: AgentKey) {
     shell.forget_pressure(key);
     shell.end_follows(key);
     if body.spool.is_some() {
-        // Before a new agent of this name makes its own: the removal is done here and now, it is two unlinks.
-        if let Err(error) = shell.tools.store.remove(&body.id) {
-            tracing::warn!("remove the output of {}: {error}", body.id);
-        }
+        // Before a new agent of this name makes its own: while the disk stalls, none is let in.
+        let tools = shell.tools.clone();
+        shell.disk.act(move || {
+            if let Err(error) = tools.store.remove(&body.id) {
+                tracing::warn!("remove the output of {}: {error}", body.id);
+            }
+        });
     }
 }
 
@@ -197,6 +201,7 @@ pub(super) fn log(event: &Event) {
         | Kind::Storm
         | Kind::Oom
         | Kind::Forbidden
+        | Kind::StateStalled
         | Kind::Late
         | Kind::Stuck
         | Kind::Lagging => {

@@ -1,8 +1,9 @@
 //! From settings to a turning loop: every check is made before anything is changed, and what was made is taken back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::channel;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use mio::{Interest, Poll, Waker};
 use rustix::pipe::PipeFlags;
 
 use super::adopt::{self, Estate};
+use super::disk::Disk;
 use super::exit::Zombies;
 use super::hands::Hands;
 use super::job::Tools;
@@ -38,6 +40,7 @@ use crate::machine::Machine;
 use crate::model::config::HerdConfig;
 use crate::model::error::{Code, Error};
 use crate::model::event::Kind;
+use crate::model::id::AgentId;
 use crate::model::limits::Knob;
 use crate::output::Store;
 
@@ -150,6 +153,11 @@ impl Drop for Undo {
     }
 }
 
+/// Removes the spool directories of all agents but these. What is somebody else's stays.
+fn remove_spools(store: &Store, known: &BTreeSet<AgentId>) {
+    store.remove_all_but(known).iter().for_each(|error| tracing::warn!("{error}"));
+}
+
 fn remove_root(cgroups: &Cgroups) {
     match cgroups.remove_root() {
         Ok(Removal::Removed) => {}
@@ -188,7 +196,6 @@ impl Herdsman {
         let inherited = if manner == Manner::Daemon { socket::inherited()? } else { None };
         let (way, group) = try_and_look_up(own, inherited.is_none())?;
         let store = Store::open(&settings.state_dir)?;
-        store.clear()?;
         if !store.punches() {
             tracing::warn!(
                 "the file system of {} cannot give space back: output is not bounded there",
@@ -216,6 +223,7 @@ impl Herdsman {
             surroundings,
             leaves: Leaves::default(),
             rulebook: Rulebook::default(),
+            is_disk_slow: AtomicBool::new(false),
         };
         let root = format!("{}/{}", host.cgroup2.display(), settings.cgroup.trim_matches('/'));
         let mut machine = Machine::new(herd, root.clone(), not_offered, clock::wall().0);
@@ -227,12 +235,15 @@ impl Herdsman {
         // The journal goes on from daemon to daemon, and tells agents apart by their keys.
         machine.number_from(clock::wall().0 / 1_000_000_000 * KEYS_A_SECOND);
         let parts = Parts { settings, manner, tools, listener, inbox, records, journal, poll, machine, root };
+        // Every check is made: from here on things are changed.
+        let ended = estate.end_strays(&parts.tools.cgroups)?;
+        remove_spools(&parts.tools.store, &estate.ids());
         let mut supervisor = parts.assemble()?;
         // Before anything of the herd is begun, and after everything else that can be refused.
         let guardian = set_guardian(&supervisor).inspect_err(|_| remove_root(&supervisor.tools.cgroups))?;
         supervisor.memory.take_outside_as_told(&supervisor.tools.cgroups);
         supervisor.watch_forks_above();
-        supervisor.announce(estate);
+        supervisor.announce(estate, ended);
         let sparse = match residence {
             Residence::OwnLeaf => super::guard::hold_memory(),
             Residence::Stay => None,
@@ -252,12 +263,14 @@ impl Herdsman {
         let own_socket = self.own_socket;
         let guardian = &mut self.guardian;
         let clear_up = |supervisor: &mut Supervisor, outcome: &Result<(), Error>| {
+            supervisor.tools.store.close();
             if supervisor.machine.has_survivors() {
                 tracing::error!(
                     "processes outlive their kill: the next daemon in this state directory goes on with their end"
                 );
             } else if outcome.is_ok() {
-                supervisor.records.remove();
+                supervisor.records.remove(&mut supervisor.disk);
+                remove_spools(&supervisor.tools.store, &BTreeSet::new());
             }
             for socket in own_socket.into_iter().chain([supervisor.settings.notify_socket()]) {
                 if let Err(error) = std::fs::remove_file(&socket) {
@@ -449,6 +462,7 @@ impl Parts {
         let (sender, outcomes) = channel();
         let tools = Arc::new(tools);
         let hands = Hands::start(&tools, &sender, &waker)?;
+        let disk = Disk::start(&settings.state_dir, &waker)?;
         let detection = Detection::new(settings.herd.failure_detection_timeout);
         Ok(Supervisor {
             settings,
@@ -487,8 +501,10 @@ impl Parts {
             limit_hits: BTreeMap::new(),
             mailbox: Mailbox::new(inbox),
             chores: std::collections::BTreeSet::new(),
+            disk,
             records,
             journal,
+            is_unwritable: false,
             detection,
             began: clock::monotonic(),
             next_id: 0,
@@ -503,7 +519,7 @@ impl Parts {
 
 impl Supervisor {
     /// Tells that a daemon has begun, and what it found, and goes on with that.
-    fn announce(&mut self, estate: Estate) {
+    fn announce(&mut self, estate: Estate, ended: u64) {
         let limits = self.machine.config().limits.clone();
         self.watch_limits(&[(Place::herd(), limits)]);
         self.take_up_pressure(None);
@@ -511,7 +527,7 @@ impl Supervisor {
         let mut event = self.machine.event_about(now.mono, now.wall, Kind::HerdStarted, None);
         event.pid = i32::try_from(std::process::id()).ok();
         event.message = format!("treeherd {} supervises {}", env!("CARGO_PKG_VERSION"), self.root);
-        event.message.push_str(&estate.tell());
+        event.message.push_str(&estate.tell(ended));
         self.publish(event);
         self.adopt(estate);
         self.write_down();

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 
 use super::body::{Body, Watched};
 use super::client::{self, CLIENTS_MEMORY_MAX, Client};
+use super::disk::{Disk, STALLED_AFTER};
 use super::exit::Zombies;
 use super::hands::Hands;
 use super::hits::Hits;
@@ -47,6 +49,9 @@ const DEATHS_A_TELL: usize = 32;
 
 /// How long one turn serves clients, twice at most: then agents have their turn, and the other clients the next one.
 const CLIENTS_A_TURN: Duration = Duration::from_millis(5);
+
+/// When it is tried again to write what could not be written.
+const WRITE_AGAIN: Duration = Duration::from_secs(1);
 
 /// How late the loop wakes at least if it was frozen, or the machine slept: no load makes it that late.
 const STOPPED_FROM: Duration = Duration::from_secs(1);
@@ -130,6 +135,8 @@ pub(super) enum Chore {
     Found(AgentKey),
     /// Receive again, if the descriptors that hang in a close leave room.
     Closers,
+    /// Try again to write what could not be written.
+    Write,
     /// Tell the service manager the counts.
     Status,
     /// Tell the service manager that the loop turns.
@@ -192,8 +199,11 @@ pub(super) struct Supervisor {
     pub limit_hits: BTreeMap<String, u64>,
     pub mailbox: Mailbox,
     pub chores: BTreeSet<(Monotonic, Chore)>,
+    pub disk: Disk,
     pub records: Records,
     pub journal: Journal,
+    /// Whether it was told that these cannot be written.
+    pub is_unwritable: bool,
     pub detection: Detection,
     pub began: Monotonic,
     pub next_id: u64,
@@ -219,6 +229,7 @@ pub(super) fn now() -> Now {
 impl Supervisor {
     /// The herd has ended: tells what there is to tell, and has done.
     pub fn take_leave(&mut self) {
+        self.disk.take_leave();
         self.write_down();
         self.tell_news();
         for id in self.clients.keys().copied().collect::<Vec<_>>() {
@@ -231,6 +242,8 @@ impl Supervisor {
     pub fn turn(&mut self, events: &mut Events) -> Result<(), Error> {
         let timeout = self.timeout();
         self.rules_room = TURN_MOST;
+        let is_behind = self.behind_since().is_some();
+        self.disk.begin_turn(is_behind);
         self.detection.before_poll();
         let asleep = clock::monotonic();
         match self.poll.poll(events, timeout) {
@@ -327,6 +340,7 @@ impl Supervisor {
     /// Writes down and sends out what this turn has brought, as long as it has time for that.
     pub fn tell(&mut self) {
         self.write_down();
+        self.watch_disk();
         self.tell_news();
         let until = clock::monotonic() + CLIENTS_A_TURN;
         for _ in 0..self.stirred.len() {
@@ -354,13 +368,50 @@ impl Supervisor {
         now.into_iter().for_each(|job: Job| self.hands.take(job));
     }
 
-    /// Writes down what was decided, then what happened; then what was decided is carried out.
+    /// Writes down what was decided, then what happened; then what was decided is carried out. Where the disk stalls that is not
+    /// waited for: what could not be written in time is written later, in the same order.
     pub fn write_down(&mut self) {
-        self.records.flush(&self.machine);
-        self.reap();
-        self.journal.flush();
+        self.records.flush(&self.machine, &mut self.disk);
+        // Until its end is written down, a next daemon can ask the kernel for it.
+        if self.records.behind_since().is_none() {
+            self.reap();
+        }
+        self.journal.flush(&mut self.disk);
         for job in std::mem::take(&mut self.held) {
             self.hands.take(job);
+        }
+    }
+
+    /// Returns since when something is being written that should have been by now.
+    fn behind_since(&mut self) -> Option<Monotonic> {
+        self.records.behind_since().into_iter().chain(self.journal.behind_since()).min()
+    }
+
+    /// Tells once that the state cannot be written, and once that it can again.
+    fn watch_disk(&mut self) {
+        let why = match self.behind_since() {
+            Some(since) if clock::monotonic().since(since) < STALLED_AFTER => {
+                // It may come to its end in a moment.
+                self.chores.insert((since + STALLED_AFTER, Chore::Write));
+                return;
+            }
+            Some(_) => Some(format!("writing to {} takes longer than it may", self.settings.state_dir.display())),
+            None => self.records.fault().or(self.journal.fault()).map(str::to_owned),
+        };
+        if why.is_some() == self.is_unwritable {
+            return;
+        }
+        self.is_unwritable = why.is_some();
+        self.tools.is_disk_slow.store(self.is_unwritable, Ordering::Relaxed);
+        self.write_again();
+        self.feed(why.map_or(Input::StateWritable, |why| Input::StateUnwritable(why.into())));
+        self.write_down();
+    }
+
+    /// What could not be written is tried again by the end of this turn, and if need be later.
+    fn write_again(&mut self) {
+        if self.is_unwritable {
+            self.chores.insert((clock::monotonic() + WRITE_AGAIN, Chore::Write));
         }
     }
 
@@ -405,6 +456,7 @@ impl Supervisor {
                 Some((_, Chore::ForksAbove)) => self.look_at_forks_above(),
                 Some((_, Chore::Found(key))) => self.tell_found(key),
                 Some((_, Chore::Closers)) => self.receive_again(),
+                Some((_, Chore::Write)) => self.write_again(),
                 Some((_, Chore::Status)) => self.status_is_due(),
                 Some((_, Chore::Heartbeat)) => self.beat(),
                 None => {}
@@ -476,7 +528,8 @@ impl Supervisor {
             return;
         }
         for spawn in self.own_spawn.take().into_iter().chain([spawn]) {
-            self.hand_out(spawn);
+            self.spawns_out += 1;
+            self.held.push(spawn);
         }
     }
 

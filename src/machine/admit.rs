@@ -19,8 +19,34 @@ use crate::model::spec::{Admission, AgentSpec};
 const QUEUE_MOST: usize = 10_000;
 
 impl Machine {
+    /// Nothing can be written down any more: an agent that is let in now, the next daemon would know nothing of.
+    pub(super) fn state_unwritable(&mut self, step: &mut Step, why: Arc<str>) {
+        if self.unwritable.is_none() {
+            let message = format!("{why}; deaths are reported and agents are ended all the same, new ones are refused");
+            self.publish(step, Kind::StateStalled, None, |event| event.message = message);
+        }
+        self.unwritable = Some(why);
+    }
+
+    /// Everything is written down again.
+    pub(super) fn state_writable(&mut self, step: &mut Step) {
+        if self.unwritable.take().is_some() {
+            self.publish(step, Kind::StateRecovered, None, |event| {
+                event.message = "the state is written again".to_owned()
+            });
+        }
+    }
+
+    fn check_writable(&self) -> Result<(), Error> {
+        let Some(why) = &self.unwritable else { return Ok(()) };
+        let error =
+            Error::new(Code::StateUnwritable, format!("no agent is started that could not be recovered: {why}"));
+        Err(error.remedy("make room on the file system of the state directory, or wait until its disk answers"))
+    }
+
     /// Admits, queues or refuses a spawn. What it can refuse, it refuses before anything is changed.
     pub(super) fn ask_spawn(&mut self, step: &mut Step, to: ReplyTo, spec: AgentSpec) -> Result<(), Error> {
+        self.check_writable()?;
         let (parent, level) = self.place(&spec)?;
         let limits = self.limits_for(&spec, parent, level)?;
         self.check_counted(level, &limits)?;

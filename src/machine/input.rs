@@ -234,6 +234,10 @@ pub enum Input {
     LimitsSet(u64),
     /// A change of limits was refused by the kernel, and nothing was changed.
     LimitsRefused(u64, Error),
+    /// What is decided cannot be written down, and why.
+    StateUnwritable(Arc<str>),
+    /// It can be written down again.
+    StateWritable,
     /// Time went by.
     Ticked,
     /// Time went by since then without the supervisor: it was frozen, or the machine slept. Maybe nobody else did anything either.

@@ -64,6 +64,7 @@ mod verdict;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 pub use adopt::{Adopted, Found, FoundHome, Left, Telling};
 use agent::{Agent, Home, Phase};
@@ -139,6 +140,8 @@ pub struct Machine {
     /// What agents have that ask for nothing.
     baseline: Baseline,
     ends: BTreeMap<Cause, u64>,
+    /// Why nothing can be written down, as long as that is so.
+    unwritable: Option<Arc<str>>,
 }
 
 /// Whether the herd admits agents.
@@ -232,6 +235,7 @@ impl Machine {
             chance: fastrand::Rng::with_seed(seed),
             baseline: Baseline::default(),
             ends: BTreeMap::new(),
+            unwritable: None,
         }
     }
 
@@ -305,6 +309,8 @@ impl Machine {
             Input::LimitsSet(change) => self.limits_set(step, change),
             Input::LimitsRefused(change, error) => self.limits_refused(step, change, error),
             Input::Ticked => {}
+            Input::StateUnwritable(why) => self.state_unwritable(step, why),
+            Input::StateWritable => self.state_writable(step),
             Input::StoodStill(since) => self.stood_still(step.now.mono, since),
         }
     }

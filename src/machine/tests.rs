@@ -87,6 +87,24 @@ fn ids(names: &[&str]) -> Target {
 }
 
 #[test]
+fn while_the_state_cannot_be_written_agents_are_ended_and_restarted_and_none_is_let_in() {
+    let mut bench = Bench::new();
+    let key = bench.spawn("a", None, |spec| spec.restart.policy = RestartPolicy::Always);
+    let stalled = bench.step(Input::StateUnwritable("no room".into()));
+    assert_eq!(kinds(&stalled), [Kind::StateStalled]);
+    assert_eq!(bench.step(Input::StateUnwritable("no room".into())), [], "it is told once");
+    let spec = AgentSpec::new("b".parse().unwrap(), ["sleep"]);
+    let refused = error(&bench.ask(Request::Spawn(Box::new(spec.clone()))));
+    assert_eq!(refused.code, Code::StateUnwritable);
+    assert!(refused.message.contains("no room"), "{refused}");
+    let ended = bench.exit(key, 1, 0);
+    assert!(kinds(&ended).contains(&Kind::Failed) && kinds(&ended).contains(&Kind::Restarting), "{ended:?}");
+    assert_eq!(kinds(&bench.step(Input::StateWritable)), [Kind::StateRecovered]);
+    assert_eq!(bench.step(Input::StateWritable), []);
+    assert!(matches!(&bench.ask(Request::Spawn(Box::new(spec)))[..], [Effect::Spawn(_)]));
+}
+
+#[test]
 fn a_completed_agent_is_retained_and_then_forgotten() {
     let mut bench = Bench::new();
     let key = bench.spawn("a", None, |_| {});

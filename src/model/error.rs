@@ -60,6 +60,8 @@ pub enum Code {
     Kernel,
     /// The tree file or the configuration has mistakes.
     BadTree,
+    /// The state directory cannot be written: its disk stalls or is full.
+    StateUnwritable,
 }
 
 impl Code {
@@ -92,6 +94,7 @@ impl Code {
             Self::Unsupported => "unsupported",
             Self::Kernel => "kernel",
             Self::BadTree => "bad_tree",
+            Self::StateUnwritable => "state_unwritable",
         }
     }
 }

@@ -109,6 +109,11 @@ kinds! {
     Storm = "herd:storm",
     /// No restart waits for its turn any more.
     Calm = "herd:calm",
+    /// The state directory cannot be written: its disk stalls or is full. Deaths are reported and agents are ended all the same,
+    /// new ones are refused; events wait in memory. Why is in the message.
+    StateStalled = "state:stalled",
+    /// The state directory can be written again, and everything that waited for that is written.
+    StateRecovered = "state:recovered",
     /// An agent asked for something that it may not.
     Forbidden = "request:forbidden",
     /// A death was told later than the bound.

@@ -1,10 +1,11 @@
 //! The directory of all spool files: makes, opens and removes them. Holds one descriptor, however many agents there are.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
-use rustix::fs::{self, AtFlags, CWD, Mode, OFlags, RenameFlags, ResolveFlags};
+use rustix::fs::{self, AtFlags, CWD, Dir, Mode, OFlags, RenameFlags, ResolveFlags};
 use rustix::io::{self, Errno};
 
 use super::file::{SpoolFile, fault, punch};
@@ -31,6 +32,7 @@ pub struct Store {
     punches: bool,
     /// The files of agents to come, in directories that are called by their number here.
     spares: Mutex<[Option<Inlet>; SPARES]>,
+    is_closed: RwLock<bool>,
 }
 
 /// Where the output of one run goes in.
@@ -56,7 +58,7 @@ impl Store {
         }
         let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::PATH | OFlags::CLOEXEC;
         let agents = fs::openat(CWD, &path, flags, Mode::empty()).map_err(|errno| fault("open", &name, errno))?;
-        let mut store = Self { agents, punches: false, spares: Mutex::default() };
+        let mut store = Self { agents, punches: false, spares: Mutex::default(), is_closed: RwLock::default() };
         store.punches = store.try_punching().map_err(|errno| fault("write a scratch file in", &name, errno))?;
         Ok(store)
     }
@@ -70,13 +72,24 @@ impl Store {
         self.punches
     }
 
-    /// Removes the spare files that an earlier daemon left. Only for the one to whom the state directory belongs, and before it
-    /// makes any.
-    ///
-    /// # Errors
-    /// As [`Store::remove`].
-    pub fn clear(&self) -> Result<(), Error> {
-        (0..SPARES).try_for_each(|number| self.remove_dir(&spare_name(number)))
+    /// Removes the files of all agents but these, the spare ones as well, and returns what could not be removed and why. Only for
+    /// the one to whom the state directory belongs.
+    pub fn remove_all_but(&self, known: &BTreeSet<AgentId>) -> Vec<Error> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let entries = match fs::openat(&self.agents, ".", flags, Mode::empty()).and_then(Dir::new) {
+            Ok(entries) => entries,
+            Err(errno) => return vec![fault("list", AGENTS, errno)],
+        };
+        let names = entries.flatten().filter_map(|entry| entry.file_name().to_str().map(str::to_owned).ok());
+        let is_known = |name: &str| matches!(name, "." | "..") || name.parse().is_ok_and(|id| known.contains(&id));
+        let unknown: Vec<String> = names.filter(|name| !is_known(name)).collect();
+        unknown.iter().filter_map(|name| self.remove_dir(name).err()).collect()
+    }
+
+    /// Makes no spare files any more, and waits for who is making some.
+    pub fn close(&self) {
+        *self.is_closed.write().unwrap_or_else(PoisonError::into_inner) = true;
+        *self.spares() = Default::default();
     }
 
     /// Makes the files of an agent that is yet to come, so that its spawn need not wait for them; none if enough are there.
@@ -84,6 +97,10 @@ impl Store {
     /// # Errors
     /// Those of the kernel; then nothing is left.
     pub fn stock(&self) -> Result<(), Error> {
+        let is_closed = self.is_closed.read().unwrap_or_else(PoisonError::into_inner);
+        if *is_closed {
+            return Ok(());
+        }
         let Some(number) = self.spares().iter().position(Option::is_none) else { return Ok(()) };
         let name = spare_name(number);
         match fs::mkdirat(&self.agents, &name, Mode::RWXU) {
@@ -270,19 +287,12 @@ impl Store {
         unlink(&self.agents, SCRATCH, AtFlags::empty())?;
         let scratch = self.open_entry(SCRATCH, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)?;
         unlink(&self.agents, SCRATCH, AtFlags::empty())?;
-        io::pwrite(&scratch, &[b'x'; 8192], 0)?;
+        match io::pwrite(&scratch, &[b'x'; 8192], 0) {
+            // Full: there is no telling, and a daemon that does not start gives nothing back at all.
+            Err(Errno::NOSPC | Errno::DQUOT) => return Ok(true),
+            other => other?,
+        };
         Ok(punch(scratch.as_fd(), 0, 4096).is_ok())
-    }
-}
-
-impl Drop for Store {
-    fn drop(&mut self) {
-        for number in 0..SPARES {
-            if self.spares()[number].take().is_some() {
-                // What is left behind the next daemon clears away.
-                self.remove_dir(&spare_name(number)).unwrap_or_default();
-            }
-        }
     }
 }
 

@@ -80,25 +80,27 @@ pub fn herd_with(change: impl FnOnce(&mut Settings)) -> Own {
 
 /// Starts a daemon in a process of its own, with these words on its command line.
 pub fn daemon(words: &[&str]) -> Own {
-    let dir = tempfile::tempdir().unwrap();
-    let cgroup = unique("daemon");
-    alive().insert(cgroup.clone());
-    let words = words.iter().map(|word| (*word).to_owned()).collect();
-    let mut own = Own { herd: None, daemon: None, words, dir, cgroup, _watchdog: watchdog() };
+    let mut own = daemon_to_be(words);
     own.restart();
     own
 }
 
 /// Starts a daemon in a process of its own, by a command that is changed as asked.
 pub fn daemon_started(change: impl FnOnce(&mut Command)) -> Own {
-    let dir = tempfile::tempdir().unwrap();
-    let cgroup = unique("daemon");
-    alive().insert(cgroup.clone());
-    let mut own = Own { herd: None, daemon: None, words: Vec::new(), dir, cgroup, _watchdog: watchdog() };
+    let mut own = daemon_to_be(&[]);
     let mut command = own.start();
     change(&mut command);
     own.await_answer(command);
     own
+}
+
+/// Makes a place for a daemon that [`Own::restart`] starts.
+pub fn daemon_to_be(words: &[&str]) -> Own {
+    let dir = tempfile::tempdir().unwrap();
+    let cgroup = unique("daemon");
+    alive().insert(cgroup.clone());
+    let words = words.iter().map(|word| (*word).to_owned()).collect();
+    Own { herd: None, daemon: None, words, dir, cgroup, _watchdog: watchdog() }
 }
 
 fn alive() -> std::sync::MutexGuard<'static, BTreeSet<String>> {

@@ -248,9 +248,12 @@ fn spare_files_become_an_agents_own_and_what_stands_in_their_way_goes() {
     // A daemon that was killed has left its spares; the next one begins with none.
     let next = Store::open(world.state.path()).unwrap();
     assert_eq!(names().len(), 5, "who only looks takes nothing away");
-    next.clear().unwrap();
+    let known = [world.id.clone(), b].into();
+    assert_eq!(next.remove_all_but(&known), []);
     assert_eq!(names(), ["a", "b"]);
     next.stock().unwrap();
-    drop(next);
-    assert_eq!(names(), ["a", "b"], "and leaves none");
+    next.close();
+    next.stock().unwrap();
+    assert_eq!(next.remove_all_but(&[world.id.clone()].into()), []);
+    assert_eq!(names(), ["a"], "and leaves none, nor what an agent of which there is no record has left");
 }
