@@ -7,7 +7,7 @@
 //! | threads | do | may wait for |
 //! | --- | --- | --- |
 //! | enders | kill, signal, freeze, thaw | nothing but the kernel's work on the subtree |
-//! | spawners | spawn | a program's file, a user's home |
+//! | [`Spawners`] | spawn | a program's file, a working directory; one that hangs is replaced |
 //! | diggers | give space and memory back | a lock that a writer holds; a disk |
 //! | limiter | sets limits | reclaim, when a limit is below what is used |
 //! | readers | what clients read, a step at a time | each other's steps |
@@ -23,11 +23,9 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use mio::Waker;
 
 use super::job::{Job, Outcome, Tools};
+use super::spawners::Spawners;
 use crate::kernel::spawn;
 use crate::model::error::{Code, Error};
-
-/// Threads that spawn.
-const SPAWNERS: usize = 4;
 
 /// Threads that give space and memory back.
 const DIGGERS: usize = 2;
@@ -48,9 +46,8 @@ const ACTORS: usize = 2;
 pub(super) const STACK: usize = 256 << 10;
 
 /// The pool. Dropping it lets the threads finish what is queued and end.
-#[derive(Debug)]
 pub(super) struct Hands {
-    spawns: Arc<Queue>,
+    pub spawners: Spawners,
     holes: Arc<Queue>,
     ends: Arc<Queue>,
     limits: Arc<Queue>,
@@ -73,28 +70,28 @@ struct Jobs {
 impl Hands {
     /// Starts the threads.
     pub fn start(tools: &Arc<Tools>, outcomes: &Sender<Outcome>, waker: &Arc<Waker>) -> Result<Self, Error> {
+        let spawners = Spawners::start(tools, outcomes, waker)?;
         let hands = Self {
-            spawns: Arc::default(),
+            spawners,
             holes: Arc::default(),
             ends: Arc::default(),
             limits: Arc::default(),
             reads: Arc::default(),
             acts: Arc::default(),
         };
-        let pools: [(_, _, _, fn(&Tools)); 6] = [
-            ("spawner", SPAWNERS, &hands.spawns, get_ready),
-            ("digger", DIGGERS, &hands.holes, |_| ()),
-            ("ender", ENDERS, &hands.ends, |_| ()),
-            ("limiter", LIMITERS, &hands.limits, |_| ()),
-            ("reader", READERS, &hands.reads, |_| ()),
-            ("hand", ACTORS, &hands.acts, |_| ()),
+        let pools = [
+            ("digger", DIGGERS, &hands.holes),
+            ("ender", ENDERS, &hands.ends),
+            ("limiter", LIMITERS, &hands.limits),
+            ("reader", READERS, &hands.reads),
+            ("hand", ACTORS, &hands.acts),
         ];
-        for (name, count, queue, rest) in pools {
+        for (name, count, queue) in pools {
             for _ in 0..count {
                 let (queue, tools, outcomes, waker) = (queue.clone(), tools.clone(), outcomes.clone(), waker.clone());
                 let thread = std::thread::Builder::new().name(name.to_owned()).stack_size(STACK);
                 thread
-                    .spawn(move || queue.work(&tools, &outcomes, &waker, rest))
+                    .spawn(move || queue.work(&tools, &outcomes, &waker))
                     .map_err(|error| Error::new(Code::Kernel, format!("start thread {name}: {error}")))?;
             }
         }
@@ -104,7 +101,6 @@ impl Hands {
     /// Hands a job out.
     pub fn take(&self, job: Job) {
         let queue = match job {
-            Job::Spawn(_) => &self.spawns,
             Job::Dig { .. } | Job::Reclaim { .. } => &self.holes,
             Job::Kill { .. } | Job::KillRun { .. } | Job::Signal { .. } | Job::Freeze { .. } => &self.ends,
             Job::SetLimits { .. } | Job::Tighten(_) | Job::Loosen(..) => &self.limits,
@@ -129,7 +125,8 @@ pub(super) fn get_ready(tools: &Tools) {
 
 impl Drop for Hands {
     fn drop(&mut self) {
-        for queue in [&self.spawns, &self.holes, &self.ends, &self.limits, &self.reads, &self.acts] {
+        self.spawners.close();
+        for queue in [&self.holes, &self.ends, &self.limits, &self.reads, &self.acts] {
             queue.lock().is_closed = true;
             queue.some.notify_all();
         }
@@ -159,9 +156,8 @@ impl Queue {
         }
     }
 
-    /// Works until the queue is closed; `rest` is what it does before each wait.
-    fn work(&self, tools: &Tools, outcomes: &Sender<Outcome>, waker: &Waker, rest: fn(&Tools)) {
-        rest(tools);
+    /// Works until the queue is closed.
+    fn work(&self, tools: &Tools, outcomes: &Sender<Outcome>, waker: &Waker) {
         while let Some(job) = self.next() {
             let outcome = match job.run(tools) {
                 Outcome::Unfinished(rest) => {
@@ -176,7 +172,6 @@ impl Queue {
             if outcomes.send(outcome).is_err() || waker.wake().is_err() {
                 return;
             }
-            rest(tools);
         }
     }
 }

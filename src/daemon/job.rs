@@ -10,6 +10,7 @@ use super::notify::Leaves;
 use super::pressure;
 use super::reads::{Errand, Reading, Step};
 use super::rules::Rulebook;
+use super::spawners::Attempt;
 use crate::kernel::cgroup::{Cgroups, Frozen, Place, Removal};
 use crate::kernel::error::KernelError;
 use crate::kernel::peer::{self, Peer};
@@ -17,7 +18,7 @@ use crate::kernel::rights::Stream;
 use crate::kernel::spawn::{self, Way};
 use crate::kernel::watch::Watches;
 use crate::machine::{AgentKey, Force, Frost, Input, ReplyTo, Sample};
-use crate::model::error::Error;
+use crate::model::error::{Code, Error};
 use crate::model::id::{AgentId, Run};
 use crate::model::limits::Limits;
 use crate::model::ready::Ready;
@@ -43,7 +44,8 @@ pub(super) struct Tools {
 /// A job.
 #[derive(Debug)]
 pub(super) enum Job {
-    Spawn(Box<SpawnJob>),
+    /// Take back what a spawn has made that was given up, which has then failed.
+    TakeBack(Box<Made>, SpawnFailure),
     Signal {
         agent: AgentKey,
         run: Quarry,
@@ -127,6 +129,8 @@ pub(super) struct Arrival {
 #[derive(Debug)]
 pub(super) struct SpawnJob {
     pub agent: AgentKey,
+    /// The root agent that it is, or is below.
+    pub top: AgentKey,
     pub run: Run,
     pub spec: Arc<AgentSpec>,
     pub home: Place,
@@ -185,13 +189,17 @@ impl Job {
     pub fn is_unrecorded(&self) -> bool {
         let is_a_look =
             matches!(self, Self::FindLaggards { .. } | Self::Survey { .. } | Self::Read(_) | Self::Sample { .. });
-        is_a_look || matches!(self, Self::Identify(_) | Self::Dig { .. })
+        is_a_look || matches!(self, Self::TakeBack(..) | Self::Identify(_) | Self::Dig { .. })
     }
 
     pub fn run(self, tools: &Tools) -> Outcome {
         let cgroups = &tools.cgroups;
         match self {
-            Self::Spawn(job) => job.run(tools),
+            Self::TakeBack(made, failure) => {
+                let agent = made.agent;
+                made.take_back(tools);
+                Outcome::Fact(Input::SpawnFailed { agent, failure })
+            }
             Self::Signal { agent, run, signal, to } => {
                 let processes = end::signal(cgroups, &run, signal, to);
                 Outcome::Fact(Input::Signalled { agent, processes })
@@ -304,45 +312,58 @@ fn laggards(cgroups: &Cgroups, place: &Place) -> String {
 }
 
 /// What a spawn has made so far: taken back, last first, if a later step fails.
-#[derive(Default)]
-struct Made {
+#[derive(Debug)]
+pub(super) struct Made {
+    agent: AgentKey,
     level: Option<Place>,
     home: Option<Place>,
     leaf: Option<Place>,
-    has_spool: bool,
+    /// Whose spool files.
+    spool: Option<AgentId>,
 }
 
 impl SpawnJob {
-    fn run(self: Box<Self>, tools: &Tools) -> Outcome {
-        let mut made = Made::default();
-        match self.make_all(tools, &mut made) {
-            Ok(born) => Outcome::Born(Box::new(born)),
-            Err(failure) => {
-                made.take_back(tools, &self);
-                Outcome::Fact(Input::SpawnFailed { agent: self.agent, failure })
+    /// Carries it out. Given up meanwhile, it has no outcome.
+    pub fn run(self: Box<Self>, tools: &Tools, attempt: &Attempt) -> Outcome {
+        let launched = self.make_all(tools, attempt);
+        let Some((made, born)) = attempt.finish() else { return Outcome::Nothing };
+        let failure = match (launched, born) {
+            (Ok(process), Some(mut born)) => {
+                born.process = process.map(|launched| (launched.pid, launched.pidfd));
+                return Outcome::Born(born);
             }
-        }
+            (Err(failure), _) => failure,
+            (Ok(_), None) => at(Stage::Prepare, Error::new(Code::Kernel, "it never began to clone")),
+        };
+        made.take_back(tools);
+        Outcome::Fact(Input::SpawnFailed { agent: self.agent, failure })
     }
 
-    fn make_all(&self, tools: &Tools, made: &mut Made) -> Result<Born, SpawnFailure> {
+    /// Makes a cgroup and notes it, so that whoever fails or is given up later leaves nothing.
+    fn make(
+        &self,
+        tools: &Tools,
+        attempt: &Attempt,
+        place: &Place,
+        limits: &Limits,
+        which: fn(&mut Made) -> &mut Option<Place>,
+    ) -> Result<(), SpawnFailure> {
+        tools.cgroups.make(place, limits).map_err(|error| at(Stage::Cgroup, error))?;
+        attempt.note(|made| *which(made) = Some(place.clone())).inspect_err(|_| remove(tools, place))
+    }
+
+    fn make_all(&self, tools: &Tools, attempt: &Attempt) -> Result<Option<spawn::Launched>, SpawnFailure> {
         let cgroups = &tools.cgroups;
+        let rules = tools.rulebook.compiled(&self.spec).map_err(|error| at(Stage::Prepare, error))?;
         if let Some((place, limits)) = &self.make_level {
-            cgroups.make(place, limits).map_err(|error| at(Stage::Cgroup, error))?;
-            made.level = Some(place.clone());
+            self.make(tools, attempt, place, limits, |made| &mut made.level)?;
         }
-        let mut born = Born {
-            agent: self.agent,
-            run: self.run,
-            process: None,
-            newline: None,
-            limited: Vec::new(),
-            rules: tools.rulebook.compiled(&self.spec).map_err(|error| at(Stage::Prepare, error))?,
-        };
+        let mut born =
+            Born { agent: self.agent, run: self.run, process: None, newline: None, limited: Vec::new(), rules };
         born.limited.extend(self.make_level.clone());
         born.limited.extend(self.make.clone().map(|limits| (self.home.clone(), limits)));
         if let Some(limits) = &self.make {
-            cgroups.make(&self.home, limits).map_err(|error| at(Stage::Cgroup, error))?;
-            made.home = Some(self.home.clone());
+            self.make(tools, attempt, &self.home, limits, |made| &mut made.home)?;
             if self.accounts_memory
                 && let Err(error) = cgroups.account_memory(&self.home)
             {
@@ -350,15 +371,17 @@ impl SpawnJob {
             }
         }
         if self.spec.is_group() {
-            return Ok(born);
+            return attempt.begin_clone(born).map(|()| None);
         }
         let place = self.home.join(&format!("run-{}", self.run));
         let leaf = cgroups.make_leaf(&place).map_err(|error| at(Stage::Cgroup, error.into()))?;
-        made.leaf = Some(place.clone());
+        attempt.note(|made| made.leaf = Some(place.clone())).inspect_err(|_| remove(tools, &place))?;
         let id = &self.spec.id;
         let inlet = if self.make_spool { tools.store.create(id) } else { tools.store.inlet(id) };
         let inlet = inlet.map_err(|error| at(Stage::Prepare, error))?;
-        made.has_spool = self.make_spool;
+        if self.make_spool {
+            attempt.note(|made| made.spool = Some(id.clone()))?;
+        }
         if self.spec.notifies() {
             let about = rustix::fs::fstat(&leaf).map_err(|errno| failed("stat", &place, errno))?;
             tools.leaves.note(self.agent, self.run, about.st_ino);
@@ -368,27 +391,35 @@ impl SpawnJob {
             let (read, write) = launch::newline_pipe()?;
             (born.newline, launch.passed) = (Some(read), Some((write, number)));
         }
-        let launched = spawn::spawn(&launch)?;
-        born.process = Some((launched.pid, launched.pidfd));
-        Ok(born)
+        attempt.begin_clone(born)?;
+        spawn::spawn_shared(&launch, &attempt.newborn)
     }
 }
 
 impl Made {
-    fn take_back(self, tools: &Tools, job: &SpawnJob) {
-        tools.leaves.forget(job.agent);
+    /// Of a spawn that has made nothing yet.
+    pub fn of(job: &SpawnJob) -> Self {
+        Self { agent: job.agent, level: None, home: None, leaf: None, spool: None }
+    }
+
+    fn take_back(self, tools: &Tools) {
+        tools.leaves.forget(self.agent);
         for place in [self.leaf, self.home, self.level].into_iter().flatten() {
-            match tools.cgroups.remove(&place) {
-                Ok(Removal::Removed) => {}
-                Ok(Removal::Busy) => tracing::warn!("take back {place}: a process is still in it"),
-                Err(error) => tracing::warn!("take back {place}: {error}"),
-            }
+            remove(tools, &place);
         }
-        if self.has_spool
-            && let Err(error) = tools.store.remove(&job.spec.id)
+        if let Some(id) = self.spool
+            && let Err(error) = tools.store.remove(&id)
         {
-            tracing::warn!("take back the output of {}: {error}", job.spec.id);
+            tracing::warn!("take back the output of {id}: {error}");
         }
+    }
+}
+
+fn remove(tools: &Tools, place: &Place) {
+    match tools.cgroups.remove(place) {
+        Ok(Removal::Removed) => {}
+        Ok(Removal::Busy) => tracing::warn!("take back {place}: a process is still in it"),
+        Err(error) => tracing::warn!("take back {place}: {error}"),
     }
 }
 

@@ -54,6 +54,7 @@ mod rules;
 mod seat;
 mod service;
 mod settings;
+mod spawners;
 mod stand_in;
 mod start;
 mod supervisor;

@@ -1,20 +1,24 @@
 //! What the hands bring back: facts for the machine, and what the shell does about them itself.
 
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use super::body::Ear;
-use super::job::{Born, Outcome};
-use super::supervisor::Supervisor;
+use super::job::{Born, Job, Outcome};
+use super::spawners::GivenUp;
+use super::supervisor::{Chore, Supervisor};
+use crate::kernel::clock;
 use crate::kernel::pidfd::{self, Held};
-use crate::machine::Input;
+use crate::machine::{AgentKey, Input};
+use crate::model::id::Run;
 use crate::model::stream::Stream;
+
+/// How long the kill of its leaf may take to end a spawn that hangs.
+const RESCUE_MAX: Duration = Duration::from_secs(1);
 
 impl Supervisor {
     pub(super) fn take_outcomes(&mut self) {
         while let Ok(outcome) = self.outcomes.try_recv() {
-            if matches!(outcome, Outcome::Born(_) | Outcome::Fact(Input::SpawnFailed { .. })) {
-                self.spawns_out -= 1;
-            }
             self.take_outcome(outcome);
         }
     }
@@ -35,6 +39,29 @@ impl Supervisor {
             Outcome::Unfinished(job) => self.hands.take(job),
             Outcome::Fault(error) => tracing::warn!("{error}"),
             Outcome::Nothing => {}
+        }
+    }
+
+    /// Answers a spawn whose kill has not ended it, whatever keeps it.
+    pub(super) fn give_spawn_up(&mut self, agent: AgentKey, run: Run) {
+        match self.hands.spawners.give_up(agent, run) {
+            GivenUp::Refused(failure) => self.take_fact(Input::SpawnFailed { agent, failure }),
+            GivenUp::Unborn(made, failure) => self.hand(Job::TakeBack(made, failure)),
+            GivenUp::Born(born) => self.born(*born),
+            GivenUp::NotYet => self.await_rescue(agent, run),
+            GivenUp::Over => {}
+        }
+    }
+
+    /// Has a spawn that is being killed given up if that is in vain.
+    pub(super) fn await_rescue(&mut self, agent: AgentKey, run: Run) {
+        self.chores.insert((clock::monotonic() + RESCUE_MAX, Chore::Rescue(agent, run)));
+    }
+
+    /// Has threads that hang replaced, for as long as spawns wait.
+    pub(super) fn relieve_spawners(&mut self) {
+        if let Some(again) = self.hands.spawners.relieve(clock::monotonic()) {
+            self.chores.insert((again, Chore::Spawners));
         }
     }
 

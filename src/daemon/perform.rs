@@ -24,6 +24,9 @@ pub(super) fn perform(shell: &mut Supervisor, effect: Effect) {
             if let Some(run) = quarry(shell, agent, run) {
                 shell.hand(Job::KillRun { run, force });
             }
+            if shell.machine.is_spawning(agent) {
+                shell.await_rescue(agent, run);
+            }
         }
         Effect::Kill { agent, runs, force } => {
             let runs = runs.into_iter().filter_map(|(key, run)| Some((key, quarry(shell, key, run)?))).collect();
@@ -124,8 +127,9 @@ fn spawn(shell: &mut Supervisor, order: SpawnOrder) {
     let home = body.home.clone();
     shell.await_line(key, order.run, &order.spec);
     shell.records.append_begun(key, order.run, &home);
-    shell.hand(Job::Spawn(Box::new(SpawnJob {
+    shell.hand_spawn(Box::new(SpawnJob {
         agent: key,
+        top: std::iter::successors(Some(key), |key| shell.machine.parent_of(*key)).last().unwrap_or(key),
         run: order.run,
         home,
         accounts_memory: order.make.is_some() && shell.machine.may_be_paused_for_memory(key),
@@ -133,7 +137,7 @@ fn spawn(shell: &mut Supervisor, order: SpawnOrder) {
         make_level: order.make_level.map(|limits| (above, limits)),
         make_spool,
         spec: order.spec,
-    })));
+    }));
 }
 
 fn remove_run(shell: &mut Supervisor, key: AgentKey, run: Run) {

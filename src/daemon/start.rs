@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, AsRawFd};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ use super::records::Records;
 use super::rules::Rulebook;
 use super::service::Service;
 use super::settings::{Residence, Settings};
-use super::stand_in;
+use super::stand_in::{self, ClearUp, Ended};
 use super::supervisor::{Source, Supervisor, now};
 use crate::kernel::cgroup::{self, Cgroups, Place, Removal, RootClaim};
 use crate::kernel::guardian::{EndsWith, Guardian};
@@ -139,7 +139,7 @@ struct Herdsman {
     orphans: Option<Orphans>,
     supervisor: Box<Supervisor>,
     /// Given up last: a herd that did not end in order is the guardian's as soon as its root is free.
-    guardian: Option<Guardian>,
+    guardian: Arc<Mutex<Option<Guardian>>>,
 }
 
 /// The cgroups, taken back if the start fails.
@@ -255,14 +255,14 @@ impl Herdsman {
             own_socket,
             orphans,
             supervisor: Box::new(supervisor),
-            guardian,
+            guardian: Arc::new(Mutex::new(guardian)),
         })
     }
 
     fn run(mut self) -> Result<(), Error> {
         let own_socket = self.own_socket;
-        let guardian = &mut self.guardian;
-        let clear_up = |supervisor: &mut Supervisor, outcome: &Result<(), Error>| {
+        let guardian = self.guardian.clone();
+        let clear_up = move |supervisor: &mut Supervisor, outcome: &Result<(), Error>| {
             supervisor.tools.store.close();
             if supervisor.machine.has_survivors() {
                 tracing::error!(
@@ -278,15 +278,13 @@ impl Herdsman {
                 }
             }
             if let Ok(Removal::Removed) = supervisor.tools.cgroups.remove(&Place::herd()) {
-                guardian.take().into_iter().for_each(Guardian::dismiss);
+                let guardian = guardian.lock().unwrap_or_else(PoisonError::into_inner).take();
+                guardian.into_iter().for_each(Guardian::dismiss);
             }
             remove_root(&supervisor.tools.cgroups);
         };
         let outcome;
-        (self.supervisor, outcome) = match self.orphans {
-            None => stand_in::turn_until_over(self.supervisor, clear_up),
-            Some(orphans) => turn_beside(&orphans, self.supervisor, clear_up),
-        };
+        (self.supervisor, outcome) = turn(self.orphans.as_ref(), self.supervisor, Box::new(clear_up));
         outcome
     }
 }
@@ -319,38 +317,22 @@ fn set_guardian(supervisor: &Supervisor) -> Result<Option<Guardian>, Error> {
     Ok(Some(Guardian::start(&tools.cgroups, settings.ends_with, state_dir, tools.way)?))
 }
 
-/// Turns the loop in a thread of its own: to this one, the main thread, orphans are given. They are the only children that it has.
-fn turn_beside(
-    orphans: &Orphans,
-    supervisor: Box<Supervisor>,
-    clear_up: impl FnOnce(&mut Supervisor, &Result<(), Error>) + Send,
-) -> (Box<Supervisor>, Result<(), Error>) {
+/// Turns the loop in threads of its own. This one waits; as the main thread it is given orphans, and has no other children.
+fn turn(orphans: Option<&Orphans>, supervisor: Box<Supervisor>, clear_up: ClearUp) -> Ended {
     let not_reaped = |why: &dyn std::fmt::Display| tracing::error!("orphans are not reaped: {why}");
-    let (is_over, turns) = match rustix::pipe::pipe_with(PipeFlags::CLOEXEC) {
-        Ok(ends) => ends,
-        Err(errno) => {
+    let pipe = orphans.map(|orphans| (orphans, rustix::pipe::pipe_with(PipeFlags::CLOEXEC)));
+    match pipe {
+        None => stand_in::turn(supervisor, clear_up, None).wait(),
+        Some((_, Err(errno))) => {
             not_reaped(&errno);
-            return stand_in::turn_until_over(supervisor, clear_up);
+            stand_in::turn(supervisor, clear_up, None).wait()
         }
-    };
-    let (give, given) = channel();
-    std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().name("loop".to_owned()).spawn_scoped(scope, move || {
-            // Closed when this thread ends, however it does.
-            let _turns = turns;
-            given.recv().ok().map(|(supervisor, clear_up)| stand_in::turn_until_over(supervisor, clear_up))
-        });
-        let thread = match thread {
-            Ok(thread) => thread,
-            Err(error) => {
-                not_reaped(&error);
-                return stand_in::turn_until_over(supervisor, clear_up);
-            }
-        };
-        give.send((supervisor, clear_up)).expect("the thread waits for it");
-        orphans.reap_until_closed(&is_over).unwrap_or_else(|error| not_reaped(&error));
-        thread.join().ok().flatten().expect("the loop's thread does not panic")
-    })
+        Some((orphans, Ok((is_over, turns)))) => {
+            let turning = stand_in::turn(supervisor, clear_up, Some(turns));
+            orphans.reap_until_closed(&is_over).unwrap_or_else(|error| not_reaped(&error));
+            turning.wait()
+        }
+    }
 }
 
 /// Refuses a configuration with limits that the host does not enforce.
@@ -470,13 +452,12 @@ impl Parts {
             tools,
             hands,
             held: Vec::new(),
+            held_spawns: Vec::new(),
             own_spawn: None,
             keeps_a_spawn: false,
-            spawns_out: 0,
             outcomes,
             tidying: Vec::new(),
             poll,
-            waker,
             signals,
             listener: Some(listener),
             arriving: 0,

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
-use mio::{Events, Poll, Token, Waker};
+use mio::{Events, Poll, Token};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 
 use super::body::{Body, Watched};
@@ -15,7 +15,7 @@ use super::disk::{Disk, STALLED_AFTER};
 use super::exit::Zombies;
 use super::hands::Hands;
 use super::hits::Hits;
-use super::job::{Job, Outcome, Tools};
+use super::job::{Job, Outcome, SpawnJob, Tools};
 use super::journal::Journal;
 use super::largest::Reads;
 use super::latency::{Detection, Late};
@@ -123,6 +123,10 @@ pub(super) enum Chore {
     Frost(AgentKey, usize),
     /// Look for the n-th time how the main process of an adopted agent ended: whoever is its parent has to reap it first.
     Exit(AgentKey, usize),
+    /// Give a spawn up whose leaf was killed.
+    Rescue(AgentKey, Run),
+    /// Put threads in the place of those that hang in a spawn.
+    Spawners,
     /// Look at the cgroup of a run that could not be watched.
     Leaf(AgentKey, Run),
     /// Look at the counters of a memory domain.
@@ -151,18 +155,16 @@ pub(super) struct Supervisor {
     pub hands: Hands,
     /// Jobs for the hands, until what was decided is written down.
     pub held: Vec<Job>,
+    /// Spawns, until the start of their runs is written down.
+    pub held_spawns: Vec<Box<SpawnJob>>,
     /// The only spawn that clients have asked for in this turn, while none is with the hands.
-    pub own_spawn: Option<Job>,
+    pub own_spawn: Option<Box<SpawnJob>>,
     /// Whether a spawn that is ordered now may be that one. What follows from news is on its way while they are told.
     pub keeps_a_spawn: bool,
-    /// How many spawns are with the hands.
-    pub spawns_out: usize,
     pub outcomes: Receiver<Outcome>,
     /// Removals that wait for the end of this turn.
     pub tidying: Vec<Job>,
     pub poll: Poll,
-    /// Ends the sleep of whoever turns the loop.
-    pub waker: Arc<Waker>,
     pub signals: Option<signal_hook_mio::v1_0::Signals>,
     pub listener: Option<mio::net::UnixListener>,
     /// Connections of which a hand finds out whose they are.
@@ -380,6 +382,9 @@ impl Supervisor {
         for job in std::mem::take(&mut self.held) {
             self.hands.take(job);
         }
+        for spawn in std::mem::take(&mut self.held_spawns) {
+            self.hand_out(spawn);
+        }
     }
 
     /// Returns since when something is being written that should have been by now.
@@ -451,6 +456,8 @@ impl Supervisor {
                 Some((_, Chore::Exit(key, look))) => self.exit_is_due(key, look),
                 Some((_, Chore::Leaf(key, run))) => self.retry_leaf(key, run),
                 Some((_, Chore::Spool(key, stream))) => self.look_at_spool(key, stream),
+                Some((_, Chore::Rescue(key, run))) => self.give_spawn_up(key, run),
+                Some((_, Chore::Spawners)) => self.relieve_spawners(),
                 Some((_, Chore::Memory(place))) => self.look_at_memory(&place),
                 Some((_, Chore::Hits(place, knob))) => self.look_at_hits(&place, knob),
                 Some((_, Chore::ForksAbove)) => self.look_at_forks_above(),
@@ -512,8 +519,6 @@ impl Supervisor {
     pub fn hand(&mut self, job: Job) {
         if matches!(job, Job::RemoveRun { .. } | Job::Remove { .. }) {
             self.tidying.push(job);
-        } else if matches!(job, Job::Spawn(_)) {
-            self.hand_spawn(job);
         } else if job.is_unrecorded() {
             self.hands.take(job);
         } else {
@@ -522,19 +527,18 @@ impl Supervisor {
     }
 
     /// Keeps a spawn that comes alone for whoever turns the loop; of several none waits for another.
-    fn hand_spawn(&mut self, spawn: Job) {
-        if self.keeps_a_spawn && self.own_spawn.is_none() && self.spawns_out == 0 {
+    pub fn hand_spawn(&mut self, spawn: Box<SpawnJob>) {
+        if self.keeps_a_spawn && self.own_spawn.is_none() && self.hands.spawners.are_idle() {
             self.own_spawn = Some(spawn);
             return;
         }
         for spawn in self.own_spawn.take().into_iter().chain([spawn]) {
-            self.spawns_out += 1;
-            self.held.push(spawn);
+            self.held_spawns.push(spawn);
         }
     }
 
     /// Takes the spawn that came alone in this turn, if nothing else waits for the next one.
-    pub fn take_own_spawn(&mut self) -> Option<Job> {
+    pub fn take_own_spawn(&mut self) -> Option<Box<SpawnJob>> {
         let spawn = self.own_spawn.take()?;
         if self.eager.is_empty() && !self.mailbox.has_more {
             return Some(spawn);
@@ -543,9 +547,9 @@ impl Supervisor {
         None
     }
 
-    /// Gives a spawn to the hands.
-    pub fn hand_out(&mut self, spawn: Job) {
-        self.spawns_out += 1;
-        self.hands.take(spawn);
+    /// Gives a spawn to the spawners.
+    pub fn hand_out(&mut self, spawn: Box<SpawnJob>) {
+        self.hands.spawners.take(spawn);
+        self.relieve_spawners();
     }
 }

@@ -18,8 +18,9 @@
 //!
 //! Not here: which limits the leaf has, how long a spawn may take. **A spawn blocks its thread until `exec`**, and a child
 //! in a frozen leaf, or one without memory to live in, never comes that far: `cgroup.kill` on the leaf, from another
-//! thread, frees the thread, and the spawn tells [`Stage::Killed`]. So spawn on a thread that lives for ever, never on
-//! the loop's.
+//! thread, frees the thread, and the spawn tells [`Stage::Killed`]. Not always: a child in an uninterruptible call (a file system
+//! that does not answer) holds it for as long as that takes, and another thread takes the child over ([`Newborn`]). So spawn on a
+//! thread that lives for ever and can be done without.
 //!
 //! Invariants: a failed spawn leaves no process, no zombie and no descriptor behind; a child has stdin, stdout and stderr
 //! and no other descriptor but the one that is passed to it, no signal blocked or ignored, and leads a session of its own.
@@ -32,6 +33,7 @@ mod bare;
 mod child;
 mod cradle;
 mod entry;
+mod newborn;
 mod raw;
 mod shed;
 mod tell;
@@ -46,6 +48,7 @@ use rustix::io::Errno;
 use self::child::{Mission, Orders};
 use self::cradle::Cradle;
 use self::entry::PidEntry;
+pub use self::newborn::Newborn;
 pub(super) use self::raw::set_signal_mask;
 use super::pidfd::{self, Exit};
 use super::user::Credentials;
@@ -216,10 +219,18 @@ pub struct Launched {
 /// # Kernel
 /// Linux 5.9 (`close_range(2)`); [`Way::CloneInto`] 5.7. clone(2), execve(2), cgroups(7).
 pub fn spawn(launch: &Launch) -> Result<Launched, SpawnFailure> {
+    Ok(spawn_shared(launch, &Newborn::default())?.expect("nobody else knows of the child"))
+}
+
+/// Does as [`spawn`]; `None` if another thread took the child over meanwhile.
+///
+/// # Errors
+/// As [`spawn`].
+pub fn spawn_shared(launch: &Launch, newborn: &Newborn) -> Result<Option<Launched>, SpawnFailure> {
     with_cradle(|cradle| {
         let laid = cradle.lay([launch.stdout.as_fd(), launch.stderr.as_fd()]);
         let laid = laid.map_err(|errno| tell::prepare("stdio", errno));
-        let launched = laid.and_then(|()| spawn_laid(launch, cradle));
+        let launched = laid.and_then(|()| spawn_laid(launch, cradle, newborn));
         cradle.clear();
         launched
     })
@@ -245,7 +256,7 @@ fn with_cradle<T>(act: impl FnOnce(&mut Cradle) -> Result<T, SpawnFailure>) -> R
 }
 
 /// Does as [`spawn`] with stdin, stdout and stderr in their places.
-fn spawn_laid(launch: &Launch, cradle: &Cradle) -> Result<Launched, SpawnFailure> {
+fn spawn_laid(launch: &Launch, cradle: &Cradle, newborn: &Newborn) -> Result<Option<Launched>, SpawnFailure> {
     let mut moved = Vec::new();
     let mut passed = None;
     if let Some((fd, number)) = &launch.passed {
@@ -298,8 +309,11 @@ fn spawn_laid(launch: &Launch, cradle: &Cradle) -> Result<Launched, SpawnFailure
         env: &env,
         ..Orders::new(Mission::Exec)
     };
-    let child = give_birth(cradle, launch.leaf.as_fd(), launch.way, &orders)?;
-    judge(launch, &orders, child)
+    let child = give_birth(cradle, launch.leaf.as_fd(), launch.way, &orders, newborn)?;
+    if !newborn.come_back() {
+        return Ok(None);
+    }
+    judge(launch, &orders, child).map(Some)
 }
 
 impl Orders<'_> {
@@ -347,16 +361,34 @@ fn pointers(texts: &[CString]) -> Vec<*const c_char> {
 }
 
 /// Makes the child and returns when it has executed its program or ended.
-fn give_birth(cradle: &Cradle, leaf: BorrowedFd<'_>, way: Way, orders: &Orders<'_>) -> Result<Launched, SpawnFailure> {
-    clone_on(&cradle.stack, leaf, way, orders).map_err(|errno| tell::clone(leaf, errno))
+fn give_birth(
+    cradle: &Cradle,
+    leaf: BorrowedFd<'_>,
+    way: Way,
+    orders: &Orders<'_>,
+    newborn: &Newborn,
+) -> Result<Launched, SpawnFailure> {
+    clone_on(&cradle.stack, leaf, way, orders, newborn).map_err(|errno| tell::clone(leaf, errno))
 }
 
 #[allow(unsafe_code)]
-fn clone_on(stack: &raw::Stack, leaf: BorrowedFd<'_>, way: Way, orders: &Orders<'_>) -> Result<Launched, Errno> {
-    let mut pidfd: i32 = -1;
+fn clone_on(
+    stack: &raw::Stack,
+    leaf: BorrowedFd<'_>,
+    way: Way,
+    orders: &Orders<'_>,
+    newborn: &Newborn,
+) -> Result<Launched, Errno> {
+    let [parent_tid, pidfd] = newborn.places();
     let mut args = raw::CloneArgs {
-        flags: raw::CLONE_VM | raw::CLONE_VFORK | raw::CLONE_FILES | raw::CLONE_PIDFD | raw::CLONE_CLEAR_SIGHAND,
-        pidfd: std::ptr::from_mut(&mut pidfd).expose_provenance() as u64,
+        flags: raw::CLONE_VM
+            | raw::CLONE_VFORK
+            | raw::CLONE_FILES
+            | raw::CLONE_PIDFD
+            | raw::CLONE_PARENT_SETTID
+            | raw::CLONE_CLEAR_SIGHAND,
+        pidfd,
+        parent_tid,
         exit_signal: u64::from(libc::SIGCHLD.cast_unsigned()),
         stack: stack.usable(),
         stack_size: raw::Stack::SIZE as u64,
@@ -373,8 +405,8 @@ fn clone_on(stack: &raw::Stack, leaf: BorrowedFd<'_>, way: Way, orders: &Orders<
     let born = unsafe { raw::clone3(&args, child::run, std::ptr::from_ref(orders).cast_mut().cast()) };
     raw::set_signal_mask(mask);
     let pid = born.map_err(Errno::from_raw_os_error)?;
-    // SAFETY: the kernel has just opened this descriptor for us, and nobody else knows of it.
-    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    // SAFETY: the kernel has opened this descriptor for us, and nobody else owns it.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(newborn.pidfd()) };
     Ok(Launched { pid: i32::try_from(pid).unwrap_or(-1), pidfd })
 }
 
@@ -428,7 +460,7 @@ fn process_flags(stat: &[u8]) -> Option<u64> {
 /// `CLONE_INTO_CGROUP`: Linux 5.7, clone(2). The bug: about 6.14 to 6.18.44.
 pub fn way_that_works(leaf: BorrowedFd<'_>) -> Result<Way, SpawnFailure> {
     let orders = Orders::new(Mission::Exit);
-    let child = with_cradle(|cradle| give_birth(cradle, leaf, Way::CloneInto, &orders))?;
+    let child = with_cradle(|cradle| give_birth(cradle, leaf, Way::CloneInto, &orders, &Newborn::default()))?;
     match pidfd::wait(child.pidfd.as_fd()).map(|ended| ended.status) {
         Ok(Exit::Signal { .. }) => Ok(Way::EnterItself),
         // With SIGCHLD ignored the kernel reaps for us and tells nothing.

@@ -83,8 +83,20 @@ impl Machine {
         }
         if let Some(reply) = self.agent_mut(key).reply.take() {
             let status = self.status(key, step.now.mono);
-            step.reply(reply, Ok(Answer::Agent(Box::new(status))));
+            // One that is late is on its way to its kill, and may never have begun to run its program.
+            let answer = match ladder.filter(|_| pid.is_some()) {
+                None => Ok(Answer::Agent(Box::new(status))),
+                Some(_) => Err(spawn_error(&status.id, &self.late())),
+            };
+            step.reply(reply, answer);
         }
+    }
+
+    /// What a spawn that was ended for its time is told as.
+    fn late(&self) -> SpawnFailure {
+        let remedy = "look for a frozen cgroup above it and a file system that hangs, or raise spawn_timeout";
+        let message = self.did_not_start();
+        SpawnFailure { stage: Stage::Killed, errno: None, message, remedy: Some(remedy.to_owned()) }
     }
 
     /// What is wrong with a spawn that was ended for its time.
@@ -96,8 +108,7 @@ impl Machine {
         let Some(agent) = self.agents.get(&key) else { return };
         let Phase::Spawning { deadline } = agent.phase else { return };
         if failure.stage == Stage::Killed && deadline.is_none() {
-            let remedy = "look for a frozen cgroup above it and a file system that hangs, or raise spawn_timeout";
-            (failure.message, failure.remedy) = (self.did_not_start(), Some(remedy.to_owned()));
+            failure = self.late();
         }
         let reply = agent.reply;
         let is_first = agent.home == Home::Making && agent.run <= Run(1);

@@ -6,9 +6,13 @@ use super::agent::{Agent, Home, Ladder, Outcome, Phase, Start};
 use super::input::{AgentKey, Effect, Force, SpawnOrder};
 use super::ready::Voice;
 use super::stall::Quiet;
+
 use super::{Machine, Step, Timer};
 use crate::model::request::Answer;
 use crate::model::time::Monotonic;
+
+/// How long a stop, from its kill on, waits for a spawn that is on its way.
+const SPAWN_MOST: Duration = Duration::from_secs(1);
 
 impl Machine {
     /// Settles one agent. Everything that changes a phase is here or is called from here.
@@ -29,7 +33,7 @@ impl Machine {
             }
             Phase::Queued => drop(self.settle_lost(step, key)),
             Phase::Held => self.settle_held(step, key),
-            Phase::Spawning { deadline: Some(deadline) } if now >= deadline => {
+            Phase::Spawning { deadline: Some(deadline) } if now >= spawn_due(&self.agents[&key], deadline) => {
                 self.agent_mut(key).phase = Phase::Spawning { deadline: None };
                 let run = self.agents[&key].run;
                 step.order(Effect::KillRun { agent: key, run, force: Force::Stroke });
@@ -169,7 +173,7 @@ impl Machine {
     /// Returns when an agent is to be settled again though nothing else happens.
     fn due(&self, now: Monotonic, agent: &Agent) -> Option<Monotonic> {
         match &agent.phase {
-            Phase::Spawning { deadline } => *deadline,
+            Phase::Spawning { deadline } => deadline.map(|deadline| spawn_due(agent, deadline)),
             Phase::Running { ladder, .. } | Phase::Draining { ladder, .. } => {
                 let clocks = || agent.clocks.due().filter(|_| agent.is_unattended());
                 let rung = ladder.map(Ladder::due).or_else(clocks);
@@ -185,4 +189,9 @@ impl Machine {
             _ => None,
         }
     }
+}
+
+/// Returns when a spawn that hangs is killed: at its deadline, or soon after the kill of a stop that waits for it.
+fn spawn_due(agent: &Agent, deadline: Monotonic) -> Monotonic {
+    agent.down.as_ref().map_or(deadline, |down| deadline.min(down.kill_at + SPAWN_MOST))
 }

@@ -2,6 +2,7 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 pub mod foreground;
+pub mod fuse;
 pub mod raw;
 
 use std::collections::BTreeSet;
