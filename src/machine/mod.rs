@@ -368,7 +368,7 @@ impl Machine {
         let has_ended = |agent: &Agent| agent.has_ended() && agent.home == Home::None;
         let is_empty = self.stops.is_empty() && self.agents.values().all(|agent| has_ended(agent));
         // What outlived its kill outlives the supervisor: the next one goes on with its end.
-        let is_given_up = !self.stops.is_empty() && self.stops.values().all(Stop::is_answered_late);
+        let is_given_up = self.stops.values().all(Stop::is_answered_late) && self.is_stuck();
         let is_over = self.door == Door::Closed && self.changes.is_empty() && (is_empty || is_given_up);
         if is_over {
             self.door = Door::Finished;

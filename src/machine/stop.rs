@@ -58,6 +58,8 @@ pub(super) struct Stop {
     began: Monotonic,
     replies: Vec<ReplyTo>,
     pub owed: Owed,
+    /// When its kill is due, or was.
+    pub kill_due: Monotonic,
     tallies: BTreeMap<AgentKey, Tally>,
     /// Members that have not ended.
     pending: BTreeSet<AgentKey>,
@@ -204,6 +206,7 @@ impl Machine {
             began: now,
             replies: reply.into_iter().collect(),
             owed: Owed::Later,
+            kill_due: now,
             tallies: members.iter().chain(&remains).map(|key| (*key, self.tally(*key))).collect(),
             pending: members.iter().copied().collect(),
             signals: BTreeSet::new(),
@@ -276,6 +279,9 @@ impl Machine {
             self.set_stop_timer(key, Some(before), &after);
             let stop = self.stops.get_mut(&key).expect("it was just found");
             stop.stage = after;
+            if let Stage::Polite(at) = before {
+                stop.kill_due = at;
+            }
             match after {
                 Stage::Freezing(_) => {
                     for top in self.stops[&key].tops.clone() {

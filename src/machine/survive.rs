@@ -58,8 +58,10 @@ impl Machine {
         let Some(stop) = self.stops.get(&key) else { return };
         match &stop.owed {
             Owed::Later if !matches!(stop.stage, Stage::Polite(_)) => {
-                let answer_by = now + timeout;
-                self.set_owed(key, Owed::Survey(now + (timeout - timeout / SURVEY_PART), answer_by));
+                let answer_by = stop.kill_due + timeout;
+                self.set_owed(key, Owed::Survey(stop.kill_due + (timeout - timeout / SURVEY_PART), answer_by));
+                // The supervisor may have been stopped for so long that all of it is due.
+                self.settle_answer(step, key);
             }
             Owed::Survey(at, answer_by) if now >= *at => {
                 let answer_by = *answer_by;
@@ -127,6 +129,12 @@ impl Machine {
             step.reply(reply, Ok(Answer::Receipt(receipt.clone())));
         }
         self.set_owed(key, Owed::Nothing);
+    }
+
+    /// Returns whether only agents are left that have outlived their kill.
+    pub(super) fn is_stuck(&self) -> bool {
+        let mut left = self.agents.values().filter(|agent| is_left(agent)).peekable();
+        left.peek().is_some() && left.all(|agent| agent.stuck.is_some())
     }
 
     /// An agent has outlived its kill: reports it once for a run.

@@ -518,7 +518,7 @@ impl World {
                 self.make(moves[chosen]);
             }
         }
-        self.observer.at_the_end(&self.kernel);
+        self.observer.at_the_end(&self.machine, &self.kernel);
     }
 }
 

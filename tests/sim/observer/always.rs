@@ -185,9 +185,9 @@ impl Observer {
     }
 
     /// What holds when the herd has ended.
-    pub fn at_the_end(&self, kernel: &Kernel) {
+    pub fn at_the_end(&self, machine: &Machine, kernel: &Kernel) {
         assert!(self.has_finished, "a shutdown ends");
-        if kernel.processes.values().any(|process| process.is_jammed) {
+        if machine.has_survivors() {
             // What does not die outlives the supervisor; that was answered, and is not said to have ended.
             return assert!(self.requests.values().all(|asked| asked.is_answered || asked.is_gone), "all are answered");
         }

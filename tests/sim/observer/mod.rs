@@ -309,7 +309,7 @@ impl Observer {
                     "{to:?}: an agent may act only below itself: {:?}",
                     asked.request
                 );
-                self.check_answer(machine, kernel, *to, outcome.as_ref().ok());
+                self.check_answer(machine, kernel, now, *to, outcome.as_ref().ok());
             }
             Effect::FindLaggards { reply: Some(to), .. } => self.answered(*to),
             Effect::Publish(event) => self.told(machine, kernel, now, event),
@@ -326,7 +326,7 @@ impl Observer {
             }
             Effect::Finish => {
                 self.has_finished = true;
-                self.at_the_end(kernel);
+                self.at_the_end(machine, kernel);
             }
             Effect::KillRun { agent, run, .. } => {
                 if self.spawning.contains(agent) {

@@ -20,9 +20,16 @@ impl Observer {
         asked.is_answered = true;
     }
 
-    pub(super) fn check_answer(&mut self, machine: &Machine, kernel: &Kernel, to: ReplyTo, answer: Option<&Answer>) {
+    pub(super) fn check_answer(
+        &mut self,
+        machine: &Machine,
+        kernel: &Kernel,
+        now: Now,
+        to: ReplyTo,
+        answer: Option<&Answer>,
+    ) {
         match (&self.requests[&to].request, answer) {
-            (_, Some(Answer::Receipt(receipt))) => self.check_receipt(machine, kernel, to, receipt),
+            (_, Some(Answer::Receipt(receipt))) => self.check_receipt(machine, kernel, now, to, receipt),
             (Request::Pause(_), Some(Answer::Agents(agents))) => {
                 for agent in agents.iter().filter(|it| it.paused == Paused::Own && !it.state.has_ended()) {
                     let key = self.names[&agent.id];
@@ -62,14 +69,23 @@ impl Observer {
         }
     }
 
-    pub(super) fn check_receipt(&mut self, machine: &Machine, kernel: &Kernel, to: ReplyTo, receipt: &Receipt) {
+    pub(super) fn check_receipt(
+        &mut self,
+        machine: &Machine,
+        kernel: &Kernel,
+        now: Now,
+        to: ReplyTo,
+        receipt: &Receipt,
+    ) {
         let mut counted = 0;
         let asked = &self.requests[&to];
         let of = |key: &AgentKey| {
             let id = self.names.iter().find(|(_, it)| *it == key).map(|(id, _)| id);
             receipt.agents.iter().find(|agent| Some(&agent.id) == id)
         };
-        let is_late = receipt.agents.iter().any(|agent| agent.survivors > 0);
+        // At the bound it is answered though the hands have not told everything.
+        let is_due = asked.kill_at.is_none_or(|at| now.mono >= at + self.config.kill_timeout);
+        let is_late = is_due || receipt.agents.iter().any(|agent| agent.survivors > 0);
         for key in &asked.members {
             if is_late {
                 // What it does not call a survivor is dead.
