@@ -178,6 +178,7 @@ fn worst(method: &str) -> Value {
         "limit" => json!({ "scope": { "agent": "g0" }, "limits": { "pids_max": 1000 } }),
         "wait" => json!({ "ids": ["loud"] }),
         "shutdown" => json!({ "grace_ms": -1 }),
+        "declare" => json!({ "file": "f".repeat(60_000), "applied": {} }),
         other => panic!("what is the worst of {other}?"),
     }
 }
