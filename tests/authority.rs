@@ -287,7 +287,10 @@ fn no_text_of_an_agent_forges_a_line_of_the_log() {
     let script = format!("printf '%s\\n' '{}' | tr '~' '\\n'; exit 3", forged.replace('\n', "~"));
     let mut spec = AgentSpec::new(name("noisy"), ["sh", "-c", &script]);
     spec.rules = vec!["WARN".parse().unwrap()];
+    let mut events = herd.follow_events(Default::default()).unwrap();
+    events.set_timeout(Some(PATIENCE)).unwrap();
     herd.spawn_child_agent(None, spec).unwrap();
+    await_event(&mut events, Kind::Notice, &name("noisy"));
     let mut spec = AgentSpec::new(name("cwd"), ["true"]);
     spec.cwd = Some(format!("/{forged}").into());
     herd.spawn_child_agent(None, spec).unwrap_err();

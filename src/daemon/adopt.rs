@@ -152,7 +152,7 @@ impl Estate {
         }
         let strays = strays(&leftovers, &heirs);
         if let Some(begun) = begun {
-            check_strays(cgroups, &strays, &heirs, &begun)?;
+            check_strays(cgroups, &leftovers, &strays, &heirs, &begun)?;
         }
         Ok(Self { heirs, strays })
     }
@@ -221,7 +221,13 @@ fn strays(leftovers: &[Place], heirs: &[Heir]) -> Vec<Place> {
 }
 
 /// Refuses to go on if something lives in a cgroup that is in no record and is of no spawn that was under way.
-fn check_strays(cgroups: &Cgroups, strays: &[Place], heirs: &[Heir], begun: &[Begun]) -> Result<(), Error> {
+fn check_strays(
+    cgroups: &Cgroups,
+    leftovers: &[Place],
+    strays: &[Place],
+    heirs: &[Heir],
+    begun: &[Begun],
+) -> Result<(), Error> {
     let known: BTreeSet<u64> =
         heirs.iter().filter(|heir| heir.found.is_some()).map(|heir| heir.record.birth.key).collect();
     let under_way: BTreeSet<String> = begun
@@ -231,12 +237,18 @@ fn check_strays(cgroups: &Cgroups, strays: &[Place], heirs: &[Heir], begun: &[Be
             false => begun.place.clone(),
         })
         .collect();
-    let mut unknown = Vec::new();
+    // A spawn that was under way has made one run, and nothing has been spawned below it: any other run there is unrecorded.
+    let runs: BTreeSet<String> = begun.iter().map(|begun| format!("{}/run-{}", begun.place, begun.run)).collect();
+    let is_other_run =
+        |place: &Place| place.name().starts_with("run-") && !place.lineage().any(|above| runs.contains(above.path()));
     // No agent can have a name with a dot.
-    let is_ours = |stray: &&Place| under_way.contains(stray.path()) || stray.name().starts_with('.');
-    for stray in strays.iter().filter(|stray| !is_ours(stray)) {
-        if cgroups.events(stray)?.populated {
-            unknown.push(stray.to_string());
+    let is_ours = |stray: &Place| under_way.contains(stray.path()) || stray.name().starts_with('.');
+    let (ours, others): (Vec<&Place>, Vec<&Place>) = strays.iter().partition(|stray| is_ours(stray));
+    let below = leftovers.iter().filter(|place| is_other_run(place) && ours.iter().any(|stray| place.is_within(stray)));
+    let mut unknown = Vec::new();
+    for place in others.into_iter().chain(below) {
+        if cgroups.events(place)?.populated {
+            unknown.push(place.to_string());
         }
     }
     if unknown.is_empty() {

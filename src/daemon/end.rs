@@ -25,8 +25,8 @@ pub(super) struct Quarry {
 /// Sends a stop signal, and SIGCONT after it: a stopped process handles no other signal. Returns how many processes got it.
 pub(super) fn signal(cgroups: &Cgroups, run: &Quarry, signal: i32, to: StopSignalTo) -> u64 {
     let Some(signal) = Signal::from_named_raw(signal) else { return 0 };
-    let with_go_on = [signal, Signal::CONT];
-    let signals = if signal == Signal::KILL { &with_go_on[..1] } else { &with_go_on };
+    let with_continue = [signal, Signal::CONT];
+    let signals = if signal == Signal::KILL { &with_continue[..1] } else { &with_continue };
     let reached = match (to, &run.main) {
         (StopSignalTo::Main, Some(_)) => Ok(Default::default()),
         _ => cgroups.signal(&run.place, signals),

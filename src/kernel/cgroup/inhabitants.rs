@@ -169,10 +169,11 @@ fn signal_below(top: Dir, signals: &[Signal], reached: &mut BTreeSet<i32>) -> Re
 
 /// Sends signals to a process; says whether it was there.
 fn signal_process(pid: i32, process: BorrowedFd<'_>, signals: &[Signal]) -> Result<bool> {
-    for signal in signals {
+    for (sent, signal) in signals.iter().enumerate() {
         match rustix::process::pidfd_send_signal(process, *signal) {
             Ok(()) => {}
-            Err(Errno::SRCH) => return Ok(false),
+            // It may die of the first one before the next is sent.
+            Err(Errno::SRCH) => return Ok(sent > 0),
             Err(errno) => {
                 return Err(KernelError::new(format!("send {signal:?} to"), format!("process {pid}"), errno));
             }
