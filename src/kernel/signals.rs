@@ -9,8 +9,9 @@ use super::process;
 use super::spawn::set_signal_mask;
 
 /// The signals that are left as they are: requests to end or to reload, reports of a fault of the program itself, those that nobody
-/// can block, and those that the kernel ignores unless somebody waits for them.
-const UNBLOCKED: [Signal; 17] = [
+/// can block, and those that the kernel ignores. SIGCHLD is blocked: a thread that does not block it takes it away from the
+/// descriptor on which orphans are reported.
+const UNBLOCKED: [Signal; 16] = [
     Signal::HUP,
     Signal::INT,
     Signal::QUIT,
@@ -24,7 +25,6 @@ const UNBLOCKED: [Signal; 17] = [
     Signal::SYS,
     Signal::KILL,
     Signal::STOP,
-    Signal::CHILD,
     Signal::CONT,
     Signal::URG,
     Signal::WINCH,

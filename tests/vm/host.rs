@@ -16,10 +16,13 @@ const KERNELS: [&str; 2] = ["6.12", "6.1"];
 
 /// The test binaries that ask nothing of the kernel, or nothing that the others do not, or a whole machine; all others run in
 /// guests, too.
-const ELSEWHERE: [&str; 12] = [
+const ELSEWHERE: [&str; 15] = [
     "apply",
     "check",
     "cli_usage",
+    "cost",
+    "disk",
+    "hangs",
     "instructions",
     "load",
     "policy",
