@@ -424,7 +424,7 @@ mod lifecycle {
         herd.pause_agent(&root).unwrap();
         let child = herd.sleeper(Some(&root), "child");
         let status = herd.agent_status(&child).unwrap();
-        assert_eq!((status.state, status.paused, status.pid), (State::Starting, Paused::Inherited, None));
+        assert_eq!((status.state, status.paused, status.pid), (State::Paused, Paused::Inherited, None));
         assert!(status.waits.is_some());
         let_pass("0.1");
         assert_eq!(herd.agent_status(&child).unwrap().pid, None);
