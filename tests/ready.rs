@@ -126,7 +126,8 @@ fn an_agent_that_is_never_ready_has_failed_run_after_run() {
     let [told] = herd.wait(std::slice::from_ref(&id)).unwrap().try_into().unwrap();
     let exit = told.exit.unwrap();
     assert_eq!((told.state, told.run.0, exit.cause), (State::Failed, 2, Cause::GivenUp));
-    assert!(exit.error.unwrap().contains("not ready within 200ms"));
+    assert_eq!(exit.last_cause, Some(Cause::Ready));
+    assert!(exit.last_error.unwrap().contains("not ready within 200ms"));
     assert_eq!(herd.ends_of(&id), [Kind::Failed, Kind::Failed]);
     herd.finish();
 }

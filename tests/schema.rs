@@ -184,6 +184,7 @@ fn what_a_real_daemon_takes_and_gives_is_what_the_schema_says() {
     checked.ask("logs", json!({ "id": "worker", "lines": 1, "stream": "stderr" }));
     checked.ask("stats", json!({}));
     checked.ask("cleanup", json!({ "target": "all" }));
+    checked.ask("declare", json!({ "file": "fleet", "applied": {} }));
     checked.ask("shutdown", json!({ "grace_ms": 0 }));
     assert_eq!(checked.answered, Call::METHODS.iter().map(|method| (*method).to_owned()).collect());
     let cgroup = herd.cgroup.clone();
