@@ -23,6 +23,10 @@ use crate::kernel::host::{Binding, Host};
 use crate::model::error::{Code, Error};
 use crate::model::limits::Controller;
 
+/// What helps where this process may not make cgroups, or be moved into them.
+const NOT_DELEGATED: &str =
+    "run as root, or within a delegated cgroup: systemd-run --user --scope -p Delegate=yes treeherd daemon";
+
 /// `trusted.` works for root in every hierarchy, `user.` for a delegatee in cgroup2.
 pub(in crate::kernel) const MARKS: [&str; 2] = ["trusted.treeherd.made", "user.treeherd.made"];
 
@@ -100,7 +104,7 @@ impl Cgroups {
         let (name, leaf) = self.fresh_leaf(SUPERVISOR)?;
         if let Err(error) = leaf.write("cgroup.procs", "0") {
             drop(self.spine.remove(&c_name(&name)?));
-            return Err(error.hint("this process may not be moved within cgroup2: run as root, or delegate the cgroup"));
+            return Err(error.hint(NOT_DELEGATED));
         }
         let mut moved = self.moved.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         moved.get_or_insert(Moved { home: own.trim_start_matches('/').to_owned(), leaf: name.clone() });
@@ -268,9 +272,7 @@ fn with_remedy(error: KernelError) -> KernelError {
 #[must_use]
 pub fn remedy(errno: Errno) -> Option<&'static str> {
     match errno {
-        Errno::PERM | Errno::ACCESS => Some(
-            "run as root, or within a delegated cgroup: systemd-run --user --scope -p Delegate=yes treeherd daemon",
-        ),
+        Errno::PERM | Errno::ACCESS => Some(NOT_DELEGATED),
         Errno::ROFS => Some(
             "mount cgroup2 read-write: mount -o remount,rw /sys/fs/cgroup; a container gets it so from its runtime, as with \
              podman or docker run --privileged",
