@@ -251,6 +251,11 @@ fn clients_that_do_not_read_take_bounded_memory_together_and_only_their_own_answ
             answer["result"].as_array().unwrap().iter().map(|it| it["id"].as_str().unwrap()).collect();
         assert_eq!(ids.len(), 200);
     }
+    drop((deaf, slow));
+    // After the peak it goes back to the kernel.
+    let most = before + (peak - before) / 2 + 4_096;
+    until("the daemon gives its memory back", || memory(pid, "VmRSS") < most);
+    println!("{} KiB in the end", memory(pid, "VmRSS"));
     herd.finish();
 }
 

@@ -274,5 +274,5 @@ fn no_output_is_left_of_an_agent_that_nobody_knows() {
     own.end();
     assert_eq!(entries(&state.join("agents")), Vec::<String>::new(), "an orderly end leaves no output");
     let left: Vec<String> = entries(&state);
-    assert_eq!(left, ["agents", "journal", "lock"], "and nothing but these");
+    assert_eq!(left, ["agents", "journal", "journal.ends", "lock"], "and nothing but these");
 }

@@ -34,6 +34,13 @@ const BURNERS_A_CPU: usize = 16;
 /// How many clients follow everything and read nothing.
 const DEAF_CLIENTS: usize = 100;
 
+/// How many clients ask for the same, and how many requests each of them sends ahead.
+const ASKERS: usize = 100;
+const ASKED_AHEAD: usize = 16;
+
+/// How many agents they ask about.
+const ASKED_ABOUT: usize = 200;
+
 /// How many processes are killed beside the measured deaths, and how many of those there are.
 const CROWD: usize = 10_000;
 const BYSTANDERS: usize = 50;
@@ -53,6 +60,7 @@ pub fn play(role: &str, argument: &str) {
         },
         "thrash" => thrash(Path::new(argument)),
         "flood" => flood(),
+        "ask" => ask(argument),
         "volley" => {
             // As agents are: nobody's session, the usual priority.
             rustix::process::setsid().ok();
@@ -86,6 +94,32 @@ fn flood() {
     let mut stdout = std::io::stdout();
     let piece = [b'x'; 4096];
     while stdout.write_all(&piece).is_ok() {}
+}
+
+/// Asks the same over and over again, over many connections: `SOCKET REQUEST`.
+fn ask(argument: &str) {
+    use std::io::{Read, Write};
+    let (socket, line) = argument.split_once(' ').unwrap();
+    let requests = format!("{line}\n").repeat(ASKED_AHEAD);
+    let threads = (0..ASKERS).map(|_| {
+        let (mut stream, requests) = (std::os::unix::net::UnixStream::connect(socket).unwrap(), requests.clone());
+        std::thread::spawn(move || {
+            let (mut buffer, mut answers) = (vec![0; 64 << 10], ASKED_AHEAD);
+            loop {
+                if answers >= ASKED_AHEAD {
+                    answers -= ASKED_AHEAD;
+                    if stream.write_all(requests.as_bytes()).is_err() {
+                        return;
+                    }
+                }
+                let Ok(read @ 1..) = stream.read(&mut buffer) else { return };
+                answers += memchr::memchr_iter(b'\n', &buffer[..read]).count();
+            }
+        })
+    });
+    for thread in threads.collect::<Vec<_>>() {
+        thread.join().unwrap();
+    }
 }
 
 /// Waits until all are to die, notes the time, and does.
@@ -362,6 +396,44 @@ const SUDDEN: [(&str, usize, usize, Shake); 3] = [
         field.kill(id);
     }),
 ];
+
+/// What 100 clients ask for at once, without a pause.
+const ASKED: [(&str, &str); 11] = [
+    ("ps", "{}"),
+    ("show", r#"{"id":"loud"}"#),
+    ("explain", r#"{"id":"loud"}"#),
+    ("stats", r#"{"agents":true}"#),
+    ("events", r#"{"since":0,"agent":"nobody"}"#),
+    ("logs", r#"{"id":"loud","lines":1000000}"#),
+    ("doctor", "{}"),
+    ("process", r#"{"pid":1}"#),
+    ("config", "{}"),
+    ("pause", r#"{"target":{"ids":["nobody"]}}"#),
+    ("limit", r#"{"scope":{"agent":"loud"},"limits":{"pids_max":1000}}"#),
+];
+
+/// How late a death is told while clients do their worst, beside the daemon that nobody asks in the same run.
+pub fn cost(plan: &Plan, table: &mut Table) {
+    guard::set_nice(NICE).unwrap();
+    let mut field = Field::new();
+    let mut loud = guest::play(&"loud".parse().unwrap(), "flood:");
+    loud.output_max = treeherd::model::units::Bytes(64 << 20);
+    field.daemon.spawn(loud);
+    (0..ASKED_ABOUT).for_each(|_| drop(field.daemon.group(None)));
+    settle();
+    field.single(plan.rounds(100)).tell("a death, nobody asks", table);
+    for (method, params) in ASKED {
+        let line = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"{method}","params":{params}}}"#);
+        let socket = field.daemon.dir.path().join("state/treeherd.sock");
+        let (command, (variable, value)) = guest::role(&format!("ask:{} {line}", socket.display()));
+        let mut askers = std::process::Command::new(&command[0]).env(variable, value).spawn().unwrap();
+        settle();
+        field.single(plan.rounds(100)).tell(&format!("a death while 100 clients ask for {method}"), table);
+        askers.kill().unwrap();
+        askers.wait().unwrap();
+    }
+    field.account("100 clients ask for everything in turn", table);
+}
 
 pub fn load(plan: &Plan, table: &mut Table) {
     // Whoever leads a process group cannot; then it measures within the session that it is in.

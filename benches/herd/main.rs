@@ -68,7 +68,7 @@ fn main() {
         return;
     }
     let plan = Plan::from_args();
-    let benches: [(&str, Bench); 12] = [
+    let benches: [(&str, Bench); 13] = [
         ("machine", machine::machine),
         ("hello", spawn::hello),
         ("spawn", spawn::spawn),
@@ -80,6 +80,7 @@ fn main() {
         ("idle", idle::idle),
         ("output", output::output),
         ("load", load::load),
+        ("cost", load::cost),
         ("scale", scale::scale),
     ];
     // What the floor leaves is reaped here: another one may take its time, and a bench has used up all pids by then.

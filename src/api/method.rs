@@ -122,6 +122,23 @@ methods! {
     Doctor(Nothing) -> Doctor = "doctor",
 }
 
+impl Call {
+    /// Says whether it changes something: what it asks for is done, and reported.
+    #[must_use]
+    pub fn is_change(&self) -> bool {
+        match self {
+            Self::Spawn(_) | Self::Pause(_) | Self::Resume(_) | Self::Terminate(_) | Self::Limit(_) => true,
+            Self::Restart(_) | Self::Cleanup(_) | Self::Shutdown(_) | Self::Declare(_) => true,
+            Self::Hello(_) | Self::Ps(_) | Self::Show(_) | Self::Explain(_) | Self::Process(_) | Self::Stats(_) => {
+                false
+            }
+            Self::Events(_) | Self::Logs(_) | Self::Follow(_) | Self::Wait(_) | Self::Config(_) | Self::Doctor(_) => {
+                false
+            }
+        }
+    }
+}
+
 fn parameters<P: DeserializeOwned>(method: &str, params: Option<&RawValue>) -> Result<P, Error> {
     let params = params.map_or("{}", RawValue::get);
     // Serde would take them in the order of its fields.

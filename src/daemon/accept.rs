@@ -3,13 +3,16 @@
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use mio::Interest;
 use mio::unix::SourceFd;
 
 use super::client::Client;
+use super::guard;
 use super::job::{Arrival, Job};
-use super::supervisor::{Source, Supervisor};
+use super::settings::Residence;
+use super::supervisor::{Chore, Source, Supervisor};
 use crate::api::CLIENTS_MAX;
 use crate::api::message::answer_line;
 use crate::kernel::clock;
@@ -19,6 +22,15 @@ use crate::machine::{AgentKey, Caller, Input};
 use crate::model::error::{Code, Error};
 use crate::model::id::Run;
 use crate::model::time::Monotonic;
+
+/// When a connection that could not be accepted is tried again: nothing tells when there are descriptors again.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// How much memory has to be given up for that to be worth a trim of the heap.
+const TRIM_LEAST: usize = 4 << 20;
+
+/// How long after memory was given up the heap is trimmed, once for all that is given up meanwhile.
+const TRIM_AFTER: Duration = Duration::from_secs(5);
 
 /// How many requests of one client a turn takes.
 const REQUESTS_A_TURN: usize = 32;
@@ -55,15 +67,23 @@ impl Supervisor {
             let Some(listener) = &self.listener else { return };
             match listener.accept() {
                 Ok((stream, _)) => {
+                    self.accept_fails = false;
+                    let stream = Stream::new(OwnedFd::from(std::os::unix::net::UnixStream::from(stream)));
+                    if let Err(error) = guard::check_for_client(stream.as_fd()) {
+                        self.turn_away(&stream, error);
+                        continue;
+                    }
                     self.arriving += 1;
                     let (accepted, newest) = (clock::monotonic(), self.machine.newest());
-                    let stream = Stream::new(OwnedFd::from(std::os::unix::net::UnixStream::from(stream)));
                     self.hand(Job::Identify(Arrival { stream, accepted, newest }));
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => {
-                    tracing::warn!("accept: {error}");
+                    if !std::mem::replace(&mut self.accept_fails, true) {
+                        tracing::warn!("accept: {error}; it is tried again every {ACCEPT_RETRY:?}");
+                    }
+                    self.chores.insert((clock::monotonic() + ACCEPT_RETRY, Chore::Accept));
                     return;
                 }
             }
@@ -182,10 +202,26 @@ impl Supervisor {
     }
 
     pub(super) fn drop_client(&mut self, id: u64, client: Client) {
+        self.memory_is_free(client.held());
         let socket = client.stream.as_fd().as_raw_fd();
         if let Err(error) = self.poll.registry().deregister(&mut SourceFd(&socket)) {
             tracing::debug!("let a client go: {error}");
         }
         self.feed(Input::Departed(id));
+    }
+
+    /// So many bytes are used no more: when enough have come together and things have calmed down, they go back to the kernel.
+    /// Nothing of that is done in somebody else's program.
+    pub(super) fn memory_is_free(&mut self, bytes: usize) {
+        let before = self.freed;
+        self.freed += bytes;
+        if before < TRIM_LEAST && self.freed >= TRIM_LEAST && self.settings.residence == Residence::OwnLeaf {
+            self.chores.insert((clock::monotonic() + TRIM_AFTER, Chore::Trim));
+        }
+    }
+
+    pub(super) fn trim_is_due(&mut self) {
+        self.freed = 0;
+        self.hand(Job::Trim);
     }
 }

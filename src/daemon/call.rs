@@ -78,6 +78,13 @@ impl Supervisor {
             let error = Error::new(Code::TooLarge, message).remedy("use a number or a short text");
             return self.answer(client_id, Some(&Value::Null), Err(error));
         }
+        let call = match call {
+            Ok(call) if call.is_change() => match self.put_off(client_id, id, call) {
+                Some(call) => Ok(call),
+                None => return,
+            },
+            other => other,
+        };
         match call.and_then(|call| self.take_call(client_id, id, call)) {
             Ok(Answered::Now(value)) => self.answer(client_id, id, Ok(value)),
             Ok(Answered::Later) => {}
@@ -101,7 +108,6 @@ impl Supervisor {
         let value = match outcome {
             Err(error) => Err(error),
             Ok(Answer::Agents(statuses)) => {
-                let statuses: Vec<_> = statuses.into_iter().map(|status| self.with_lines(status)).collect();
                 return self.reply_list(to, ("[", "]"), Entries::Statuses(statuses.into_iter()));
             }
             Ok(Answer::Receipt(mut receipt)) => {

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::logs::Joining;
 use super::outbox::{Entries, List, Outbox, ROOM};
 use crate::api::message::{Outcome, answer_head, answer_line, notification_line};
-use crate::api::method::{EventQuery, FollowQuery};
+use crate::api::method::{Call, EventQuery, FollowQuery};
 use crate::api::{CALLS_MAX, REQUEST_MAX};
 use crate::kernel::rights::{Read, Stream};
 use crate::machine::{AgentKey, Caller};
@@ -53,8 +53,10 @@ pub(super) struct Client {
     pub listens_for_room: bool,
     /// The calls that are not answered, by the machine's number, with the client's own `id`; none if it wants no answer.
     pub calls: BTreeMap<u64, Option<Value>>,
-    /// The call that a reader thread works at: until it is done no further request is taken.
+    /// The call that a reader thread works at, or that is put off: until it is done no further request is taken.
     pub reading: Option<u64>,
+    /// The request that waits until its agent may change something again.
+    pub put_off: Option<(Option<Value>, Call)>,
     /// Whether a reader thread looks up events for one of those that follow.
     pub is_catching_up: bool,
     /// Whether requests were left where they are, until what came before them is done.
@@ -67,6 +69,8 @@ pub(super) struct Client {
     pub joining: Option<Joining>,
     /// Those of the agents in `outputs` that may have something to tell: nobody else's files are looked at.
     pub news: BTreeSet<AgentKey>,
+    /// The most memory that it has held since it gave up most of it.
+    peak: usize,
     state: State,
 }
 
@@ -128,6 +132,7 @@ impl Client {
             listens_for_room: false,
             calls: BTreeMap::new(),
             reading: None,
+            put_off: None,
             is_catching_up: false,
             is_held_up: false,
             events: Vec::new(),
@@ -135,6 +140,7 @@ impl Client {
             wide: Vec::new(),
             joining: None,
             news: BTreeSet::new(),
+            peak: 0,
             state: State::Open,
         }
     }
@@ -230,6 +236,16 @@ impl Client {
         self.input.capacity() + self.outbox.size() + calls
     }
 
+    /// Returns how much memory it has given up since its peak, if that was most of it.
+    pub fn freed(&mut self) -> usize {
+        let held = self.held();
+        if held < self.peak / 4 {
+            return std::mem::replace(&mut self.peak, held) - held;
+        }
+        self.peak = self.peak.max(held);
+        0
+    }
+
     pub fn answer(&mut self, id: &Value, outcome: Outcome) {
         self.send(answer_line(id, outcome));
     }
@@ -323,7 +339,9 @@ impl Client {
     pub fn is_over(&self) -> bool {
         match self.state {
             State::Open => false,
-            State::Leaving => self.outbox.is_empty() && self.calls.is_empty() && !self.has_lines(),
+            State::Leaving => {
+                self.outbox.is_empty() && self.calls.is_empty() && self.reading.is_none() && !self.has_lines()
+            }
             State::Broken => true,
         }
     }

@@ -15,6 +15,7 @@ use crate::api::method::{EventNote, Offsets, Output, OutputNote, OutputPiece};
 use crate::machine::{AgentKey, Machine};
 use crate::model::error::Error;
 use crate::model::id::AgentId;
+use crate::model::status::AgentStatus;
 use crate::model::stream::Stream;
 use crate::output::{Cursor, Read, Spool, Store};
 
@@ -73,6 +74,7 @@ impl Supervisor {
     /// Sends what waits for a client, and moves on what it follows and the list that it is given, by one page each.
     pub(super) fn pump(&mut self, id: u64) {
         let Some(mut client) = self.clients.remove(&id) else { return };
+        self.memory_is_free(client.freed());
         client.flush();
         let mut has_moved = client.write_on(PIECE_BUDGET, |entries, bytes| self.write_entry(entries, bytes));
         has_moved |= self.pump_all_events(id, &mut client, LOOKS_A_STEP);
@@ -101,7 +103,9 @@ impl Supervisor {
                 let status = self.with_lines(self.machine.status(key, now().mono));
                 serde_json::to_writer(bytes, &status)
             }),
-            Entries::Statuses(left) => left.next().map(|status| serde_json::to_writer(bytes, &self.with_lines(status))),
+            Entries::Statuses(left) => {
+                left.next().map(|status| serde_json::to_writer(bytes, &self.with_lines(AgentStatus::clone(&status))))
+            }
             Entries::Receipts(left) => left.next().map(|receipt| serde_json::to_writer(bytes, &receipt)),
             Entries::Usage(left) => {
                 let named = left.find_map(|(key, usage)| Some((self.machine.id_of(key)?, usage)));
@@ -122,7 +126,7 @@ impl Supervisor {
             let Some(key) = client.news.pop_first() else { break };
             has_moved |= self.pump_outputs(client, key);
         }
-        has_moved || !client.news.is_empty()
+        has_moved || client.has_room() && !client.news.is_empty()
     }
 
     /// Has the poll tell when a reader has made room, as long as something waits for that.

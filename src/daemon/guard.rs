@@ -1,15 +1,45 @@
 //! The daemon's care for itself, done once at its start, where it is a process of its own. In somebody else's program nothing
 //! of this is touched.
 
+use std::os::fd::BorrowedFd;
+
 use crate::kernel::error::KernelError;
-use crate::kernel::guard;
 use crate::kernel::program::{self, Sparse};
+use crate::kernel::{guard, process};
+use crate::model::error::{Code, Error};
 
 /// The nice value of the daemon's threads, and of its session among the sessions: some nine times the share of an agent.
 const NICE: i8 = -10;
 
 /// Others go first, and long before: as systemd's own daemons have it.
 const OOM_SCORE_ADJ: i16 = -900;
+
+/// How many descriptors are left to what ends, freezes and reports when no agent is spawned any more. What one spawn and the
+/// threads that act need at once is a fraction of it.
+const RESERVED_FROM_SPAWNS: u64 = 192;
+
+/// How many are left when no client is let in any more.
+const RESERVED_FROM_CLIENTS: u64 = 96;
+
+/// Refuses a spawn that would take a descriptor out of the reserve. `descriptor` is the first one that it has opened.
+pub(super) fn check_for_spawn(descriptor: BorrowedFd<'_>) -> Result<(), Error> {
+    if !process::is_among_last(descriptor, RESERVED_FROM_SPAWNS) {
+        return Ok(());
+    }
+    let message =
+        format!("the daemon has no descriptor to spare: the last {RESERVED_FROM_SPAWNS} are kept to end agents");
+    Err(Error::new(Code::BoundReached, message).remedy("raise the limit on open files (LimitNOFILE=), or end agents"))
+}
+
+/// Refuses a client that would take a descriptor out of the reserve.
+pub(super) fn check_for_client(descriptor: BorrowedFd<'_>) -> Result<(), Error> {
+    if !process::is_among_last(descriptor, RESERVED_FROM_CLIENTS) {
+        return Ok(());
+    }
+    let message =
+        format!("the daemon has no descriptor to spare: the last {RESERVED_FROM_CLIENTS} are kept to end agents");
+    Err(Error::new(Code::TooManyClients, message).remedy("close a connection, or raise the limit on open files"))
+}
 
 /// Takes what the host offers, and says once what it does not. Threads have the nice value only if they are started after this.
 pub(super) fn protect() {

@@ -101,7 +101,7 @@ impl Hands {
     /// Hands a job out.
     pub fn take(&self, job: Job) {
         let queue = match job {
-            Job::Dig { .. } | Job::Reclaim { .. } => &self.holes,
+            Job::Dig { .. } | Job::Reclaim { .. } | Job::Trim => &self.holes,
             Job::Kill { .. } | Job::KillRun { .. } | Job::Signal { .. } | Job::Freeze { .. } => &self.ends,
             Job::SetLimits { .. } | Job::Tighten(_) | Job::Loosen(..) => &self.limits,
             Job::Read(_) => &self.reads,

@@ -1,10 +1,11 @@
 //! What the hands do: one job is one order of the machine, carried out against the kernel.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::end::{self, Quarry};
+use super::guard;
 use super::launch::{self, Surroundings};
 use super::notify::Leaves;
 use super::pressure;
@@ -14,6 +15,7 @@ use super::spawners::Attempt;
 use crate::kernel::cgroup::{Cgroups, Frozen, Place, Removal};
 use crate::kernel::error::KernelError;
 use crate::kernel::peer::{self, Peer};
+use crate::kernel::program;
 use crate::kernel::rights::Stream;
 use crate::kernel::spawn::{self, Way};
 use crate::kernel::watch::Watches;
@@ -114,6 +116,8 @@ pub(super) enum Job {
     Identify(Arrival),
     /// Read what a client wants to know.
     Read(Box<Errand>),
+    /// Give the heap's free memory back to the kernel.
+    Trim,
 }
 
 /// A connection whose maker is not known yet.
@@ -189,7 +193,7 @@ impl Job {
     pub fn is_unrecorded(&self) -> bool {
         let is_a_look =
             matches!(self, Self::FindLaggards { .. } | Self::Survey { .. } | Self::Read(_) | Self::Sample { .. });
-        is_a_look || matches!(self, Self::TakeBack(..) | Self::Identify(_) | Self::Dig { .. })
+        is_a_look || matches!(self, Self::TakeBack(..) | Self::Identify(_) | Self::Dig { .. } | Self::Trim)
     }
 
     pub fn run(self, tools: &Tools) -> Outcome {
@@ -235,6 +239,10 @@ impl Job {
             Self::Identify(arrival) => {
                 let peer = peer::peer(&arrival.stream, arrival.accepted, |id| cgroups.path_of_id(id));
                 Outcome::Identified(arrival, peer)
+            }
+            Self::Trim => {
+                program::trim_heap();
+                Outcome::Nothing
             }
             Self::Read(errand) => match errand.step(tools) {
                 Step::Done(reading) => Outcome::Read(Box::new(reading)),
@@ -324,7 +332,7 @@ pub(super) struct Made {
 
 impl SpawnJob {
     /// Carries it out. Given up meanwhile, it has no outcome.
-    pub fn run(self: Box<Self>, tools: &Tools, attempt: &Attempt) -> Outcome {
+    pub fn run(self, tools: &Tools, attempt: &Attempt) -> Outcome {
         let launched = self.make_all(tools, attempt);
         let Some((made, born)) = attempt.finish() else { return Outcome::Nothing };
         let failure = match (launched, born) {
@@ -376,6 +384,7 @@ impl SpawnJob {
         let place = self.home.join(&format!("run-{}", self.run));
         let leaf = cgroups.make_leaf(&place).map_err(|error| at(Stage::Cgroup, error.into()))?;
         attempt.note(|made| made.leaf = Some(place.clone())).inspect_err(|_| remove(tools, &place))?;
+        guard::check_for_spawn(leaf.as_fd()).map_err(|error| at(Stage::Prepare, error))?;
         let id = &self.spec.id;
         let inlet = if self.make_spool { tools.store.create(id) } else { tools.store.inlet(id) };
         let inlet = inlet.map_err(|error| at(Stage::Prepare, error))?;

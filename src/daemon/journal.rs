@@ -4,6 +4,10 @@
 //! journal.1   the older half, or absent        journal   the newer half; appended to, moved over journal.1 when it is full
 //! ```
 //!
+//! ```text
+//! journal.ends.1, journal.ends   the ends of runs, once more: they are kept when what was told beside them is gone
+//! ```
+//!
 //! A turn's events are written by one write at its end, whole or not at all: a number that is missing is an event that is lost. An
 //! index of every 64th line says where to begin to read. While the disk stalls or is full, events wait in memory, bounded, and are
 //! written in order when it goes on.
@@ -31,6 +35,9 @@ use crate::model::time::Monotonic;
 /// How large one of the two files may become, in bytes.
 const HALF_MAX: u64 = 8 << 20;
 
+/// How large one of the two files of ends may become, in bytes.
+const ENDS_MAX: u64 = 2 << 20;
+
 /// How many bytes of events wait in memory while the disk stalls or is full; those that come then are lost.
 const UNWRITTEN_MAX: usize = 4 << 20;
 
@@ -50,23 +57,34 @@ const RECENT_MAX: usize = 1 << 20;
 #[derive(Debug)]
 pub(super) struct Journal {
     dir: PathBuf,
-    newer: Half,
-    older: Option<Half>,
+    all: Pair,
+    ends: Pair,
     /// The number of the last event.
     last: u64,
+    recent: Recent,
+}
+
+/// Two files that together stay bounded.
+#[derive(Debug)]
+struct Pair {
+    dir: PathBuf,
+    /// What they are called: the older one has a `.1` behind it.
+    name: &'static str,
+    most: u64,
+    newer: Half,
+    older: Option<Half>,
     unwritten: Lines,
     /// What is on its way to the file.
     writing: Option<(Doing<Written>, Arc<Lines>)>,
     /// Why the last write failed, if it did.
     fault: Option<String>,
-    recent: Recent,
 }
 
 /// Lines that are to be written.
 #[derive(Debug, Default)]
 struct Lines {
     text: Vec<u8>,
-    /// Numbers of events and where they stand in the text: the first one and every 64th.
+    /// Numbers of events and where they stand in the text: the first one and about every 64th.
     index: Vec<(u64, u64)>,
 }
 
@@ -118,19 +136,10 @@ struct Half {
 impl Journal {
     /// Opens the journal of a state directory, and goes on with the numbers of an earlier daemon.
     pub fn open(dir: &Path) -> Result<Self, Error> {
-        let older = Half::open(&dir.join("journal.1"), false)?;
-        let newer = Half::open(&dir.join("journal"), true)?.expect("it is made if it is not there");
-        let last = newer.last().or_else(|| older.as_ref().and_then(Half::last)).unwrap_or(0);
-        Ok(Self {
-            dir: dir.to_owned(),
-            newer,
-            older,
-            last,
-            unwritten: Lines::default(),
-            writing: None,
-            fault: None,
-            recent: Recent::default(),
-        })
+        let all = Pair::open(dir, "journal", HALF_MAX)?;
+        let ends = Pair::open(dir, "journal.ends", ENDS_MAX)?;
+        let last = all.last().max(ends.last());
+        Ok(Self { dir: dir.to_owned(), all, ends, last, recent: Recent::default() })
     }
 
     pub fn last(&self) -> u64 {
@@ -142,7 +151,10 @@ impl Journal {
         self.last += 1;
         event.seq = self.last;
         let Ok(json) = serde_json::to_string(event) else { return };
-        self.unwritten.push(event.seq, &json);
+        self.all.unwritten.push(event.seq, &json);
+        if event.kind.is_terminal() {
+            self.ends.unwritten.push(event.seq, &json);
+        }
         let (agent, parent) = (event.agent.clone(), event.parent.clone());
         let (agent_key, parent_key) = (event.agent_key, event.parent_key);
         self.recent.push(Told { seq: event.seq, agent, parent, agent_key, parent_key, json: json.into() });
@@ -160,27 +172,72 @@ impl Journal {
         Some(self.recent.events.range(skipped.min(self.recent.events.len())..))
     }
 
-    /// Writes what was appended since the last time, unless what was appended before it is still being written.
+    /// Writes what was appended since the last time, unless what was appended before it is still being written. Ends are written
+    /// once more after that: no reader finds one before what was told earlier.
     pub fn flush(&mut self, disk: &mut Disk) {
-        self.settle();
-        if self.writing.is_some() || self.unwritten.text.is_empty() {
-            return;
+        self.all.flush(disk);
+        if self.all.is_written() {
+            self.ends.flush(disk);
         }
-        let lines = Arc::new(std::mem::take(&mut self.unwritten));
-        let (file, dir, size, text) = (self.newer.file.clone(), self.dir.clone(), self.newer.size, lines.clone());
-        self.writing = Some((disk.act(move || write(&file, size, &text.text, &dir)), lines));
-        self.settle();
     }
 
     /// Returns since when a write is under way that did not come to its end in time.
     pub fn behind_since(&mut self) -> Option<Monotonic> {
-        self.settle();
-        self.writing.as_ref().map(|(doing, _)| doing.began)
+        self.all.behind_since().into_iter().chain(self.ends.behind_since()).min()
     }
 
     /// Returns why the last write failed, if it did.
     pub fn fault(&self) -> Option<&str> {
-        self.fault.as_deref()
+        self.all.fault.as_deref().or(self.ends.fault.as_deref())
+    }
+
+    /// Opens what is written of the events after a number, to be read by another thread.
+    pub fn pages(&self, since: u64) -> Pages {
+        let first = self.all.halves().find_map(Half::first).unwrap_or(u64::MAX);
+        let ends = self.ends.halves().filter(|_| since.saturating_add(1) < first);
+        let ends = ends.filter_map(|half| half.stretch(since, first));
+        let all = self.all.halves().filter_map(|half| half.stretch(since, u64::MAX));
+        Pages { dir: self.dir.clone(), halves: ends.chain(all).collect(), since }
+    }
+}
+
+impl Pair {
+    fn open(dir: &Path, name: &'static str, most: u64) -> Result<Self, Error> {
+        let older = Half::open(&dir.join(format!("{name}.1")), false)?;
+        let newer = Half::open(&dir.join(name), true)?.expect("it is made if it is not there");
+        let (dir, unwritten) = (dir.to_owned(), Lines::default());
+        Ok(Self { dir, name, most, newer, older, unwritten, writing: None, fault: None })
+    }
+
+    /// Returns the number of the last event that is written.
+    fn last(&self) -> u64 {
+        self.newer.last().or_else(|| self.older.as_ref().and_then(Half::last)).unwrap_or(0)
+    }
+
+    fn halves(&self) -> impl Iterator<Item = &Half> {
+        self.older.iter().chain([&self.newer])
+    }
+
+    fn is_written(&self) -> bool {
+        self.writing.is_none() && self.unwritten.text.is_empty()
+    }
+
+    fn flush(&mut self, disk: &mut Disk) {
+        self.settle();
+        if self.is_written() || self.writing.is_some() {
+            return;
+        }
+        let lines = Arc::new(std::mem::take(&mut self.unwritten));
+        let (file, size, text) = (self.newer.file.clone(), self.newer.size, lines.clone());
+        let (dir, name, most) = (self.dir.clone(), self.name, self.most);
+        let act = move || write(&file, size, &text.text, most, || turn(&dir, name));
+        self.writing = Some((disk.act(act), lines));
+        self.settle();
+    }
+
+    fn behind_since(&mut self) -> Option<Monotonic> {
+        self.settle();
+        self.writing.as_ref().map(|(doing, _)| doing.began)
     }
 
     /// Takes note of a write that is done. What could not be written is written next time, if there is room for it until then.
@@ -189,7 +246,7 @@ impl Journal {
             return;
         };
         let Some((_, lines)) = self.writing.take() else { return };
-        let shown = self.dir.join("journal");
+        let shown = self.dir.join(self.name);
         self.fault = match outcome {
             Ok(()) => {
                 let begin = self.newer.size;
@@ -210,12 +267,6 @@ impl Journal {
             }
             Some(Err(error)) => self.fault = Some(format!("turn {} over: {error}; it grows", shown.display())),
         }
-    }
-
-    /// Opens what is written of the events after a number, to be read by another thread.
-    pub fn pages(&self, since: u64) -> Pages {
-        let halves = self.older.iter().chain([&self.newer]).filter_map(|half| half.stretch(since)).collect();
-        Pages { dir: self.dir.clone(), halves, since }
     }
 }
 
@@ -243,6 +294,8 @@ struct Stretch {
     file: Arc<File>,
     from: u64,
     to: u64,
+    /// What comes from this number on is not read here.
+    below: u64,
 }
 
 /// A page of events as they are written.
@@ -308,7 +361,8 @@ impl Stretch {
                     return Ok(());
                 }
                 // What comes before the first one, since not every line is in the index, does not count.
-                if page.take(&open[taken..end], query, room) {
+                let Some(is_new) = page.take(&open[taken..end], query, room, self.below) else { return Ok(()) };
+                if is_new {
                     *scan = scan.saturating_sub((end + 1 - taken) as u64);
                 }
                 taken = end + 1;
@@ -321,12 +375,17 @@ impl Stretch {
 
 impl Page {
     /// Takes in a line, and says whether it is one of those after the number that was asked for. What is no event any more is
-    /// missing, and counted with the next one.
-    fn take(&mut self, line: &[u8], query: &EventQuery, room: &mut usize) -> bool {
-        let Ok(text) = std::str::from_utf8(line) else { return false };
-        let Ok(Line { seq, agent, parent, agent_key, parent_key }) = serde_json::from_str(text) else { return false };
+    /// missing, and counted with the next one. None if the rest is read elsewhere.
+    fn take(&mut self, line: &[u8], query: &EventQuery, room: &mut usize, below: u64) -> Option<bool> {
+        let Ok(text) = std::str::from_utf8(line) else { return Some(false) };
+        let Ok(Line { seq, agent, parent, agent_key, parent_key }) = serde_json::from_str(text) else {
+            return Some(false);
+        };
         if seq <= self.last {
-            return false;
+            return Some(false);
+        }
+        if seq >= below {
+            return None;
         }
         self.lost += seq - self.last - 1;
         self.last = seq;
@@ -335,7 +394,7 @@ impl Page {
             self.events.push(text.to_owned());
             *room = room.saturating_sub(text.len());
         }
-        true
+        Some(true)
     }
 }
 
@@ -380,8 +439,13 @@ impl Half {
         Ok(())
     }
 
+    /// Returns the number of its first event.
+    fn first(&self) -> Option<u64> {
+        self.index.front().map(|(seq, _)| *seq)
+    }
+
     fn note(&mut self, seq: u64, at: u64) {
-        if self.index.is_empty() || seq.is_multiple_of(STRIDE) {
+        if is_far(self.index.back(), seq) {
             self.index.push_back((seq, at));
         }
     }
@@ -389,15 +453,17 @@ impl Half {
     fn last(&self) -> Option<u64> {
         let (first, _) = self.index.back()?;
         let (mut page, mut room, mut scan) = (Page::default(), usize::MAX, u64::MAX);
-        self.stretch(first.saturating_sub(1))?.read(&EventQuery::default(), &mut page, &mut room, &mut scan).ok()?;
+        self.stretch(first.saturating_sub(1), u64::MAX)?
+            .read(&EventQuery::default(), &mut page, &mut room, &mut scan)
+            .ok()?;
         Some(page.last)
     }
 
     /// Returns where the events after a number are; none if there is nothing to read.
-    fn stretch(&self, since: u64) -> Option<Stretch> {
+    fn stretch(&self, since: u64, below: u64) -> Option<Stretch> {
         let after = self.index.partition_point(|(seq, _)| *seq <= since.saturating_add(1));
         let (_, from) = self.index.get(after.saturating_sub(1))?;
-        Some(Stretch { file: self.file.clone(), from: *from, to: self.size })
+        Some(Stretch { file: self.file.clone(), from: *from, to: self.size, below })
     }
 }
 
@@ -407,7 +473,7 @@ impl Lines {
         if self.text.len() >= UNWRITTEN_MAX {
             return;
         }
-        if self.index.is_empty() || seq.is_multiple_of(STRIDE) {
+        if is_far(self.index.last(), seq) {
             self.index.push((seq, self.text.len() as u64));
         }
         self.text.extend_from_slice(line.as_bytes());
@@ -425,13 +491,18 @@ impl Lines {
     }
 }
 
+/// Says whether an event is so far behind the last one in an index that it has an entry there.
+fn is_far(last: Option<&(u64, u64)>, seq: u64) -> bool {
+    last.is_none_or(|(last, _)| seq >= last + STRIDE)
+}
+
 /// Appends lines to a file of this size, whole or not at all, and begins another one if it is full.
-fn write(mut file: &File, size: u64, lines: &[u8], dir: &Path) -> Written {
+fn write(mut file: &File, size: u64, lines: &[u8], most: u64, turn: impl FnOnce() -> Result<File, String>) -> Written {
     let outcome = file.write_all(lines);
     match &outcome {
         Ok(()) => {
             let size = file.metadata().map_or(size + lines.len() as u64, |metadata| metadata.size());
-            Written { size, outcome, turned: (size > HALF_MAX).then(|| turn(dir)) }
+            Written { size, outcome, turned: (size > most).then(turn) }
         }
         Err(_) => {
             // To make a file shorter takes no room; where even that fails, the next line is lost with the torn one.
@@ -442,8 +513,8 @@ fn write(mut file: &File, size: u64, lines: &[u8], dir: &Path) -> Written {
 }
 
 /// Makes the newer file the older one. What a full disk can refuse comes first.
-fn turn(dir: &Path) -> Result<File, String> {
-    let [newer, older, fresh] = ["journal", "journal.1", "journal.new"].map(|name| dir.join(name));
+fn turn(dir: &Path, name: &str) -> Result<File, String> {
+    let [newer, older, fresh] = ["", ".1", ".new"].map(|end| dir.join(format!("{name}{end}")));
     let half = Half::open(&fresh, true).map_err(|error| error.message)?.expect("it is made if it is not there");
     half.file.set_len(0).map_err(|error| error.to_string())?;
     std::fs::rename(&newer, &older).map_err(|error| error.to_string())?;
@@ -491,7 +562,7 @@ mod tests {
         let mut journal = Journal::open(dir.path()).unwrap();
         journal.append(&mut event("whole"));
         journal.flush(&mut Disk::in_memory());
-        (&*journal.newer.file).write_all(b"{\"seq\":2,\"ti").unwrap();
+        (&*journal.all.newer.file).write_all(b"{\"seq\":2,\"ti").unwrap();
         let mut journal = Journal::open(dir.path()).unwrap();
         assert_eq!(journal.last(), 1);
         journal.append(&mut event("next"));
@@ -509,14 +580,14 @@ mod tests {
         };
         append(&mut journal, 10, "x");
         let unwritable = Arc::new(File::open(dir.path().join("journal")).unwrap());
-        let file = std::mem::replace(&mut journal.newer.file, unwritable);
+        let file = std::mem::replace(&mut journal.all.newer.file, unwritable);
         append(&mut journal, 190, "x");
-        assert!(journal.fault().is_some() && !journal.unwritten.text.is_empty());
+        assert!(journal.fault().is_some() && !journal.all.unwritten.text.is_empty());
         append(&mut journal, 1, &"x".repeat(UNWRITTEN_MAX));
         append(&mut journal, 1, "lost");
-        journal.newer.file = file;
+        journal.all.newer.file = file;
         append(&mut journal, 0, "");
-        assert!(journal.fault().is_none() && journal.unwritten.text.is_empty());
+        assert!(journal.fault().is_none() && journal.all.unwritten.text.is_empty());
         append(&mut journal, 100, "x");
         for journal in [journal, Journal::open(dir.path()).unwrap()] {
             let (mut at, mut lost, mut seen) = (5, 0, Vec::new());
@@ -537,8 +608,8 @@ mod tests {
         for garbage in [&b"\xff\xfe no text\n"[..], b"{\"seq\":\n", b"\n", b"{}\n"] {
             journal.append(&mut event("x"));
             journal.flush(&mut Disk::in_memory());
-            (&*journal.newer.file).write_all(garbage).unwrap();
-            journal.newer.size += garbage.len() as u64;
+            (&*journal.all.newer.file).write_all(garbage).unwrap();
+            journal.all.newer.size += garbage.len() as u64;
         }
         for journal in [journal, Journal::open(dir.path()).unwrap()] {
             assert_eq!(journal.last(), 4);
@@ -567,6 +638,32 @@ mod tests {
             (at, count) = (page.last, count + page.events.len() as u64);
         }
         assert_eq!(count + first.lost, 400);
+    }
+
+    #[test]
+    fn an_end_is_still_told_when_all_that_was_told_beside_it_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(dir.path()).unwrap();
+        let end = |message: &str| Event { message: message.to_owned(), ..Event::new(Wall(1), Kind::Failed) };
+        let long = "x".repeat(100_000);
+        for round in 0..400 {
+            let mut told = if round % 100 == 7 { end("ended") } else { event(&long) };
+            journal.append(&mut told);
+            journal.flush(&mut Disk::in_memory());
+        }
+        for journal in [journal, Journal::open(dir.path()).unwrap()] {
+            let (mut at, mut numbers, mut lost) = (0, Vec::new(), 0);
+            while at < 400 {
+                let (new, page) = read(&journal, at);
+                lost += page.lost;
+                assert!(page.last > at, "it goes on");
+                at = page.last;
+                numbers.extend(new);
+            }
+            assert_eq!(numbers[..2], [8, 108], "the oldest that are kept are ends");
+            assert!(numbers.is_sorted() && numbers.contains(&208) && numbers.contains(&308) && lost > 200);
+            assert_eq!(numbers.len() as u64 + lost, 400, "what is gone is told exactly");
+        }
     }
 
     #[test]

@@ -17,6 +17,7 @@
 mod above;
 mod accept;
 mod adopt;
+mod allowance;
 mod body;
 mod call;
 mod client;

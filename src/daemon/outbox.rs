@@ -8,6 +8,7 @@
 //! An entry is made when there is room for it, out of what is true then; an agent that is gone by then is left out.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use crate::machine::AgentKey;
 use crate::model::status::{AgentReceipt, AgentStatus};
@@ -54,7 +55,7 @@ pub(super) struct List {
 #[derive(Debug)]
 pub(super) enum Entries {
     Agents(std::vec::IntoIter<AgentKey>),
-    Statuses(std::vec::IntoIter<AgentStatus>),
+    Statuses(std::vec::IntoIter<Arc<AgentStatus>>),
     Receipts(std::vec::IntoIter<AgentReceipt>),
     Usage(std::vec::IntoIter<(AgentKey, Usage)>),
 }

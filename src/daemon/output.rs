@@ -9,6 +9,7 @@ use super::rules::Rest;
 use super::supervisor::{Chore, Supervisor, now};
 use crate::kernel::clock;
 use crate::machine::{AgentKey, Input};
+use crate::model::error::Code;
 use crate::model::event::{Event, Kind};
 use crate::model::id::Run;
 use crate::model::ready::Ready;
@@ -27,6 +28,9 @@ const RUSH: u64 = 64 << 10;
 /// stand over the cap.
 const FLOOD: u64 = 4 << 20;
 const FLOOD_DAMPING: Duration = Duration::from_millis(2);
+
+/// How often output is looked at that cannot be watched.
+const UNWATCHED_LOOK: Duration = Duration::from_millis(200);
 
 /// How much of its stderr a failure tells.
 const LAST_LINES: usize = 10;
@@ -155,14 +159,39 @@ impl Supervisor {
             return;
         }
         *ear = Ear::Deaf;
-        let Ok(dir) = self.tools.store.watch_dir(&body.id) else { return };
+        let dir = match self.tools.store.watch_dir(&body.id) {
+            Ok(dir) => dir,
+            Err(error) if error.code == Code::NoSuchAgent => return,
+            Err(error) => return self.look_by_the_clock(key, stream, &error),
+        };
         match self.tools.watches.add_modify_once(dir.as_fd(), stream.as_str()) {
             Ok(watch) => {
                 *ear = Ear::Armed(watch);
                 self.watched.insert(watch, Watched::Stream(key, stream));
+                if self.unwatched.remove(&(key, stream)) && self.unwatched.is_empty() {
+                    tracing::info!("all output is watched again");
+                }
             }
-            Err(error) => tracing::warn!("listen to the output of {}: {error}", body.id),
+            Err(error) if error.is_gone() => {}
+            Err(error) => self.look_by_the_clock(key, stream, &error),
         }
+    }
+
+    /// Has output looked at that cannot be watched, for as long as its agent lives: it stays bounded, and what is looked for in it is
+    /// found. Reported when it begins, and not for each agent.
+    fn look_by_the_clock(&mut self, key: AgentKey, stream: Stream, error: &dyn std::fmt::Display) {
+        if self.machine.has_ended(key) {
+            self.unwatched.remove(&(key, stream));
+            return;
+        }
+        if self.unwatched.is_empty() {
+            let now = now();
+            let mut event = self.machine.event_about(now.mono, now.wall, Kind::Unwatched, Some(key));
+            event.message = format!("{error}; output that is not watched is looked at every {UNWATCHED_LOOK:?}");
+            self.publish(event);
+        }
+        self.unwatched.insert((key, stream));
+        self.spool_due_in(key, stream, UNWATCHED_LOOK);
     }
 
     /// Brings the bookkeeping of both streams up to date.

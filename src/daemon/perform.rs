@@ -12,6 +12,9 @@ use crate::model::id::Run;
 use crate::model::record::AgentRecord;
 use crate::output::{Colours, Spool, escape};
 
+/// What an agent takes in memory, about: with its specification, status and watches.
+const AGENT_SIZE: usize = 8 << 10;
+
 pub(super) fn perform(shell: &mut Supervisor, effect: Effect) {
     match effect {
         Effect::Spawn(order) => spawn(shell, *order),
@@ -127,7 +130,7 @@ fn spawn(shell: &mut Supervisor, order: SpawnOrder) {
     let home = body.home.clone();
     shell.await_line(key, order.run, &order.spec);
     shell.records.append_begun(key, order.run, &home);
-    shell.hand_spawn(Box::new(SpawnJob {
+    shell.hand_spawn(SpawnJob {
         agent: key,
         top: std::iter::successors(Some(key), |key| shell.machine.parent_of(*key)).last().unwrap_or(key),
         run: order.run,
@@ -137,7 +140,7 @@ fn spawn(shell: &mut Supervisor, order: SpawnOrder) {
         make_level: order.make_level.map(|limits| (above, limits)),
         make_spool,
         spec: order.spec,
-    }));
+    });
 }
 
 fn remove_run(shell: &mut Supervisor, key: AgentKey, run: Run) {
@@ -174,6 +177,8 @@ fn forget(shell: &mut Supervisor, key: AgentKey) {
             shell.unwatch(watch);
         }
     }
+    shell.unwatched.retain(|(of, _)| *of != key);
+    shell.memory_is_free(AGENT_SIZE);
     shell.forget_limits(&body.home);
     shell.forget_pressure(key);
     shell.end_follows(key);
@@ -208,6 +213,7 @@ pub(super) fn log(event: &Event) {
         | Kind::StateStalled
         | Kind::Late
         | Kind::Stuck
+        | Kind::Unwatched
         | Kind::Lagging => {
             tracing::warn!(agent, level, run, "{kind} {message}");
         }

@@ -1,11 +1,12 @@
 //! Listens to the pressure of the places that have rules on it, and to no other: whoever has none costs nothing.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use mio::Interest;
 use mio::unix::SourceFd;
 
+use super::guard;
 use super::job::Job;
 use super::supervisor::{Source, Supervisor};
 use crate::kernel::cgroup::{Cgroups, Place};
@@ -67,6 +68,10 @@ impl Supervisor {
 
     /// Listens to a trigger; returns its number.
     pub(super) fn register_trigger(&mut self, listener: Listener, trigger: OwnedFd) -> Option<u64> {
+        if let Err(error) = guard::check_for_spawn(trigger.as_fd()) {
+            tracing::error!("listen to pressure: {error}");
+            return None;
+        }
         let id = self.fresh();
         let fd = trigger.as_raw_fd();
         match self.poll.registry().register(&mut SourceFd(&fd), Source::Pressure(id).token(), Interest::PRIORITY) {

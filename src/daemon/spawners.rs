@@ -56,7 +56,7 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    waiting: VecDeque<Box<SpawnJob>>,
+    waiting: VecDeque<SpawnJob>,
     out: Vec<Arc<Attempt>>,
     threads: usize,
     is_closed: bool,
@@ -175,7 +175,7 @@ fn abandoned() -> SpawnFailure {
 
 impl State {
     /// Takes the first spawn whose subtree has not too many that hang.
-    fn next(&mut self, now: Monotonic) -> Option<Box<SpawnJob>> {
+    fn next(&mut self, now: Monotonic) -> Option<SpawnJob> {
         let at = self.waiting.iter().position(|job| self.may_begin(job, now))?;
         self.waiting.remove(at)
     }
@@ -211,7 +211,7 @@ impl Spawners {
     }
 
     /// Hands a spawn out.
-    pub fn take(&self, job: Box<SpawnJob>) {
+    pub fn take(&self, job: SpawnJob) {
         self.shared.state().waiting.push_back(job);
         self.shared.some.notify_one();
     }
@@ -261,7 +261,7 @@ impl Spawners {
     }
 
     /// Carries a spawn out on the calling thread.
-    pub fn carry_out(&self, job: Box<SpawnJob>) -> Outcome {
+    pub fn carry_out(&self, job: SpawnJob) -> Outcome {
         let attempt = self.shared.state().begin(&job);
         self.shared.carry_out(job, &attempt)
     }
@@ -290,7 +290,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn carry_out(&self, job: Box<SpawnJob>, attempt: &Arc<Attempt>) -> Outcome {
+    fn carry_out(&self, job: SpawnJob, attempt: &Arc<Attempt>) -> Outcome {
         let outcome = job.run(&self.tools, attempt);
         self.state().out.retain(|it| !Arc::ptr_eq(it, attempt));
         // One that has waited for this one alone may come next.
@@ -303,7 +303,7 @@ impl Shared {
         matches!(outcome, Outcome::Nothing) || self.outcomes.send(outcome).is_ok() && self.waker.wake().is_ok()
     }
 
-    fn next(&self) -> Option<(Box<SpawnJob>, Arc<Attempt>)> {
+    fn next(&self) -> Option<(SpawnJob, Arc<Attempt>)> {
         let mut state = self.state();
         loop {
             if let Some(job) = state.next(clock::monotonic()) {

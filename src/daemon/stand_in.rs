@@ -229,6 +229,7 @@ impl Desk {
             };
             left.take_outcome(outcome);
             left.tell();
+            left.send();
             match self.leave(left) {
                 Ok(()) => {
                     get_ready(&tools);

@@ -9,6 +9,7 @@ use std::time::Duration;
 use mio::{Events, Poll, Token};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 
+use super::allowance::Allowances;
 use super::body::{Body, Watched};
 use super::client::{self, CLIENTS_MEMORY_MAX, Client};
 use super::disk::{Disk, STALLED_AFTER};
@@ -141,6 +142,12 @@ pub(super) enum Chore {
     Closers,
     /// Try again to write what could not be written.
     Write,
+    /// Accept connections that could not be accepted.
+    Accept,
+    /// Take the request of a client that was put off.
+    Take(u64),
+    /// Give memory back that was needed for a while.
+    Trim,
     /// Tell the service manager the counts.
     Status,
     /// Tell the service manager that the loop turns.
@@ -156,9 +163,9 @@ pub(super) struct Supervisor {
     /// Jobs for the hands, until what was decided is written down.
     pub held: Vec<Job>,
     /// Spawns, until the start of their runs is written down.
-    pub held_spawns: Vec<Box<SpawnJob>>,
+    pub held_spawns: Vec<SpawnJob>,
     /// The only spawn that clients have asked for in this turn, while none is with the hands.
-    pub own_spawn: Option<Box<SpawnJob>>,
+    pub own_spawn: Option<SpawnJob>,
     /// Whether a spawn that is ordered now may be that one. What follows from news is on its way while they are told.
     pub keeps_a_spawn: bool,
     pub outcomes: Receiver<Outcome>,
@@ -173,6 +180,12 @@ pub(super) struct Supervisor {
     pub turned_away: u64,
     /// Whether something is not received since too many descriptors hang in a close.
     pub waits_for_closers: bool,
+    /// Whether the last connection could not be accepted, and that is reported.
+    pub accept_fails: bool,
+    /// How much memory was given up since the heap was trimmed.
+    pub freed: usize,
+    /// The streams of output that could not be watched, and are looked at by the clock.
+    pub unwatched: BTreeSet<(AgentKey, Stream)>,
     pub clients: BTreeMap<u64, Client>,
     /// Clients that have requests to take.
     pub eager: Rota,
@@ -185,6 +198,8 @@ pub(super) struct Supervisor {
     /// What is read for everybody who asks.
     pub shared: Shared,
     pub zombies: Zombies,
+    /// What agents may still change at once.
+    pub allowances: Allowances,
     /// Each in a place of its own, as the machine has its agents.
     pub bodies: HashMap<AgentKey, Box<Body>>,
     pub watched: HashMap<WatchId, Watched>,
@@ -291,6 +306,7 @@ impl Supervisor {
         }
         self.take_outcomes();
         self.tell();
+        self.send();
         for source in sources {
             match source {
                 Source::Signals => self.signals_came(),
@@ -314,6 +330,7 @@ impl Supervisor {
             self.feed(Input::Ticked);
         }
         self.tell();
+        self.send();
         self.tidy_up();
         Ok(())
     }
@@ -339,11 +356,8 @@ impl Supervisor {
         }
     }
 
-    /// Writes down and sends out what this turn has brought, as long as it has time for that.
-    pub fn tell(&mut self) {
-        self.write_down();
-        self.watch_disk();
-        self.tell_news();
+    /// Sends answers and pages of what is followed, each client in its turn, as long as this turn has time for them.
+    pub fn send(&mut self) {
         let until = clock::monotonic() + CLIENTS_A_TURN;
         for _ in 0..self.stirred.len() {
             let Some(id) = self.stirred.pop() else { break };
@@ -352,6 +366,13 @@ impl Supervisor {
                 break;
             }
         }
+    }
+
+    /// Writes down what this turn has brought, and tells the news to those who follow events.
+    pub fn tell(&mut self) {
+        self.write_down();
+        self.watch_disk();
+        self.tell_news();
         if let Some(Late { cause, latency }) = self.detection.told() {
             let now = now();
             let mut event = self.machine.event_about(now.mono, now.wall, Kind::Late, None);
@@ -464,6 +485,9 @@ impl Supervisor {
                 Some((_, Chore::Found(key))) => self.tell_found(key),
                 Some((_, Chore::Closers)) => self.receive_again(),
                 Some((_, Chore::Write)) => self.write_again(),
+                Some((_, Chore::Accept)) => self.accept(),
+                Some((_, Chore::Take(client))) => self.take_what_was_put_off(client),
+                Some((_, Chore::Trim)) => self.trim_is_due(),
                 Some((_, Chore::Status)) => self.status_is_due(),
                 Some((_, Chore::Heartbeat)) => self.beat(),
                 None => {}
@@ -527,7 +551,7 @@ impl Supervisor {
     }
 
     /// Keeps a spawn that comes alone for whoever turns the loop; of several none waits for another.
-    pub fn hand_spawn(&mut self, spawn: Box<SpawnJob>) {
+    pub fn hand_spawn(&mut self, spawn: SpawnJob) {
         if self.keeps_a_spawn && self.own_spawn.is_none() && self.hands.spawners.are_idle() {
             self.own_spawn = Some(spawn);
             return;
@@ -538,7 +562,7 @@ impl Supervisor {
     }
 
     /// Takes the spawn that came alone in this turn, if nothing else waits for the next one.
-    pub fn take_own_spawn(&mut self) -> Option<Box<SpawnJob>> {
+    pub fn take_own_spawn(&mut self) -> Option<SpawnJob> {
         let spawn = self.own_spawn.take()?;
         if self.eager.is_empty() && !self.mailbox.has_more {
             return Some(spawn);
@@ -548,7 +572,7 @@ impl Supervisor {
     }
 
     /// Gives a spawn to the spawners.
-    pub fn hand_out(&mut self, spawn: Box<SpawnJob>) {
+    pub fn hand_out(&mut self, spawn: SpawnJob) {
         self.hands.spawners.take(spawn);
         self.relieve_spawners();
     }

@@ -1,6 +1,6 @@
 //! Ourselves: what this process may do, and the one thing that it takes for itself, descriptors.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -57,6 +57,17 @@ pub fn has_ended_within(pidfd: &OwnedFd, most: Duration) -> bool {
 #[must_use]
 pub fn effective_user() -> u32 {
     rustix::process::geteuid().as_raw()
+}
+
+/// Says whether this descriptor is one of the last `reserve` that this process may have. The kernel gives the lowest free number,
+/// so a high number says how many are open, without a count.
+///
+/// # Kernel
+/// open(2), "the lowest-numbered file descriptor not currently open"; getrlimit(2).
+#[must_use]
+pub fn is_among_last(descriptor: BorrowedFd<'_>, reserve: u64) -> bool {
+    let number = u64::from(descriptor.as_raw_fd().unsigned_abs());
+    getrlimit(Resource::Nofile).current.is_some_and(|most| number.saturating_add(reserve) >= most)
 }
 
 /// Says whether this process acts as root.
@@ -138,6 +149,8 @@ pub fn ignored_signals() -> Result<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use super::*;
 
     #[test]
@@ -145,6 +158,14 @@ mod tests {
         let most = raise_descriptor_limit().unwrap();
         assert_eq!(getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX), most);
         assert_eq!(raise_descriptor_limit().unwrap(), most, "twice is the same as once");
+    }
+
+    #[test]
+    fn a_descriptors_number_says_how_many_are_open() {
+        let most = raise_descriptor_limit().unwrap();
+        let file = std::fs::File::open("/dev/null").unwrap();
+        assert!(!is_among_last(file.as_fd(), 16));
+        assert!(is_among_last(file.as_fd(), most));
     }
 
     #[test]

@@ -68,6 +68,31 @@ pub fn share_heap() {
     }
 }
 
+/// Gives back what is free in the heap, glibc's. Locked memory cannot be given back in part: it is unlocked for that moment, and
+/// locked again by [`guard::lock_memory`](super::guard::lock_memory).
+///
+/// # Kernel
+/// malloc_trim(3); `EINVAL` of `MADV_DONTNEED` for locked pages, madvise(2); munlockall(2).
+pub fn trim_heap() {
+    #[cfg(target_env = "gnu")]
+    {
+        let is_locked = std::fs::read_to_string("/proc/self/status")
+            .is_ok_and(|status| status.lines().any(|line| line.starts_with("VmLck:") && !line.ends_with(" 0 kB")));
+        if is_locked {
+            rustix::mm::munlockall().unwrap_or_default();
+        }
+        // SAFETY: it gives back pages that hold nothing, under the allocator's own lock.
+        #[allow(unsafe_code)]
+        unsafe {
+            libc::malloc_trim(0);
+        }
+        if is_locked {
+            // It could be locked before, and nothing has changed since.
+            super::guard::lock_memory().unwrap_or_default();
+        }
+    }
+}
+
 /// Makes a request that takes, and answers in, so many numbers.
 #[allow(unsafe_code)]
 fn request<const N: usize>(

@@ -52,6 +52,7 @@ impl Machine {
         self.check_counted(level, &limits)?;
         self.check_budget(&spec, parent)?;
         self.check_after(&spec)?;
+        self.check_specs(&spec, parent)?;
         let room = self.room(&spec.after, parent, level, &limits);
         let is_queued = match (&room, spec.admission) {
             (Ok(()), _) => false,
@@ -71,6 +72,7 @@ impl Machine {
         }
         let priority = agent.spec.priority;
         self.agents.insert(key, Box::new(agent));
+        self.count_spec(key);
         self.follow(key);
         self.count_spawned(key, |count| count + 1);
         if is_queued {

@@ -145,6 +145,7 @@ impl Machine {
             self.queue.insert((std::cmp::Reverse(agent.spec.priority), key));
         }
         self.agents.insert(key, Box::new(agent));
+        self.count_spec(key);
         if let Phase::Ended { outcome, at } = self.agents[&key].phase {
             let expires = self.agents[&key].expires.or_else(|| self.expiry(key, outcome, now.mono));
             self.agent_mut(key).expires = expires;

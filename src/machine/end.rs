@@ -144,6 +144,7 @@ impl Machine {
         }
         self.ids.remove(&agent.spec.id);
         self.unfollow(&agent);
+        self.specs.remove(key);
         if let Phase::Ended { at, .. } = agent.phase {
             self.release(at, key);
         }

@@ -48,11 +48,13 @@ mod polite;
 mod pressure;
 mod ready;
 mod record;
+mod refuse;
 mod report;
 mod restart;
 mod revive;
 mod run;
 mod settle;
+mod specs;
 mod stall;
 mod stop;
 mod storm;
@@ -61,6 +63,7 @@ mod survive;
 #[cfg(test)]
 mod tests;
 mod verdict;
+mod wait;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -74,11 +77,13 @@ pub use input::{
 use limit::Change;
 use pause::Frosting;
 use pressure::Press;
+use refuse::Refusals;
 pub use report::Counts;
 pub use stall::Sample;
 use stop::{Stop, StopKey};
 use storm::Storm;
 use strategy::{Renewal, RenewalKey};
+use wait::{Until, Wait, Waits};
 
 use crate::model::applied::Applied;
 use crate::model::config::HerdConfig;
@@ -86,7 +91,7 @@ use crate::model::error::{Code, Error};
 use crate::model::id::{AgentId, Level, Priority};
 use crate::model::limits::{Knob, LimitAbove, Limits};
 use crate::model::request::{Answer, LimitScope, Request, Target};
-use crate::model::status::{AgentStatus, Cause};
+use crate::model::status::Cause;
 use crate::model::time::Monotonic;
 use crate::model::within::Baseline;
 
@@ -105,6 +110,8 @@ pub struct Machine {
     ids: BTreeMap<AgentId, AgentKey>,
     /// Who starts after whoever has this name.
     followers: BTreeMap<AgentId, BTreeSet<AgentKey>>,
+    /// How many bytes the specifications of all agents have, and of each root agent's subtree.
+    specs: specs::Account,
     /// The admitted agents of each level.
     levels: BTreeMap<Level, BTreeSet<AgentKey>>,
     admitted: u32,
@@ -121,7 +128,7 @@ pub struct Machine {
     frostings: BTreeMap<u64, Frosting>,
     /// The rules whose pressure is not gone.
     presses: BTreeMap<PressKey, Press>,
-    waits: BTreeMap<u64, Wait>,
+    waits: Waits,
     changes: BTreeMap<u64, Change>,
     /// The changes of limits that wait for the one before.
     waiting_changes: VecDeque<(ReplyTo, LimitScope, Limits, Vec<Knob>)>,
@@ -134,6 +141,8 @@ pub struct Machine {
     unrecorded: BTreeSet<AgentKey>,
     /// Agents whose freezer has moved in this step.
     frost_moved: BTreeSet<AgentKey>,
+    /// The agents that have asked for what they may not.
+    refusals: BTreeMap<AgentKey, Refusals>,
     door: Door,
     next: u64,
     chance: fastrand::Rng,
@@ -160,24 +169,9 @@ enum Timer {
     Answer(StopKey),
     Frosting(u64),
     Press(PressKey),
+    /// Of requests that are refused; by the agent that makes them.
+    Refusals(AgentKey),
     Storm,
-}
-
-/// A client that waits for agents to end, or to be forgotten.
-#[derive(Debug)]
-struct Wait {
-    reply: ReplyTo,
-    until: Until,
-    order: Vec<AgentKey>,
-    pending: BTreeSet<AgentKey>,
-    done: BTreeMap<AgentKey, AgentStatus>,
-}
-
-/// What a client waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Until {
-    Ended,
-    Forgotten,
 }
 
 /// One step: its time, and the orders that it gives.
@@ -209,6 +203,7 @@ impl Machine {
             agents: BTreeMap::new(),
             ids: BTreeMap::new(),
             followers: BTreeMap::new(),
+            specs: specs::Account::default(),
             levels: BTreeMap::new(),
             admitted: 0,
             queue: BTreeSet::new(),
@@ -220,7 +215,7 @@ impl Machine {
             storm: Storm::default(),
             frostings: BTreeMap::new(),
             presses: BTreeMap::new(),
-            waits: BTreeMap::new(),
+            waits: Waits::default(),
             changes: BTreeMap::new(),
             waiting_changes: VecDeque::new(),
             timers: BTreeSet::new(),
@@ -230,6 +225,7 @@ impl Machine {
             queue_moved: false,
             unrecorded: BTreeSet::new(),
             frost_moved: BTreeSet::new(),
+            refusals: BTreeMap::new(),
             door: Door::Open,
             next: 1,
             chance: fastrand::Rng::with_seed(seed),
@@ -340,6 +336,8 @@ impl Machine {
                         frosting.is_late = true;
                     }
                 }
+                // Whose time has come is found by its account.
+                Timer::Refusals(_) => {}
                 Timer::Storm => self.storm.due = None,
             }
         }
@@ -360,6 +358,7 @@ impl Machine {
             }
         }
         self.settle_frostings(step);
+        self.settle_refusals(step);
         self.settle_records(step);
         self.settle_door(step);
     }
@@ -409,43 +408,6 @@ impl Machine {
         }
     }
 
-    fn departed(&mut self, client: u64) {
-        self.waits.retain(|_, wait| wait.reply.client != client);
-    }
-
-    fn ask_wait(&mut self, step: &mut Step, to: ReplyTo, ids: &[AgentId]) -> Result<(), Error> {
-        let order = ids.iter().map(|id| self.find(id)).collect::<Result<Vec<_>, _>>()?;
-        let mut wait = Wait { reply: to, until: Until::Ended, pending: BTreeSet::new(), done: BTreeMap::new(), order };
-        for key in &wait.order {
-            if self.agents[key].has_ended() {
-                wait.done.insert(*key, self.status(*key, step.now.mono));
-            } else {
-                wait.pending.insert(*key);
-            }
-        }
-        self.add_wait(step, wait);
-        Ok(())
-    }
-
-    /// Tells those who wait for this of an agent that it is so, and answers whoever waits for nobody any more.
-    fn settle_waits(&mut self, step: &mut Step, until: Until, key: AgentKey) {
-        let is_about = |wait: &Wait| wait.until == until && wait.pending.contains(&key);
-        if !self.waits.values().any(is_about) {
-            return;
-        }
-        let status = self.status(key, step.now.mono);
-        self.waits.retain(|_, wait| {
-            if is_about(wait) {
-                wait.pending.remove(&key);
-                wait.done.insert(key, status.clone());
-            }
-            if wait.pending.is_empty() {
-                step.reply(wait.reply, Ok(wait.answer()));
-            }
-            !wait.pending.is_empty()
-        });
-    }
-
     fn ask_cleanup(&mut self, step: &mut Step, to: ReplyTo, target: &Target) -> Result<(), Error> {
         let keys = self.targets(target)?;
         let (ended, live): (Vec<_>, Vec<_>) = keys.into_iter().partition(|key| self.agents[key].has_ended());
@@ -463,17 +425,8 @@ impl Machine {
         }
         // Whoever is answered can use the ids again.
         let order = all.iter().copied().collect();
-        self.add_wait(step, Wait { reply: to, until: Until::Forgotten, order, pending: all, done: BTreeMap::new() });
+        self.add_wait(step, Wait::new(to, Until::Forgotten, order, all));
         Ok(())
-    }
-
-    fn add_wait(&mut self, step: &mut Step, wait: Wait) {
-        if wait.pending.is_empty() {
-            step.reply(wait.reply, Ok(wait.answer()));
-        } else {
-            let key = self.fresh();
-            self.waits.insert(key, wait);
-        }
     }
 
     fn find(&self, id: &AgentId) -> Result<AgentKey, Error> {
@@ -534,11 +487,5 @@ impl Machine {
     fn enter(&mut self, key: AgentKey, phase: Phase) {
         self.agent_mut(key).phase = phase;
         self.dirty.insert(key);
-    }
-}
-
-impl Wait {
-    fn answer(&self) -> Answer {
-        Answer::Agents(self.order.iter().filter_map(|key| self.done.get(key).cloned()).collect())
     }
 }

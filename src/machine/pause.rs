@@ -1,6 +1,7 @@
 //! Pause and resume: what was asked is an agent's own, what is told is what the kernel has confirmed.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use super::agent::{Agent, Home, Phase};
 use super::input::{AgentKey, Caller, Effect, Frost, Now, ReplyTo};
@@ -202,7 +203,7 @@ impl Machine {
             if frosting.pending.is_empty() {
                 let now = step.now.mono;
                 let known = frosting.order.iter().filter(|key| self.agents.contains_key(key));
-                let statuses = known.map(|key| self.status(*key, now)).collect();
+                let statuses = known.map(|key| Arc::new(self.status(*key, now))).collect();
                 step.reply(frosting.reply, Ok(Answer::Agents(statuses)));
             } else {
                 let agents = frosting.pending.into_iter().collect();

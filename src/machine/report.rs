@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::agent::{Home, Phase};
 use super::clock::{Clock, Countdown};
 use super::explain::to_be_ready;
-use super::input::{AgentKey, Caller, Effect, Frost, Now};
+use super::input::{AgentKey, Effect, Frost, Now};
 use super::{Machine, Step};
 use crate::model::config::HerdConfig;
 use crate::model::error::Error;
@@ -304,12 +304,6 @@ impl Machine {
         let mut event = self.event(step.now, kind, of.into());
         fill(&mut event);
         step.order(Effect::Publish(Box::new(event)));
-    }
-
-    /// Writes a refused overreach into the audit trail.
-    pub(super) fn publish_forbidden(&self, step: &mut Step, caller: &Caller, error: &Error) {
-        let message = format!("{}: {}", caller.name, error.message);
-        self.publish(step, Kind::Forbidden, caller.agent, |event| event.message = message);
     }
 
     /// Makes an event that the shell has found out by itself.

@@ -371,3 +371,49 @@ fn no_agent_has_more_than_a_limit_outside_of_the_herd() {
         }
     });
 }
+
+#[test]
+fn refusals_of_an_agent_are_counted_after_the_first_ones_and_all_are_reported() {
+    let mut bench = Bench::new();
+    let agent = bench.spawn("a", None, |_| {});
+    let caller = Caller { name: "agent a".into(), agent: Some(agent), user: None };
+    let mut told = Vec::new();
+    let mut take = |effects: &[Effect]| {
+        let events = effects.iter().filter_map(|it| if let Effect::Publish(event) = it { Some(event) } else { None });
+        told.extend(events.filter(|it| it.kind == Kind::Forbidden).map(|it| it.count.unwrap_or(1)));
+    };
+    for _ in 0..1_000 {
+        let to = ReplyTo { client: 2, call: 1 };
+        take(&bench.step(Input::Asked(to, caller.clone(), Request::Pause(Target::All))));
+    }
+    while let Some(due) = bench.machine.next_deadline() {
+        bench.now.mono = due;
+        take(&bench.step(Input::Ticked));
+    }
+    assert_eq!(told.iter().sum::<u64>(), 1_000, "none is missing: {told:?}");
+    assert_eq!(told.len(), 33, "and they are few: {told:?}");
+}
+
+#[test]
+fn a_subtree_keeps_nobody_else_out_by_the_size_of_its_specifications() {
+    let mut bench = Bench::new();
+    bench.spawn("a", None, |_| {});
+    let big = |id: &str, parent: Option<&str>| {
+        let mut spec = AgentSpec::group(id.parse().unwrap());
+        spec.parent = parent.map(|parent| parent.parse().unwrap());
+        spec.metadata.insert("k".to_owned(), "m".repeat(250_000).into());
+        spec.admission = crate::model::spec::Admission::Queue;
+        spec
+    };
+    let mut ask = |spec| {
+        let to = ReplyTo { client: 2, call: 1 };
+        let caller = Caller { name: "somebody".into(), agent: None, user: None };
+        let effects = bench.step(Input::Asked(to, caller, Request::Spawn(Box::new(spec))));
+        let refused =
+            effects.into_iter().find_map(|it| if let Effect::Reply(_, Err(error)) = it { Some(error) } else { None });
+        refused.map(|error| error.message)
+    };
+    let mut refused = (0..300).filter_map(|n| ask(big(&format!("c{n}"), Some("a"))));
+    assert!(refused.next().is_some_and(|message| message.contains("subtree have")));
+    assert_eq!(ask(big("other", None)), None, "another one has room");
+}

@@ -118,6 +118,9 @@ kinds! {
     Forbidden = "request:forbidden",
     /// A death was told later than the bound.
     Late = "detection:late",
+    /// The kernel gives no watch on an agent's output: output that is not watched is looked at by the clock. Told when that begins,
+    /// and again only after all was watched.
+    Unwatched = "watch:degraded",
 }
 
 impl Kind {
@@ -201,6 +204,9 @@ pub struct Event {
     /// The limits that are in force now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<Limits>,
+    /// How many of the same this stands for, where it stands for many.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub count: Option<u64>,
     /// What happened and why, in a sentence.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
@@ -238,6 +244,7 @@ impl Event {
             found: None,
             hit: None,
             limits: None,
+            count: None,
             message: String::new(),
         }
     }

@@ -1,5 +1,6 @@
 //! What can be asked of the herd that changes it, and what is answered.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use schemars::JsonSchema;
@@ -74,7 +75,7 @@ pub enum Answer {
     /// The agent that was spawned, registered or restarted.
     Agent(Box<AgentStatus>),
     /// The agents that a request was about, as they are now.
-    Agents(Vec<AgentStatus>),
+    Agents(Vec<Arc<AgentStatus>>),
     /// What a terminate did.
     Receipt(Receipt),
     /// The limits that are in force now.

@@ -24,6 +24,10 @@ use super::units::{Bytes, Max};
 /// The longest command, environment and metadata of one agent together, in bytes as JSON.
 pub const SPEC_MAX: usize = 256 * 1024;
 
+/// How little and how much of each stream may be kept.
+const OUTPUT_MAX_LEAST: Bytes = Bytes(64 << 10);
+const OUTPUT_MAX_MOST: Bytes = Bytes(1 << 30);
+
 /// How deep the values of `metadata` may be nested: a parser that reads a list of agents stops at 128 or so.
 pub const METADATA_DEPTH_MAX: usize = 32;
 
@@ -162,7 +166,7 @@ pub struct AgentSpec {
     /// For how long a run may do nothing, and what follows. For ever by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stall: Option<StallRule>,
-    /// How much of each of its two streams is kept, in bytes: 64 KiB at least, 16 MiB by default.
+    /// How much of each of its two streams is kept, in bytes: 64 KiB to 1 GiB, 16 MiB by default.
     #[serde(default = "default_output_max")]
     pub output_max: Bytes,
     /// What happens when a bound on the tree is reached.
@@ -249,6 +253,12 @@ impl AgentSpec {
         self.parent.as_ref() == Some(id) || self.after.contains(id)
     }
 
+    /// Returns how many bytes it has as JSON.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        serde_json::to_vec(self).map_or(usize::MAX, |json| json.len())
+    }
+
     /// Checks everything that can be checked without a tree and a host.
     ///
     /// # Errors
@@ -294,8 +304,8 @@ impl AgentSpec {
         if self.ionice.is_some_and(|ionice| ionice.level > 7) {
             return bad("ionice", "the level is 0 to 7".to_owned());
         }
-        if self.output_max < Bytes(64 * 1024) {
-            return bad("output_max", "it is 64KiB at least".to_owned());
+        if !(OUTPUT_MAX_LEAST..=OUTPUT_MAX_MOST).contains(&self.output_max) {
+            return bad("output_max", "it is 64KiB to 1GiB".to_owned());
         }
         if self.kind.is_empty() || self.kind.len() > 63 || self.kind.chars().any(char::is_control) {
             return bad("type", "it is 1 to 63 printable characters".to_owned());
@@ -335,7 +345,7 @@ impl AgentSpec {
         }
         self.restart.check().or_else(|why| bad("restart", why))?;
         self.children.check().or_else(|why| bad("children", why))?;
-        let size = serde_json::to_vec(self).map_or(usize::MAX, |json| json.len());
+        let size = self.size();
         if size > SPEC_MAX {
             let message =
                 format!("agent {}: the specification has {size} bytes as JSON, {SPEC_MAX} are allowed", self.id);

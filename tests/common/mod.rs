@@ -50,6 +50,8 @@ pub struct Own {
     /// The daemon, if it is a process of its own.
     daemon: Option<Child>,
     words: Vec<String>,
+    /// What the daemon is started by.
+    prefix: Vec<String>,
     pub dir: tempfile::TempDir,
     pub cgroup: String,
     _watchdog: Sender<()>,
@@ -76,12 +78,18 @@ pub fn herd_with(change: impl FnOnce(&mut Settings)) -> Own {
     change(&mut settings);
     let herd = Herd::start(settings).unwrap_or_else(|error| panic!("{error}"));
     alive().insert(cgroup.clone());
-    Own { herd: Some(herd), daemon: None, words: Vec::new(), dir, cgroup, _watchdog: watchdog() }
+    Own { herd: Some(herd), daemon: None, words: Vec::new(), prefix: Vec::new(), dir, cgroup, _watchdog: watchdog() }
 }
 
 /// Starts a daemon in a process of its own, with these words on its command line.
 pub fn daemon(words: &[&str]) -> Own {
+    daemon_by(&[], words)
+}
+
+/// Starts a daemon by another program, which executes what follows its own words.
+pub fn daemon_by(prefix: &[&str], words: &[&str]) -> Own {
     let mut own = daemon_to_be(words);
+    own.prefix = prefix.iter().map(|word| (*word).to_owned()).collect();
     own.restart();
     own
 }
@@ -101,7 +109,7 @@ pub fn daemon_to_be(words: &[&str]) -> Own {
     let cgroup = unique("daemon");
     alive().insert(cgroup.clone());
     let words = words.iter().map(|word| (*word).to_owned()).collect();
-    Own { herd: None, daemon: None, words, dir, cgroup, _watchdog: watchdog() }
+    Own { herd: None, daemon: None, words, prefix: Vec::new(), dir, cgroup, _watchdog: watchdog() }
 }
 
 fn alive() -> std::sync::MutexGuard<'static, BTreeSet<String>> {
@@ -235,7 +243,15 @@ impl Own {
 
     /// Makes the command that starts a daemon here.
     pub fn start(&self) -> Command {
-        let mut command = Command::new(assert_cmd::cargo::cargo_bin!("treeherd"));
+        let program = assert_cmd::cargo::cargo_bin!("treeherd");
+        let mut command = match self.prefix.split_first() {
+            None => Command::new(program),
+            Some((first, rest)) => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(program);
+                command
+            }
+        };
         command.args(["daemon", "--cgroup", &self.cgroup, "--state-dir"]).arg(self.dir.path().join("state"));
         command.args(&self.words).stdout(std::process::Stdio::null());
         if std::env::var_os("TREEHERD_TEST_LOG").is_none() {

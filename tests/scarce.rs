@@ -1,0 +1,162 @@
+//! What the daemon needs is scarce: descriptors, watches; and somebody is loud. What ends agents and what reports their ends goes on.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use common::raw::Raw;
+use common::*;
+use rustix::process::{Pid, Resource, Rlimit};
+use serde_json::json;
+use treeherd::model::event::{Event, Kind};
+use treeherd::model::ready::Ready;
+use treeherd::model::units::Bytes;
+
+/// How many requests the loud agent makes.
+const REFUSED: usize = 500;
+
+/// What agents of the tests below are: this binary again.
+#[test]
+fn role() {
+    if std::env::var(ROLE).is_ok_and(|role| role == "loud") {
+        let mut raw = Raw::connect(Path::new(&std::env::var("SOCKET").unwrap()));
+        let request = json!({ "jsonrpc": "2.0", "id": 1, "method": "pause", "params": { "target": "all" } });
+        for _ in 0..REFUSED {
+            assert_eq!(raw.ask(&request.to_string())["error"]["data"]["code"], "forbidden");
+        }
+        println!("all refused");
+        let_pass("1000");
+    }
+}
+
+fn pid_of(herd: &Own) -> Pid {
+    let pid = Raw::connect(&herd.socket()).call("hello", &json!({}))["result"]["pid"].as_i64().unwrap();
+    Pid::from_raw(i32::try_from(pid).unwrap()).unwrap()
+}
+
+#[test]
+fn out_of_descriptors_spawns_are_refused_and_every_agent_is_ended() {
+    let herd = daemon(&["--max-agents-per-level", "1000", "--max-children", "1000"]);
+    let mut events = herd.follow();
+    let most = Rlimit { current: Some(320), maximum: Some(320) };
+    rustix::process::prlimit(Some(pid_of(&herd)), Resource::Nofile, most).unwrap();
+    let mut agents = Vec::new();
+    let refused = loop {
+        let id = name(&format!("a{}", agents.len()));
+        let spec = treeherd::model::spec::AgentSpec::new(id.clone(), ["sleep", "1000"]);
+        match herd.spawn_child_agent(None, spec) {
+            Ok(_) => agents.push(id),
+            Err(error) => break error,
+        }
+        assert!(agents.len() < 320, "each takes a descriptor");
+    };
+    assert!(refused.message.contains("descriptor") && refused.remedy.is_some(), "{refused}");
+    assert!(agents.len() > 10, "{} agents", agents.len());
+    // Clients are let in for longer, and then sent away with a reason.
+    let mut clients = Vec::new();
+    let reason = loop {
+        let mut raw = Raw::connect(&herd.socket());
+        let _sent = std::io::Write::write(&mut raw.stream, b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"hello\"}\n");
+        let answer = raw.line().expect("nobody is sent away without a word");
+        if answer["error"].is_object() {
+            break answer;
+        }
+        clients.push(raw);
+        assert!(clients.len() < 320);
+    };
+    assert_eq!(reason["error"]["data"]["code"], "too_many_clients", "{reason}");
+    // What ends, freezes and reports works as ever, for those who are in.
+    let paused = herd.pause_agent(&agents[0]).unwrap();
+    assert!(paused.pid.is_some());
+    let pid = herd.agent_status(&agents[1]).unwrap().pid.unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+    await_event(&mut events, Kind::Failed, &agents[1]);
+    for id in &agents[2..] {
+        assert_eq!(herd.terminate_agent(id, Some(Duration::ZERO)).unwrap().processes, 1);
+    }
+    drop(clients);
+    until("there is room for a client again", || {
+        let mut raw = Raw::connect(&herd.socket());
+        raw.stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let _sent = std::io::Write::write(&mut raw.stream, b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"hello\"}\n");
+        raw.line().is_some_and(|answer| answer["result"].is_object())
+    });
+    herd.sleeper(None, "again");
+    herd.finish();
+}
+
+#[test]
+fn a_connection_that_could_not_be_accepted_is_accepted_when_there_are_descriptors_again() {
+    let herd = daemon(&[]);
+    let pid = pid_of(&herd);
+    let maximum = rustix::process::getrlimit(Resource::Nofile).maximum;
+    let limit = |current| rustix::process::prlimit(Some(pid), Resource::Nofile, Rlimit { current, maximum }).unwrap();
+    // Not one more than there are.
+    let before = limit(Some(8));
+    let mut raw = Raw { stream: UnixStream::connect(herd.socket()).unwrap(), reader: reader(&herd) };
+    raw.reader = std::io::BufReader::new(raw.stream.try_clone().unwrap());
+    raw.stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    raw.send("{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"hello\"}\n");
+    // Somebody who is in is served meanwhile.
+    assert!(herd.stats().is_ok());
+    limit(before.current);
+    assert!(raw.line().unwrap()["result"].is_object(), "nobody else had to connect for that");
+    herd.finish();
+}
+
+fn reader(herd: &Own) -> std::io::BufReader<UnixStream> {
+    std::io::BufReader::new(UnixStream::connect(herd.socket()).unwrap())
+}
+
+#[test]
+fn without_watches_output_stays_bounded_and_what_is_looked_for_in_it_is_found() {
+    // A user namespace has its own bound on watches, and nobody outside is held to it.
+    let scarce = "echo 1 > /proc/sys/user/max_inotify_watches && exec \"$@\"";
+    let prefix = ["unshare", "--user", "--map-root-user", "sh", "-c", scarce, "sh"];
+    if !std::process::Command::new(prefix[0]).args(&prefix[1..]).arg("true").status().is_ok_and(|it| it.success()) {
+        return skip("no user namespaces here");
+    }
+    let herd = daemon_by(&prefix, &[]);
+    let mut events = herd.follow();
+    let others: Vec<_> = (0..4).map(|n| herd.sleeper(None, &format!("watched-{n}"))).collect();
+    let fifo = herd.dir.path().join("fifo");
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let script = format!("read x < {}; yes 12345 | head -c 7999998; echo up; exec sleep 1000", fifo.display());
+    let id = name("late");
+    let mut spec = treeherd::model::spec::AgentSpec::new(id.clone(), ["sh", "-c", &script]);
+    spec.output_max = Bytes(64 << 10);
+    spec.ready = Some(Ready::Pattern { pattern: "^up$".parse().unwrap(), stream: Default::default() });
+    herd.spawn_child_agent(None, spec).unwrap();
+    std::fs::write(&fifo, "go\n").unwrap();
+    await_event(&mut events, Kind::Ready, &id);
+    let about = || std::fs::metadata(herd.dir.path().join("state/agents/late/stdout")).unwrap();
+    until("what is over the bound is given back", || std::os::unix::fs::MetadataExt::blocks(&about()) * 512 < 1 << 20);
+    let told: Vec<Event> = others.iter().chain([&id]).flat_map(|id| herd.events_of(id)).collect();
+    let degraded: Vec<_> = told.iter().filter(|event| event.kind == Kind::Unwatched).collect();
+    assert_eq!(degraded.len(), 1, "it is reported once: {degraded:?}");
+    herd.finish();
+}
+
+#[test]
+fn refused_requests_are_counted_after_the_first_and_hide_nobodys_death() {
+    let herd = daemon(&[]);
+    let mut events = herd.follow();
+    let loud = herd.role(None, "loud", "loud", |spec| {
+        spec.env.insert("SOCKET".to_owned(), herd.socket().to_str().unwrap().to_owned());
+    });
+    let other = herd.spawn("other", "exit 3");
+    assert_eq!(await_event(&mut events, Kind::Failed, &other).exit.unwrap().status, Some(3));
+    await_line(&herd, &loud, "all refused");
+    let refusals = || {
+        let of = herd.events_of(&loud).into_iter().filter(|event| event.kind == Kind::Forbidden);
+        of.map(|event| event.count.unwrap_or(1)).collect::<Vec<u64>>()
+    };
+    until("each is counted", || refusals().iter().sum::<u64>() == REFUSED as u64);
+    let refusals = refusals();
+    assert!(refusals.len() < 100, "{} events", refusals.len());
+    assert!(refusals.first() == Some(&1) && refusals.last().unwrap() > &1, "{refusals:?}");
+    herd.finish();
+}
