@@ -183,8 +183,9 @@ fn records_that_are_cut_end_nobody() {
     let whole = std::fs::read_to_string(&records).unwrap();
     let lines: Vec<&str> = whole.split_inclusive('\n').collect();
     let mut refused = 0;
-    // Right behind a line `begun` a cut looks as a spawn that was under way does, and that is ended.
-    let is_begun = |line: &&str| line.starts_with("{\"begun\"");
+    // A cut behind what precedes the record of a run looks as a spawn that was under way does, and that is ended.
+    let is_begun =
+        |line: &&str| line.starts_with("{\"begun\"") || line.starts_with("{\"birth\"") && line.contains("\"command\"");
     for kept in (1..lines.len()).filter(|kept| !is_begun(&lines[kept - 1])) {
         std::fs::write(&records, lines[..kept].concat()).unwrap();
         let output = own.start().stderr(std::process::Stdio::piped()).output_unless_it_runs();

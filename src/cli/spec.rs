@@ -17,6 +17,7 @@ use crate::model::spec::{
     StopSignal, StopSignalTo, Strategy,
 };
 use crate::model::stall::StallRule;
+use crate::model::stream::Output;
 use crate::model::time::DurationText;
 use crate::model::umask::Umask;
 use crate::model::units::Bytes;
@@ -164,6 +165,9 @@ pub(super) struct SpawnArgs {
     rules: Vec<Rule>,
     #[command(flatten)]
     health: HealthArgs,
+    /// What its stdout and stderr are: pipe, file or null [default: file]
+    #[arg(long, value_name = "WHAT", value_parser = word::<Output>)]
+    output: Option<Output>,
     /// How much of each of its streams is kept [default: 16MiB]
     #[arg(long, value_name = "SIZE")]
     output_max: Option<Bytes>,
@@ -303,6 +307,7 @@ impl SpawnArgs {
         spec.ready_timeout = self.health.ready_timeout;
         spec.watchdog = self.health.watchdog;
         spec.stall = self.health.stall;
+        spec.output = self.output.unwrap_or_default();
         spec.output_max = self.output_max.unwrap_or(spec.output_max);
         spec.check()?;
         Ok(spec)
@@ -414,7 +419,7 @@ mod tests {
                     --restart-intensity 3 --restart-period 1m --significant --strategy rest-for-one \
                     --child-intensity 3 --child-period 5s --spawn-budget 9 --on-main-exit wait --on-oom fail --stop-signal INT --grace 250ms \
                     --run-timeout 9s --ready stderr:^up --ready-timeout 5s --watchdog 2s --stall fail:5m \
-                    --rule stderr:fail:panic --output-max 1MiB --queue --pids-max 9 -- sh -c --json";
+                    --rule stderr:fail:panic --output null --output-max 1MiB --queue --pids-max 9 -- sh -c --json";
         let spec = spawn(&line.split_whitespace().collect::<Vec<_>>());
         let plain = serde_json::to_value(AgentSpec::new("a".parse().unwrap(), ["x"])).unwrap();
         let json = serde_json::to_value(&spec).unwrap();
@@ -422,7 +427,7 @@ mod tests {
             assert!(field == "id" || plain.get(field) != Some(value), "{field} is not set");
         }
         let names = json.as_object().unwrap().len();
-        assert_eq!(names, 38, "a field that no flag reaches, or a new one: {json:#}");
+        assert_eq!(names, 39, "a field that no flag reaches, or a new one: {json:#}");
         assert_eq!(spec.command, ["sh", "-c", "--json"]);
         assert_eq!((spec.metadata["k"].as_str(), spec.metadata["n"].as_i64()), (Some("v"), Some(7)));
     }
@@ -445,6 +450,7 @@ mod tests {
             &["a", "--ready", "stdin:x"],
             &["a", "--ready", "stdout:("],
             &["a", "--ready", "fd:2"],
+            &["a", "--output", "socket"],
             &["a", "--watchdog", "9ms"],
             &["a", "--stall", "999ms"],
             &["a", "--stall", "kill:5m"],

@@ -14,6 +14,7 @@ use mio::unix::SourceFd;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::body::Body;
+use super::job::keep;
 use super::records::{Begun, Legacy, Mark, Records};
 use super::rules::Watcher;
 use super::supervisor::{Source, Supervisor, now};
@@ -361,6 +362,10 @@ impl Supervisor {
                 Ok(spool) => {
                     body.watcher = self.go_on_watching(&spec, &spool, heir.record.course.run);
                     body.spool = Some(spool);
+                    body.pipes = keep(&self.tools, &spec.id).unwrap_or_else(|error| {
+                        tracing::error!("keep the output pipes of {}: {error}", spec.id);
+                        None
+                    });
                 }
                 Err(error) => tracing::warn!("go on with the output of {}: {error}", spec.id),
             }

@@ -29,8 +29,12 @@ pub(super) struct Body {
     /// The search for the line that says that a run is ready.
     pub scan: Option<(Run, Scan)>,
     pub spool: Option<Spool>,
+    /// Which pipes it writes to, if they are pipes.
+    pub pipes: Option<u64>,
     /// The run whose spawn made the spool files.
     pub spool_from: Option<Run>,
+    /// Whether it is to be stored soon when the bytes of each stream were seen.
+    pub times_due: [bool; 2],
     /// The watches on its two spool files.
     pub streams: [Ear; 2],
     /// What its rules have seen, if it has any.
@@ -63,7 +67,9 @@ impl Body {
             newline: None,
             scan: None,
             spool: None,
+            pipes: None,
             spool_from: None,
+            times_due: [false; 2],
             streams: [Ear::Deaf; 2],
             watcher: None,
             last_lines: Vec::new(),

@@ -8,6 +8,7 @@ use mio::Interest;
 use mio::unix::SourceFd;
 use rustix::io::Errno;
 
+use super::drain::After;
 use super::largest::Look;
 use super::supervisor::{Chore, Source, Supervisor};
 use crate::kernel::pidfd::{self, Held};
@@ -104,9 +105,17 @@ impl Supervisor {
         if let Err(error) = self.poll.registry().deregister(&mut SourceFd(&process.fd.as_raw_fd())) {
             tracing::warn!("stop watching the main process of {}: {error}", body.id);
         }
-        self.zombies.unrecorded.push(process);
-        let descendants = self.descendants(key, run);
         let exit = status.map_or(Exit::Unknown, exit_of);
+        self.when_drained(key, After::Ended { run, exit, rusage, process });
+    }
+
+    /// Tells the machine of the end of a main process.
+    pub(super) fn report_end(&mut self, key: AgentKey, run: Run, exit: Exit, rusage: Rusage, process: Held) {
+        self.zombies.unrecorded.push(process);
+        if !self.bodies.contains_key(&key) {
+            return;
+        }
+        let descendants = self.descendants(key, run);
         let home = self.bodies[&key].home.clone();
         let oom = match exit {
             Exit::Signal { number: libc::SIGKILL, .. } => {

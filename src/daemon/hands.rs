@@ -101,7 +101,7 @@ impl Hands {
     /// Hands a job out.
     pub fn take(&self, job: Job) {
         let queue = match job {
-            Job::Dig { .. } | Job::Reclaim { .. } | Job::Trim => &self.holes,
+            Job::Dig { .. } | Job::Reclaim { .. } | Job::Trim | Job::Reap(_) | Job::StoreTimes(_) => &self.holes,
             Job::Kill { .. } | Job::KillRun { .. } | Job::Signal { .. } | Job::Freeze { .. } => &self.ends,
             Job::SetLimits { .. } | Job::Tighten(_) | Job::Loosen(..) => &self.limits,
             Job::Read(_) => &self.reads,
@@ -116,7 +116,7 @@ pub(super) fn get_ready(tools: &Tools) {
     let ready = spawn::get_ready().map_err(|failure| failure.message);
     let stock = || match tools.is_disk_slow.load(Ordering::Relaxed) {
         true => Ok(()),
-        false => tools.store.stock().map_err(|error| error.to_string()),
+        false => tools.store.stock(|pipes| tools.keepers.keep(pipes)).map_err(|error| error.to_string()),
     };
     if let Err(error) = ready.and_then(|()| stock()) {
         tracing::warn!("get ready to spawn: {error}");

@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use super::body::Watched;
+use super::drain::After;
 use super::supervisor::{Chore, Supervisor};
 use crate::kernel::cgroup::Place;
 use crate::kernel::clock;
@@ -73,7 +74,16 @@ impl Supervisor {
         let Ok(events) = self.tools.cgroups.events(&body.home) else { return };
         self.feed(Input::FrostSeen { agent: key, frost: if events.frozen { Frost::Frozen } else { Frost::Thawed } });
         if !events.populated {
-            self.feed(Input::SubtreeEmptied(key));
+            self.when_drained(key, After::SubtreeEmptied);
+        }
+    }
+
+    /// Says whether no process lives in an agent's cgroup now.
+    pub(super) fn is_deserted(&self, key: AgentKey) -> bool {
+        let Some(body) = self.bodies.get(&key) else { return false };
+        match self.tools.cgroups.events(&body.home) {
+            Ok(events) => !events.populated,
+            Err(error) => error.is_gone(),
         }
     }
 }

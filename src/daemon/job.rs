@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use super::end::{self, Quarry};
 use super::guard;
+use super::keepers::{END_MAX, Keepers};
 use super::launch::{self, Surroundings};
 use super::notify::Leaves;
 use super::pressure;
@@ -14,6 +15,7 @@ use super::rules::Rulebook;
 use super::spawners::Attempt;
 use crate::kernel::cgroup::{Cgroups, Frozen, Place, Removal};
 use crate::kernel::error::KernelError;
+use crate::kernel::keeper::Keeper;
 use crate::kernel::peer::{self, Peer};
 use crate::kernel::program;
 use crate::kernel::rights::Stream;
@@ -27,13 +29,14 @@ use crate::model::ready::Ready;
 use crate::model::spec::{AgentSpec, StopSignalTo};
 use crate::model::stage::{SpawnFailure, Stage};
 use crate::model::time::Monotonic;
-use crate::output::{Dug, Hole, RuleSet, Store};
+use crate::output::{Dug, Hole, RuleSet, Store, Times};
 
 /// What every hand holds.
 #[derive(Debug)]
 pub(super) struct Tools {
     pub cgroups: Cgroups,
     pub store: Store,
+    pub keepers: Keepers,
     pub watches: Watches,
     pub way: Way,
     pub surroundings: Surroundings,
@@ -112,6 +115,15 @@ pub(super) enum Job {
         agent: AgentKey,
         hole: Hole,
     },
+    /// Store when output was seen.
+    StoreTimes(Times),
+    /// Have an agent's output pipes kept.
+    Keep {
+        agent: AgentKey,
+        id: AgentId,
+    },
+    /// Reap a keeper of output pipes that is about to end.
+    Reap(Arc<Keeper>),
     /// Find out who is at the other end of a connection.
     Identify(Arrival),
     /// Read what a client wants to know.
@@ -159,6 +171,8 @@ pub(super) struct Born {
     pub newline: Option<OwnedFd>,
     /// The places that were made with limits.
     pub limited: Vec<(Place, Limits)>,
+    /// Which pipes it writes to, if they are pipes.
+    pub pipes: Option<u64>,
     /// Its compiled rules, if it has any.
     pub rules: Option<Arc<RuleSet>>,
 }
@@ -176,6 +190,10 @@ pub(super) enum Outcome {
     Laggards { found: Vec<(AgentKey, String)>, reply: Option<ReplyTo> },
     /// Space of an agent's output is given back.
     Dug(AgentKey, Dug),
+    /// A keeper of output pipes has ended, and with it its hold on them.
+    KeeperReaped,
+    /// An agent's output pipes are kept: these, if it has any.
+    Kept(AgentKey, Option<u64>),
     /// Who connected.
     Identified(Arrival, Result<Peer, Error>),
     /// What a client wanted to know.
@@ -236,6 +254,15 @@ impl Job {
                 Outcome::Laggards { found, reply }
             }
             Self::Dig { agent, hole } => Outcome::Dug(agent, hole.dig()),
+            Self::Keep { agent, id } => match keep(tools, &id) {
+                Ok(token) => Outcome::Kept(agent, token),
+                Err(error) => Outcome::Fault(error),
+            },
+            Self::StoreTimes(times) => done(times.store()),
+            Self::Reap(keeper) => {
+                keeper.reap(END_MAX);
+                Outcome::KeeperReaped
+            }
             Self::Identify(arrival) => {
                 let peer = peer::peer(&arrival.stream, arrival.accepted, |id| cgroups.path_of_id(id));
                 Outcome::Identified(arrival, peer)
@@ -263,6 +290,14 @@ fn sample(tools: &Tools, place: &Place, id: &AgentId) -> Option<Sample> {
     let cpu = tools.cgroups.cpu_used(place).inspect_err(|error| tracing::debug!("{error}")).ok()?;
     let output_bytes = tools.store.written(id).inspect_err(|error| tracing::debug!("{error}")).ok()?;
     Some(Sample { cpu, output_bytes })
+}
+
+/// Has the pipes of an agent kept, and returns which ones; none if it has none.
+pub(super) fn keep(tools: &Tools, id: &AgentId) -> Result<Option<u64>, Error> {
+    let Some(pipes) = tools.store.pipes(id)? else { return Ok(None) };
+    let token = pipes.token;
+    tools.keepers.keep(pipes)?;
+    Ok(Some(token))
 }
 
 fn done(outcome: Result<(), Error>) -> Outcome {
@@ -328,11 +363,13 @@ pub(super) struct Made {
     leaf: Option<Place>,
     /// Whose spool files.
     spool: Option<AgentId>,
+    /// Output pipes that a keeper was given.
+    pipes: Option<u64>,
 }
 
 impl SpawnJob {
     /// Carries it out. Given up meanwhile, it has no outcome.
-    pub fn run(self, tools: &Tools, attempt: &Attempt) -> Outcome {
+    pub fn run(&self, tools: &Tools, attempt: &Attempt) -> Outcome {
         let launched = self.make_all(tools, attempt);
         let Some((made, born)) = attempt.finish() else { return Outcome::Nothing };
         let failure = match (launched, born) {
@@ -366,8 +403,15 @@ impl SpawnJob {
         if let Some((place, limits)) = &self.make_level {
             self.make(tools, attempt, place, limits, |made| &mut made.level)?;
         }
-        let mut born =
-            Born { agent: self.agent, run: self.run, process: None, newline: None, limited: Vec::new(), rules };
+        let mut born = Born {
+            agent: self.agent,
+            run: self.run,
+            process: None,
+            newline: None,
+            limited: Vec::new(),
+            pipes: None,
+            rules,
+        };
         born.limited.extend(self.make_level.clone());
         born.limited.extend(self.make.clone().map(|limits| (self.home.clone(), limits)));
         if let Some(limits) = &self.make {
@@ -386,10 +430,15 @@ impl SpawnJob {
         attempt.note(|made| made.leaf = Some(place.clone())).inspect_err(|_| remove(tools, &place))?;
         guard::check_for_spawn(leaf.as_fd()).map_err(|error| at(Stage::Prepare, error))?;
         let id = &self.spec.id;
-        let inlet = if self.make_spool { tools.store.create(id) } else { tools.store.inlet(id) };
+        let output = self.spec.output;
+        let inlet = if self.make_spool { tools.store.create(id, output) } else { tools.store.inlet(id, output) };
         let inlet = inlet.map_err(|error| at(Stage::Prepare, error))?;
         if self.make_spool {
             attempt.note(|made| made.spool = Some(id.clone()))?;
+        }
+        if let Some(token) = inlet.token {
+            self.keep_pipes(tools, attempt, token)?;
+            born.pipes = Some(token);
         }
         if self.spec.notifies() {
             let about = rustix::fs::fstat(&leaf).map_err(|errno| failed("stat", &place, errno))?;
@@ -403,18 +452,33 @@ impl SpawnJob {
         attempt.begin_clone(born)?;
         spawn::spawn_shared(&launch, &attempt.newborn)
     }
+
+    /// Has the output pipes kept, which waits for a keeper that has much to do. New ones that a failed spawn leaves are forgotten.
+    fn keep_pipes(&self, tools: &Tools, attempt: &Attempt, token: u64) -> Result<(), SpawnFailure> {
+        if !tools.keepers.has(token) {
+            keep(tools, &self.spec.id).map_err(|error| at(Stage::Prepare, error))?;
+        }
+        if self.make_spool {
+            let noted = attempt.note(|made| made.pipes = Some(token));
+            noted.inspect_err(|_| tools.keepers.forget(token))?;
+        }
+        Ok(())
+    }
 }
 
 impl Made {
     /// Of a spawn that has made nothing yet.
     pub fn of(job: &SpawnJob) -> Self {
-        Self { agent: job.agent, level: None, home: None, leaf: None, spool: None }
+        Self { agent: job.agent, level: None, home: None, leaf: None, spool: None, pipes: None }
     }
 
     fn take_back(self, tools: &Tools) {
         tools.leaves.forget(self.agent);
         for place in [self.leaf, self.home, self.level].into_iter().flatten() {
             remove(tools, &place);
+        }
+        if let Some(token) = self.pipes {
+            tools.keepers.forget(token);
         }
         if let Some(id) = self.spool
             && let Err(error) = tools.store.remove(&id)

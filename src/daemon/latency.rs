@@ -124,7 +124,7 @@ impl Detection {
     }
 
     /// Returns from when on a fact that this turn handles can date.
-    fn since(&mut self) -> Monotonic {
+    pub fn since(&mut self) -> Monotonic {
         if let Some(since) = self.since {
             return since;
         }

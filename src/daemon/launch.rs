@@ -88,6 +88,10 @@ pub(super) fn prepare(
         (user, group) => Some(user::lookup(user.as_deref(), group.as_deref()).map_err(|error| at(Stage::User, error))?),
     };
     let account = credentials.as_ref().map_or(&tools.surroundings.own, |user| &user.account);
+    // What an agent may open again by `/dev/stdout` belongs to it.
+    if let (Some(user), Some(_)) = (&credentials, inlet.token) {
+        give_pipes(&inlet, user).map_err(|error| at(Stage::User, error.into()))?;
+    }
     let env = environment(spec, account, &tools.surroundings);
     let path = env.iter().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH);
     let program = &spec.command[0];
@@ -123,6 +127,16 @@ pub(super) fn prepare(
         no_new_privs: false,
         way: tools.way,
     })
+}
+
+/// Gives the pipes of an agent to the user that it becomes.
+fn give_pipes(inlet: &Inlet, user: &user::Credentials) -> Result<(), KernelError> {
+    let (uid, gid) = (rustix::fs::Uid::from_raw(user.uid), rustix::fs::Gid::from_raw(user.gid));
+    for pipe in [&inlet.stdout, &inlet.stderr] {
+        rustix::fs::fchown(pipe, Some(uid), Some(gid))
+            .map_err(|errno| KernelError::new(format!("chown to {}", user.uid), "its output pipes", errno))?;
+    }
+    Ok(())
 }
 
 /// A clean environment: PATH, HOME, USER and LANG, what every agent is given, what is inherited by name, what this one is given,

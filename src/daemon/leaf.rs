@@ -2,9 +2,10 @@
 //! nothing behind, and every watch that is never set is a wakeup less at a birth and at an end.
 
 use super::body::Watched;
+use super::drain::After;
 use super::supervisor::{Chore, Supervisor};
 use crate::kernel::cgroup::Place;
-use crate::machine::{AgentKey, Input};
+use crate::machine::AgentKey;
 use crate::model::id::Run;
 
 impl Supervisor {
@@ -56,7 +57,7 @@ impl Supervisor {
         if self.is_empty(&place) {
             self.left_ended(key);
             self.forget_left(key);
-            self.feed(Input::RunEmptied { agent: key, run });
+            self.when_drained(key, After::Emptied(run));
         }
     }
 }

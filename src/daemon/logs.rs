@@ -57,7 +57,7 @@ impl Supervisor {
                 Stream::ALL.into_iter().filter(is_left_out).for_each(|stream| cursor.set(stream, None));
                 cursor
             }
-            None => Cursor::at(query.stream, |stream| tailed.spool.bounds(stream).0),
+            None => Cursor::at(query.stream, |_| 0),
         };
         if query.follow {
             let call = id.cloned().unwrap_or_default();
@@ -124,7 +124,7 @@ impl Supervisor {
             match lines {
                 Some(_) => looks.push_back(tailed),
                 None => {
-                    let cursor = Cursor::at(stream, |stream| tailed.spool.bounds(stream).0);
+                    let cursor = Cursor::at(stream, |_| 0);
                     joining.placed.push((key, tailed.id, cursor));
                 }
             }

@@ -33,6 +33,8 @@ impl Supervisor {
             }
             Outcome::Laggards { found, reply } => self.laggards_found(&found, reply),
             Outcome::Dug(agent, dug) => self.hole_dug(agent, dug),
+            Outcome::KeeperReaped => self.keep_again(),
+            Outcome::Kept(agent, token) => self.pipes_kept(agent, token),
             Outcome::Identified(arrival, peer) => self.arrived(arrival, peer),
             Outcome::Read(reading) => self.take_reading(*reading),
             // A hand goes on with it by itself.
@@ -94,6 +96,13 @@ impl Supervisor {
         let key = born.agent;
         self.watch_limits(&born.limited);
         self.watch_pressure(Some(key));
+        if let Some(body) = self.bodies.get_mut(&key) {
+            body.pipes = born.pipes;
+        }
+        if born.pipes.is_some_and(|token| !self.tools.keepers.has(token)) {
+            // Who kept them has ended in between.
+            self.keep_again();
+        }
         let pid = born.process.as_ref().map(|(pid, _)| *pid);
         if let Some((pid, process)) = &born.process {
             self.records.note_process(key, pidfd::identity(process.as_fd(), *pid).ok());

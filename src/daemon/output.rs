@@ -32,6 +32,9 @@ const FLOOD_DAMPING: Duration = Duration::from_millis(2);
 /// How often output is looked at that cannot be watched.
 const UNWATCHED_LOOK: Duration = Duration::from_millis(200);
 
+/// How often it is stored when output was seen. What a killed daemon had not stored yet is as old as the last write.
+const TIMES_EVERY: Duration = Duration::from_secs(1);
+
 /// How much of its stderr a failure tells.
 const LAST_LINES: usize = 10;
 const LAST_BYTES: usize = 4096;
@@ -122,6 +125,10 @@ impl Supervisor {
                 if let Some(fault) = serviced.fault {
                     tracing::warn!("{fault}");
                 }
+                let is_due = serviced.grew && !std::mem::replace(&mut body.times_due[stream as usize], true);
+                if is_due {
+                    self.chores.insert((clock::monotonic() + TIMES_EVERY, Chore::Times(key, stream)));
+                }
                 if serviced.grew {
                     self.stir_followers(key);
                 }
@@ -138,6 +145,18 @@ impl Supervisor {
                 tracing::debug!("look at the output of {}: {error}", body.id);
                 false
             }
+        }
+    }
+
+    /// Has stored when a stream's bytes were seen.
+    pub(super) fn store_times(&mut self, key: AgentKey, stream: Stream) {
+        let Some(body) = self.bodies.get_mut(&key) else { return };
+        body.times_due[stream as usize] = false;
+        // A disk that stalls would collect these orders, each with a descriptor. The next bytes order it again.
+        let Some(spool) = body.spool.as_ref().filter(|_| !self.is_unwritable) else { return };
+        match spool.times(&self.tools.store, &body.id, stream) {
+            Ok(times) => self.hands.take(Job::StoreTimes(times)),
+            Err(error) => tracing::debug!("store when output of {} was seen: {error}", body.id),
         }
     }
 

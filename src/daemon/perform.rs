@@ -182,6 +182,9 @@ fn forget(shell: &mut Supervisor, key: AgentKey) {
     shell.forget_limits(&body.home);
     shell.forget_pressure(key);
     shell.end_follows(key);
+    if let Some(token) = body.pipes {
+        shell.tools.keepers.forget(token);
+    }
     if body.spool.is_some() {
         // Before a new agent of this name makes its own: while the disk stalls, none is let in.
         let tools = shell.tools.clone();

@@ -263,7 +263,7 @@ impl Spawners {
     /// Carries a spawn out on the calling thread.
     pub fn carry_out(&self, job: SpawnJob) -> Outcome {
         let attempt = self.shared.state().begin(&job);
-        self.shared.carry_out(job, &attempt)
+        self.shared.carry_out(&job, &attempt)
     }
 
     /// Lets the threads end when nothing waits any more.
@@ -290,7 +290,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn carry_out(&self, job: SpawnJob, attempt: &Arc<Attempt>) -> Outcome {
+    fn carry_out(&self, job: &SpawnJob, attempt: &Arc<Attempt>) -> Outcome {
         let outcome = job.run(&self.tools, attempt);
         self.state().out.retain(|it| !Arc::ptr_eq(it, attempt));
         // One that has waited for this one alone may come next.
@@ -321,7 +321,7 @@ impl Shared {
     fn work(&self) {
         get_ready(&self.tools);
         while let Some((job, attempt)) = self.next() {
-            if !self.report(self.carry_out(job, &attempt)) {
+            if !self.report(self.carry_out(&job, &attempt)) {
                 return;
             }
             get_ready(&self.tools);

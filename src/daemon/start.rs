@@ -18,6 +18,7 @@ use super::exit::Zombies;
 use super::hands::Hands;
 use super::job::Tools;
 use super::journal::Journal;
+use super::keepers::Keepers;
 use super::latency::Detection;
 use super::launch::Surroundings;
 use super::notify::{Leaves, Mailbox};
@@ -28,6 +29,7 @@ use super::settings::{Residence, Settings};
 use super::stand_in::{self, ClearUp, Ended};
 use super::supervisor::{Source, Supervisor, now};
 use crate::kernel::cgroup::{self, Cgroups, Place, Removal, RootClaim};
+use crate::kernel::error::KernelError;
 use crate::kernel::guardian::{EndsWith, Guardian};
 use crate::kernel::host::Host;
 use crate::kernel::notify::Inbox;
@@ -215,7 +217,10 @@ impl Herdsman {
         };
         let journal = Journal::open(&settings.state_dir)?;
         let poll = Poll::new().map_err(|error| Error::new(Code::Kernel, format!("epoll_create1: {error}")))?;
+        let registry = poll.registry().try_clone().map_err(|error| KernelError::from_io("dup", "epoll", &error))?;
+        let keepers = Keepers::open(&settings.state_dir, registry)?;
         let tools = Tools {
+            keepers,
             cgroups: cgroups.0.take().expect("it is still there"),
             store,
             watches,
@@ -269,6 +274,7 @@ impl Herdsman {
                     "processes outlive their kill: the next daemon in this state directory goes on with their end"
                 );
             } else if outcome.is_ok() {
+                supervisor.tools.keepers.quit();
                 supervisor.records.remove(&mut supervisor.disk);
                 remove_spools(&supervisor.tools.store, &BTreeSet::new());
             }
@@ -485,6 +491,7 @@ impl Parts {
             rule_lines: 0,
             limit_hits: BTreeMap::new(),
             mailbox: Mailbox::new(inbox),
+            draining: BTreeMap::new(),
             chores: std::collections::BTreeSet::new(),
             disk,
             records,
@@ -515,6 +522,7 @@ impl Supervisor {
         event.message.push_str(&estate.tell(ended));
         self.publish(event);
         self.adopt(estate);
+        self.tools.keepers.sweep();
         self.write_down();
         tracing::info!("listening on {}", self.settings.socket().display());
     }

@@ -13,6 +13,7 @@ use super::allowance::Allowances;
 use super::body::{Body, Watched};
 use super::client::{self, CLIENTS_MEMORY_MAX, Client};
 use super::disk::{Disk, STALLED_AFTER};
+use super::drain::Draining;
 use super::exit::Zombies;
 use super::hands::Hands;
 use super::hits::Hits;
@@ -73,6 +74,7 @@ pub(super) enum Source {
     /// A child that has ended and that its tracer holds.
     Zombie(u64),
     Left(AgentKey),
+    Keeper(usize),
 }
 
 impl Source {
@@ -91,6 +93,7 @@ impl Source {
             Self::Pressure(id) => number(9, id),
             Self::Zombie(id) => number(10, id),
             Self::Left(key) => number(11, key.0),
+            Self::Keeper(id) => number(12, id as u64),
         }
     }
 
@@ -108,6 +111,7 @@ impl Source {
             8 => Self::Newline(AgentKey(number)),
             9 => Self::Pressure(number),
             11 => Self::Left(AgentKey(number)),
+            12 => Self::Keeper(token.0 >> 4),
             _ => Self::Zombie(number),
         }
     }
@@ -116,8 +120,12 @@ impl Source {
 /// Something that the shell itself does at a time.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Chore {
+    /// Wait no longer for the pipes of an agent to be empty.
+    Drained(u64),
     /// Look at a spool file that was written to.
     Spool(AgentKey, Stream),
+    /// Store when the bytes of a spool file were seen.
+    Times(AgentKey, Stream),
     /// Look at the cgroup of an agent that could not be watched.
     Home(AgentKey),
     /// Look for the n-th time whether an agent's freezer has done what was asked.
@@ -215,6 +223,8 @@ pub(super) struct Supervisor {
     /// How often limits were hit and that was told, by their names.
     pub limit_hits: BTreeMap<String, u64>,
     pub mailbox: Mailbox,
+    /// What waits until pipes are empty, by the ticket of the order.
+    pub draining: BTreeMap<u64, Draining>,
     pub chores: BTreeSet<(Monotonic, Chore)>,
     pub disk: Disk,
     pub records: Records,
@@ -299,6 +309,7 @@ impl Supervisor {
                 Source::Memory(id) => self.memory_fired(id),
                 Source::Pressure(id) => self.pressure_fired(id),
                 Source::Zombie(id) => self.zombie_moved(id),
+                Source::Keeper(number) => self.keeper_told(number),
                 Source::Waker => {}
                 Source::Signals | Source::Listener | Source::Client(_) => {}
                 Source::Notify | Source::Newline(_) => {}
@@ -479,9 +490,11 @@ impl Supervisor {
                 Some((_, Chore::Spool(key, stream))) => self.look_at_spool(key, stream),
                 Some((_, Chore::Rescue(key, run))) => self.give_spawn_up(key, run),
                 Some((_, Chore::Spawners)) => self.relieve_spawners(),
+                Some((_, Chore::Times(key, stream))) => self.store_times(key, stream),
                 Some((_, Chore::Memory(place))) => self.look_at_memory(&place),
                 Some((_, Chore::Hits(place, knob))) => self.look_at_hits(&place, knob),
                 Some((_, Chore::ForksAbove)) => self.look_at_forks_above(),
+                Some((_, Chore::Drained(ticket))) => self.drain_is_due(ticket),
                 Some((_, Chore::Found(key))) => self.tell_found(key),
                 Some((_, Chore::Closers)) => self.receive_again(),
                 Some((_, Chore::Write)) => self.write_again(),

@@ -91,9 +91,10 @@ impl Guardian {
             fds.push(supervisor.as_fd());
         }
         fds.extend(estate.mounts.iter().map(AsFd::as_fd));
+        let born_in = (way == Way::CloneInto).then(|| leaf.as_fd());
         // SAFETY: `strike::guard` is written for it, and its orders are plain values.
         #[allow(unsafe_code)]
-        let child = unsafe { spawn::start_bare(NAME, strike::guard, orders, &fds, leaf.as_fd(), way) }?;
+        let child = unsafe { spawn::start_bare(NAME, strike::guard, orders, &fds, born_in) }?;
         let guardian = Self { process: child.pidfd, pid: child.pid, _line: end };
         if way == Way::EnterItself
             && let Err(error) = leaf.write("cgroup.procs", &child.pid.to_string())

@@ -8,6 +8,7 @@ pub mod error;
 pub mod guard;
 pub mod guardian;
 pub mod host;
+pub mod keeper;
 mod lock;
 pub mod notify;
 pub mod orphans;

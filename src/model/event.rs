@@ -87,6 +87,8 @@ kinds! {
     Stirred = "process:stirred",
     /// A rule has found a line in the output; or output was gone before the rules had looked at it.
     Notice = "process:notice",
+    /// A process that empties output pipes has ended; another one takes its place.
+    KeeperLost = "output:keeper-lost",
     /// Limits were changed.
     LimitsChanged = "process:limits-changed",
     /// Processes do not die or do not freeze; which ones, and where they hang, is in the message.

@@ -17,6 +17,7 @@ use super::ready::Ready;
 pub use super::recovery::{Children, Restart, RestartPolicy, Strategy};
 use super::rule::{self, Rule};
 use super::stall::StallRule;
+use super::stream::Output;
 use super::time::{DurationText, OptionalDurationText};
 use super::umask::Umask;
 use super::units::{Bytes, Max};
@@ -166,6 +167,9 @@ pub struct AgentSpec {
     /// For how long a run may do nothing, and what follows. For ever by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stall: Option<StallRule>,
+    /// What its stdout and stderr are.
+    #[serde(default)]
+    pub output: Output,
     /// How much of each of its two streams is kept, in bytes: 64 KiB to 1 GiB, 16 MiB by default.
     #[serde(default = "default_output_max")]
     pub output_max: Bytes,
@@ -230,6 +234,7 @@ impl AgentSpec {
             ready_timeout: None,
             watchdog: None,
             stall: None,
+            output: Output::default(),
             output_max: default_output_max(),
             admission: Admission::default(),
         }

@@ -35,6 +35,19 @@ impl fmt::Display for Stream {
     }
 }
 
+/// What an agent's stdout and stderr are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Output {
+    /// Pipes, which a keeper empties into the spool files: nothing that the agent does to them takes bytes or space away.
+    Pipe,
+    /// The spool files themselves: no process stands in between, and whoever opens `/dev/stdout` for writing truncates them.
+    #[default]
+    File,
+    /// `/dev/null`: nothing is kept.
+    Null,
+}
+
 /// Which of the two streams something is about.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]

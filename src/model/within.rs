@@ -140,6 +140,7 @@ pub fn is_within(child: &AgentSpec, asker: &AgentSpec, baseline: &Baseline) -> R
         watchdog: _,
         stall: _,
         on_oom: _,
+        output: _,
         output_max: _,
         admission: _,
     } = child;

@@ -7,6 +7,7 @@ use rustix::fs::{self, FallocateFlags, FileType, SeekFrom};
 use rustix::io::{self, Errno};
 
 use crate::model::error::{Code, Error};
+use crate::model::time::Wall;
 
 /// A regular file with one name, open for as long as one call of this room takes.
 #[derive(Debug)]
@@ -45,6 +46,13 @@ impl SpoolFile {
         let stat = fs::fstat(&self.fd).map_err(|errno| self.fault("stat", errno))?;
         let number = |value: i64| u64::try_from(value).unwrap_or(0);
         Ok((number(stat.st_size), number(stat.st_blocks).saturating_mul(512)))
+    }
+
+    /// Returns when it was last written to.
+    pub(super) fn written_at(&self) -> Result<Wall, Error> {
+        let stat = fs::fstat(&self.fd).map_err(|errno| self.fault("stat", errno))?;
+        let nanos = i128::from(stat.st_mtime) * 1_000_000_000 + i128::from(stat.st_mtime_nsec);
+        Ok(Wall(u64::try_from(nanos).unwrap_or(0)))
     }
 
     /// Reads up to `length` bytes from `offset`; fewer only if the file ends there.

@@ -38,6 +38,23 @@ impl Marks {
         self.0.drain(..below.saturating_sub(1));
     }
 
+    /// Returns the marks as they are stored: after `end`, up to which they say something, each offset and time.
+    pub(super) fn to_bytes(&self, end: u64) -> Vec<u8> {
+        let marks = self.0.iter().flat_map(|mark| [mark.offset, mark.time.0]);
+        std::iter::once(end).chain(marks).flat_map(u64::to_le_bytes).collect()
+    }
+
+    /// Reads stored marks, and up to where they say something; none if they are damaged, and of damaged ones those before.
+    pub(super) fn from_bytes(bytes: &[u8]) -> (Self, u64) {
+        let mut numbers = bytes.chunks_exact(8).map(|chunk| u64::from_le_bytes(chunk.try_into().unwrap_or_default()));
+        let mut marks = Self::default();
+        let end = numbers.next().unwrap_or(0);
+        while let (Some(offset), Some(time)) = (numbers.next(), numbers.next()) {
+            marks.note(offset, Wall(time));
+        }
+        (marks, end)
+    }
+
     /// Returns when the byte at `offset` was first seen, if that is known.
     pub(super) fn time_at(&self, offset: u64) -> Option<Wall> {
         let below = self.0.partition_point(|mark| mark.offset <= offset);
@@ -69,6 +86,23 @@ mod tests {
         assert!(old <= 5_001, "a dropped mark makes bytes older, never younger");
         assert_eq!(marks.next_after(99_989), Some(99_990));
         assert_eq!(marks.next_after(99_990), None);
+    }
+
+    #[test]
+    fn what_was_stored_says_the_same_and_what_is_damaged_says_less() {
+        let mut marks = Marks::default();
+        for step in 0..100 {
+            marks.note(step * 10, Wall(step + 1));
+        }
+        let bytes = marks.to_bytes(1_000);
+        assert_eq!(Marks::from_bytes(&bytes), (marks, 1_000));
+        assert_eq!(Marks::from_bytes(&[]), (Marks::default(), 0));
+        for length in 0..bytes.len() {
+            let (cut, _) = Marks::from_bytes(&bytes[..length]);
+            assert!(cut.0.len() <= MARKS_MOST && cut.0.iter().all(|mark| mark.offset < 1_000));
+        }
+        let (noise, _) = Marks::from_bytes(&[0xff; 8 * 2001]);
+        assert!(noise.0.len() <= MARKS_MOST);
     }
 
     #[test]

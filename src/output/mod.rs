@@ -1,12 +1,14 @@
 //! WHAT AGENTS SAY. Spool files: where output lands, how it stays bounded, how it is read back.
 //!
 //! ```text
-//!   agent ──write──► agents/<id>/stdout       ┌──────── hole ────────┬───────── kept ─────────┐
-//!                    (O_APPEND, its own fd)   0                    start                     end
-//!                                                  given back              start ≤ end
+//!   agent ──write──► agents/<id>/stdout.pipe
+//!                       │ splice: a keeper       ┌──────── hole ────────┬───────── kept ─────────┐
+//!                       ▼                        0                    start                     end
+//!                    agents/<id>/stdout               given back              start ≤ end
 //! ```
 //!
-//! The supervisor never stands between an agent and its output: the child holds the file itself. What happens here is
+//! The supervisor never stands between an agent and its output: a process that outlives it splices the agent's pipes into the
+//! files, or ([`Output::File`](crate::model::stream::Output)) the child holds the files themselves. What happens here is
 //! bookkeeping beside it. [`Store`] is the directory and opens files on demand, so that an agent costs no descriptor.
 //! [`Spool`] is one agent's bookkeeping: it notes how far the files have grown and when, gives up what is below the cap, says
 //! which [`Hole`] gives its space back, and reads. [`Lines`] and [`escape`] are for whoever shows the bytes to a person; a
@@ -53,6 +55,7 @@
 mod file;
 mod lines;
 mod marks;
+mod pipes;
 mod read;
 mod rules;
 mod scan;
@@ -65,5 +68,5 @@ pub use lines::{Colours, Line, Lines, PARTIAL_MOST, escape};
 pub use read::{Cursor, Gone, Piece, Read, Tail};
 pub use rules::{LINE_MOST, Match, RuleSet, Sweep, Swept};
 pub use scan::{Looked, Scan};
-pub use spool::{CAP_DEFAULT, CAP_LEAST, Dug, Hole, Serviced, Spool};
-pub use store::{Inlet, Store};
+pub use spool::{CAP_DEFAULT, CAP_LEAST, Dug, Hole, Serviced, Spool, Times};
+pub use store::{Inlet, Pipes, Store};

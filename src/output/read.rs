@@ -299,7 +299,7 @@ impl Tail {
         Self { lines, streams, present: None, cursor: Cursor::default() }
     }
 
-    /// Looks on, at 4 MiB at most. Returns the cursor from which each stream has so many more lines, or all that is kept: a merged
+    /// Looks on, at 4 MiB at most. Returns the cursor from which each stream has so many more lines, or all that there ever was: a merged
     /// read from there begins with at most so many lines of each stream. None if there is more to look at.
     ///
     /// # Errors
@@ -311,7 +311,9 @@ impl Tail {
         let least = source.end.saturating_sub(spool.most()).max(source.at);
         let back = self.present.get_or_insert(Back { lines: self.lines, end: source.end, upper: source.end });
         if let Some(offset) = source.look_back(back, least)? {
-            self.cursor.set(stream, Some(offset));
+            // Fewer lines than were asked for: the reader learns what is gone before them.
+            let is_short = self.lines > 0 && offset == source.at;
+            self.cursor.set(stream, Some(if is_short { 0 } else { offset }));
             self.streams.pop();
             self.present = None;
         }

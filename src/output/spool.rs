@@ -1,6 +1,7 @@
 //! One agent's bookkeeping: how far its streams reach, when they grew, and what was given back.
 
 use std::num::NonZeroU64;
+use std::os::fd::OwnedFd;
 
 use super::file::SpoolFile;
 use super::marks::Marks;
@@ -74,6 +75,24 @@ pub struct Dug {
     outcome: Result<u64, Error>,
 }
 
+/// When the bytes of a stream were seen, for a later daemon.
+#[derive(Debug)]
+pub struct Times {
+    dir: OwnedFd,
+    stream: Stream,
+    bytes: Vec<u8>,
+}
+
+impl Times {
+    /// Stores it. This can wait for a disk.
+    ///
+    /// # Errors
+    /// Those of the kernel.
+    pub fn store(self) -> Result<(), Error> {
+        super::store::write_times(&self.dir, self.stream, &self.bytes)
+    }
+}
+
 impl Hole {
     /// Gives the space back. **This waits for the agent's writes to the file**, and an agent that is given no CPU in the middle of
     /// one takes its time: not for a thread that somebody else waits for.
@@ -114,7 +133,7 @@ impl Spool {
         Self { cap: cap.0.max(CAP_LEAST.0), tracks: Default::default() }
     }
 
-    /// Makes the bookkeeping for files that an earlier daemon left. When their bytes were seen is forgotten.
+    /// Makes the bookkeeping for files that an earlier daemon left.
     ///
     /// # Errors
     /// [`Code::NoSuchAgent`](crate::model::error::Code::NoSuchAgent); those of the kernel.
@@ -131,6 +150,12 @@ impl Spool {
             track.freed = base.saturating_add(data / ALIGN * ALIGN);
             track.end = base.saturating_add(size);
             track.tail = Tail::of(&file, size)?;
+            // What was seen after the last time that this was stored is as old as the last write, at most.
+            let (marks, told) = Marks::from_bytes(&store.times(id, stream)?);
+            track.marks = marks;
+            if told < track.end || track.marks.time_at(track.start).is_none() {
+                track.marks.note(told.clamp(track.start, track.end), file.written_at()?);
+            }
         }
         Ok(spool)
     }
@@ -140,6 +165,15 @@ impl Spool {
     pub fn bounds(&self, stream: Stream) -> (u64, u64) {
         let track = self.track(stream);
         (track.start, track.end)
+    }
+
+    /// Returns when the bytes of a stream were seen, to be stored for a later daemon.
+    ///
+    /// # Errors
+    /// As [`Store::watch_dir`].
+    pub fn times(&self, store: &Store, id: &AgentId, stream: Stream) -> Result<Times, Error> {
+        let track = self.track(stream);
+        Ok(Times { dir: store.watch_dir(id)?, stream, bytes: track.marks.to_bytes(track.end) })
     }
 
     /// Returns the most that is kept of each stream after a call of [`Spool::service`], in bytes.

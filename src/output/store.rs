@@ -9,9 +9,11 @@ use rustix::fs::{self, AtFlags, CWD, Dir, Mode, OFlags, RenameFlags, ResolveFlag
 use rustix::io::{self, Errno};
 
 use super::file::{SpoolFile, fault, punch};
+use super::marks::MARKS_MOST;
+use super::pipes::null_inlet;
 use crate::model::error::{Code, Error};
 use crate::model::id::AgentId;
-use crate::model::stream::Stream;
+use crate::model::stream::{Output, Stream};
 
 /// The name of the directory inside the state directory.
 const AGENTS: &str = "agents";
@@ -21,6 +23,9 @@ const SCRATCH: &str = ".scratch";
 
 /// How many agents to come have their files already: one for each thread that spawns is enough.
 const SPARES: usize = 4;
+
+/// How long the stored times of a stream can be.
+const TIMES_MOST: usize = 8 + 16 * MARKS_MOST;
 
 /// How many digits a stored shift has: the number of digits of `u64::MAX`.
 const BASE_DIGITS: usize = 20;
@@ -42,6 +47,19 @@ pub struct Inlet {
     pub stdout: OwnedFd,
     /// What the child writes its standard error to.
     pub stderr: OwnedFd,
+    /// Which pipes these are, if they are pipes: those of [`Store::pipes`] have to be kept.
+    pub token: Option<u64>,
+}
+
+/// The other ends of an agent's pipes, both streams in the order stdout, stderr.
+#[derive(Debug)]
+pub struct Pipes {
+    /// Which ones: the inode number of the FIFO of stdout, which is not given out again as long as it is open.
+    pub token: u64,
+    /// What is read from, without waiting.
+    pub ends: [OwnedFd; 2],
+    /// The spool files that it belongs into, open at their ends.
+    pub files: [OwnedFd; 2],
 }
 
 impl Store {
@@ -92,11 +110,12 @@ impl Store {
         *self.spares() = Default::default();
     }
 
-    /// Makes the files of an agent that is yet to come, so that its spawn need not wait for them; none if enough are there.
+    /// Makes the files and pipes of an agent that is yet to come, so that its spawn need not wait for them; none if enough are
+    /// there. `keep` gives the pipes to whoever empties them.
     ///
     /// # Errors
-    /// Those of the kernel; then nothing is left.
-    pub fn stock(&self) -> Result<(), Error> {
+    /// Those of the kernel and of `keep`; then nothing is left.
+    pub fn stock(&self, keep: impl FnOnce(Pipes) -> Result<(), Error>) -> Result<(), Error> {
         let is_closed = self.is_closed.read().unwrap_or_else(PoisonError::into_inner);
         if *is_closed {
             return Ok(());
@@ -109,9 +128,21 @@ impl Store {
             Err(Errno::EXIST) => return Ok(()),
             Err(errno) => return Err(fault("make directory", &shown(&name), errno)),
         }
-        let inlet = self.fill(&name)?;
+        let inlet = self.fill(&name, Output::default())?;
+        let kept = self.pipes_in(&name).and_then(|pipes| pipes.map_or(Ok(()), keep));
+        kept.inspect_err(|_| self.remove_dir(&name).unwrap_or_default())?;
         self.spares()[number] = Some(inlet);
         Ok(())
+    }
+
+    /// Gives up the spares: whoever has kept their pipes is gone.
+    pub fn discard_spares(&self) {
+        for number in 0..SPARES {
+            if self.spares()[number].take().is_some() {
+                // What is left behind the next daemon clears away.
+                self.remove_dir(&spare_name(number)).unwrap_or_default();
+            }
+        }
     }
 
     fn spares(&self) -> MutexGuard<'_, [Option<Inlet>; SPARES]> {
@@ -134,14 +165,16 @@ impl Store {
         }
     }
 
-    /// Makes the directory of an agent with two empty files, and opens them for the child; what an earlier agent of the
-    /// same name left is removed.
+    /// Makes the directory of an agent with two empty files and, if that is what its output is, two pipes, and opens what the child
+    /// writes to; what an earlier agent of the same name left is removed.
     ///
     /// # Errors
     /// Those of the kernel; then nothing is left. What is in a leftover directory and is not treeherd's stops it
     /// ([`Code::WrongState`]).
-    pub fn create(&self, id: &AgentId) -> Result<Inlet, Error> {
-        if let Some(inlet) = self.give_spare(id) {
+    pub fn create(&self, id: &AgentId, output: Output) -> Result<Inlet, Error> {
+        if output == Output::default()
+            && let Some(inlet) = self.give_spare(id)
+        {
             return Ok(inlet);
         }
         let make = || fs::mkdirat(&self.agents, id.as_str(), Mode::RWXU);
@@ -151,11 +184,11 @@ impl Store {
             made = make();
         }
         made.map_err(|errno| fault("make directory", &directory(id), errno))?;
-        self.fill(id.as_str())
+        self.fill(id.as_str(), output)
     }
 
     /// Makes the files in a directory that was just made, or removes it.
-    fn fill(&self, dir: &str) -> Result<Inlet, Error> {
+    fn fill(&self, dir: &str, output: Output) -> Result<Inlet, Error> {
         // An exclusive file is a new one: it cannot be a link, and there is no fifo to wait for.
         let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let make = |stream: Stream| {
@@ -163,17 +196,29 @@ impl Store {
             fs::openat2(&self.agents, &name, flags, Mode::RUSR | Mode::WUSR, beneath())
                 .map_err(|errno| entry_fault("make", &shown(&name), errno))
         };
-        let inlet = make(Stream::Stdout).and_then(|stdout| Ok(Inlet { stdout, stderr: make(Stream::Stderr)? }));
+        let files = make(Stream::Stdout).and_then(|stdout| Ok((stdout, make(Stream::Stderr)?)));
+        let inlet = files.and_then(|(stdout, stderr)| match output {
+            Output::File => Ok(Inlet { stdout, stderr, token: None }),
+            Output::Pipe => self.pipe_inlet(dir),
+            Output::Null => null_inlet(),
+        });
         // The first error is the one to tell.
         inlet.inspect_err(|_| self.remove_dir(dir).unwrap_or_default())
     }
 
-    /// Opens the files of an agent for the child of a further run.
+    /// Opens what the child of a further run writes to.
     ///
     /// # Errors
     /// As [`Store::writer`].
-    pub fn inlet(&self, id: &AgentId) -> Result<Inlet, Error> {
-        Ok(Inlet { stdout: self.writer(id, Stream::Stdout)?, stderr: self.writer(id, Stream::Stderr)? })
+    pub fn inlet(&self, id: &AgentId, output: Output) -> Result<Inlet, Error> {
+        match output {
+            Output::File => {
+                let (stdout, stderr) = (self.writer(id, Stream::Stdout)?, self.writer(id, Stream::Stderr)?);
+                Ok(Inlet { stdout, stderr, token: None })
+            }
+            Output::Pipe => self.pipe_inlet(id.as_str()),
+            Output::Null => null_inlet(),
+        }
     }
 
     /// Opens a spool file for the child: write only, `O_APPEND`, closed on exec until it is made descriptor 1 or 2.
@@ -201,7 +246,7 @@ impl Store {
         match self.open_dir(dir) {
             Ok(inside) => {
                 for stream in Stream::ALL {
-                    for name in [stream.as_str(), base_name(stream)] {
+                    for name in [stream.as_str(), base_name(stream), pipe_name(stream), times_name(stream)] {
                         unlink(&inside, name, AtFlags::empty())
                             .map_err(|errno| entry_fault("remove", &format!("{directory}/{name}"), errno))?;
                     }
@@ -222,7 +267,7 @@ impl Store {
         self.open_dir(id.as_str())
     }
 
-    fn open_dir(&self, dir: &str) -> Result<OwnedFd, Error> {
+    pub(super) fn open_dir(&self, dir: &str) -> Result<OwnedFd, Error> {
         self.open_entry(dir, OFlags::DIRECTORY | OFlags::PATH).map_err(|errno| entry_fault("open", &shown(dir), errno))
     }
 
@@ -252,6 +297,16 @@ impl Store {
         Ok(std::str::from_utf8(&digits).ok().and_then(|digits| digits.parse().ok()).unwrap_or(0))
     }
 
+    /// Returns what was stored of when bytes were seen; nothing where nothing was.
+    pub(super) fn times(&self, id: &AgentId, stream: Stream) -> Result<Vec<u8>, Error> {
+        let name = entry(id, times_name(stream));
+        match self.open_entry(&name, OFlags::RDONLY) {
+            Ok(fd) => SpoolFile::new(fd, shown(&name))?.read_at(0, TIMES_MOST),
+            Err(Errno::NOENT) => Ok(Vec::new()),
+            Err(errno) => Err(entry_fault("open", &shown(&name), errno)),
+        }
+    }
+
     /// Stores the shift between file and stream offsets, in one write and in place.
     pub(super) fn set_base(&self, id: &AgentId, stream: Stream, base: u64) -> Result<(), Error> {
         let name = entry(id, base_name(stream));
@@ -265,16 +320,19 @@ impl Store {
     }
 
     fn open_file(&self, id: &AgentId, stream: Stream, flags: OFlags) -> Result<SpoolFile, Error> {
-        let name = entry(id, stream.as_str());
-        let fd = self.open_entry(&name, flags).map_err(|errno| entry_fault("open", &shown(&name), errno))?;
-        SpoolFile::new(fd, shown(&name))
+        self.spool_file_at(&entry(id, stream.as_str()), flags)
+    }
+
+    pub(super) fn spool_file_at(&self, name: &str, flags: OFlags) -> Result<SpoolFile, Error> {
+        let fd = self.open_entry(name, flags).map_err(|errno| entry_fault("open", &shown(name), errno))?;
+        SpoolFile::new(fd, shown(name))
     }
 
     /// Opens below `agents/` without following a link anywhere on the way and without waiting for anything.
     ///
     /// # Kernel
     /// `openat2(2)`, 5.6; `RESOLVE_NO_SYMLINKS` holds for the last component too.
-    fn open_entry(&self, name: &str, flags: OFlags) -> io::Result<OwnedFd> {
+    pub(super) fn open_entry(&self, name: &str, flags: OFlags) -> io::Result<OwnedFd> {
         let mut flags = flags | OFlags::CLOEXEC;
         if !flags.contains(OFlags::PATH) {
             flags |= OFlags::NONBLOCK | OFlags::NOCTTY;
@@ -313,7 +371,7 @@ fn unlink(directory: &OwnedFd, name: &str, flags: AtFlags) -> io::Result<()> {
 }
 
 /// Says which operation on an agent's file or directory failed: not there, not treeherd's, or the kernel's reason.
-fn entry_fault(operation: &str, name: &str, errno: Errno) -> Error {
+pub(super) fn entry_fault(operation: &str, name: &str, errno: Errno) -> Error {
     let plain = fault(operation, name, errno);
     match errno {
         Errno::NOENT => {
@@ -335,11 +393,36 @@ fn base_name(stream: Stream) -> &'static str {
     }
 }
 
+/// Stores when bytes were seen, in one write and in place: who is killed in it has stored all or nothing.
+pub(super) fn write_times(dir: &OwnedFd, stream: Stream, bytes: &[u8]) -> Result<(), Error> {
+    let name = times_name(stream);
+    let failed = |operation: &str, errno| entry_fault(operation, name, errno);
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR).map_err(|errno| failed("make", errno))?;
+    let file = SpoolFile::new(file, name.to_owned())?;
+    io::retry_on_intr(|| io::pwrite(file.fd(), bytes, 0)).map_err(|errno| failed("write", errno))?;
+    fs::ftruncate(file.fd(), bytes.len() as u64).map_err(|errno| failed("cut", errno))
+}
+
+fn times_name(stream: Stream) -> &'static str {
+    match stream {
+        Stream::Stdout => "stdout.times",
+        Stream::Stderr => "stderr.times",
+    }
+}
+
+pub(super) fn pipe_name(stream: Stream) -> &'static str {
+    match stream {
+        Stream::Stdout => "stdout.pipe",
+        Stream::Stderr => "stderr.pipe",
+    }
+}
+
 fn entry(id: &AgentId, name: &str) -> String {
     format!("{id}/{name}")
 }
 
-fn shown(entry: &str) -> String {
+pub(super) fn shown(entry: &str) -> String {
     format!("{AGENTS}/{entry}")
 }
 

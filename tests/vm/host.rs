@@ -34,8 +34,8 @@ const ELSEWHERE: [&str; 15] = [
     "top",
 ];
 
-/// Tests that are left out in guests: they burn processors or take volume, of which an emulated one has too little.
-const WITHOUT: [&str; 9] = [
+/// Tests that are left out in guests: they burn processors or take volume, of which an emulated one has too little, or need Python.
+const WITHOUT: [&str; 10] = [
     "ten_thousand_connections",
     "a_slow_reader_of_events",
     "flood_of",
@@ -45,6 +45,7 @@ const WITHOUT: [&str; 9] = [
     "item_8_kill_9",
     "item_10_ten_levels",
     "io_that_is_waited_for",
+    "asyncio_takes",
 ];
 
 /// How much of a CPU's time a guest may take.

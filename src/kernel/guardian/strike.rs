@@ -27,6 +27,9 @@ const MOUNTS: RawFd = 7;
 /// How long the first kill of a herd may take before the second, in milliseconds; each next one twice as long.
 const RETRY_MS: i64 = 50;
 
+/// How often it is seen, each time after as long, whether a leaf is empty.
+const EMPTY_LOOKS: u32 = 40;
+
 /// The longest time between two kills, in milliseconds.
 const RETRY_MAX_MS: i64 = 1_600;
 
@@ -270,8 +273,22 @@ fn remove_leaves() {
     while let Some(Ok(entry)) = entries.next() {
         let name = entry.file_name();
         if [&b"supervisor"[..], super::LEAF.as_bytes()].iter().any(|leaf| name.to_bytes().starts_with(leaf)) {
+            await_empty(name);
             walk::unlink(fd(SPINE), name, AtFlags::REMOVEDIR);
         }
+    }
+}
+
+/// Waits for a bounded time until nothing lives in a leaf: keepers of output pipes end by themselves when nobody writes.
+fn await_empty(leaf: &CStr) {
+    let Ok(leaf) = open_at(fd(SPINE), leaf, OFlags::RDONLY | OFlags::DIRECTORY) else { return };
+    let Ok(events) = open_at(leaf.as_fd(), c"cgroup.events", OFlags::RDONLY) else { return };
+    for _ in 0..EMPTY_LOOKS {
+        if !is_populated(events.as_fd()) {
+            return;
+        }
+        let timeout = Timespec { tv_sec: RETRY_MS / 1_000, tv_nsec: RETRY_MS % 1_000 * 1_000_000 };
+        let _is_over = poll(&mut [PollFd::new(&events, PollFlags::PRI)], Some(&timeout));
     }
 }
 

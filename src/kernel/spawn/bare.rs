@@ -14,8 +14,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::io::Errno;
 
+use super::Launched;
 use super::raw::{self, CloneArgs, Stack};
-use super::{Launched, Way};
 use crate::kernel::error::{KernelError, Result};
 
 /// How many descriptors the process may be given.
@@ -48,7 +48,7 @@ struct Birth<T> {
     end: usize,
 }
 
-/// Starts a process, called `name`, that runs `main` with a copy of `orders`, in the cgroup of an open directory. It leads a session of its own, has
+/// Starts a process, called `name`, that runs `main` with a copy of `orders`, in the cgroup of an open directory, or in ours. It leads a session of its own, has
 /// every signal blocked, and the given descriptors as 0, 1, 2 and so on. It is a child that only `waitid` with `__WCLONE` reports.
 ///
 /// # Errors
@@ -65,15 +65,14 @@ pub(in crate::kernel) unsafe fn start<T: Copy + Send>(
     main: fn(&T) -> !,
     orders: T,
     descriptors: &[BorrowedFd<'_>],
-    leaf: BorrowedFd<'_>,
-    way: Way,
+    leaf: Option<BorrowedFd<'_>>,
 ) -> Result<Launched> {
     // A fresh thread has little memory of its own, and all of it in one place.
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("guard".to_owned()).stack_size(THREAD);
         // SAFETY: the caller's promise.
         let started =
-            thread.spawn_scoped(scope, move || unsafe { copy_this_thread(name, main, orders, descriptors, leaf, way) });
+            thread.spawn_scoped(scope, move || unsafe { copy_this_thread(name, main, orders, descriptors, leaf) });
         let failed = |errno| KernelError::new("start a thread", "guard", errno);
         let started = started.map_err(|error| KernelError::from_io("start a thread", "guard", &error))?;
         started.join().unwrap_or_else(|_| Err(failed(Errno::FAULT)))
@@ -90,8 +89,7 @@ unsafe fn copy_this_thread<T: Copy>(
     main: fn(&T) -> !,
     orders: T,
     descriptors: &[BorrowedFd<'_>],
-    leaf: BorrowedFd<'_>,
-    way: Way,
+    leaf: Option<BorrowedFd<'_>>,
 ) -> Result<Launched> {
     let failed = |errno| KernelError::new("start", "a process without a program", errno);
     if descriptors.len() > DESCRIPTORS_MAX || size_of::<Birth<T>>() > Stack::SIZE / 2 {
@@ -135,7 +133,7 @@ unsafe fn copy_this_thread<T: Copy>(
         stack_size: Stack::SIZE as u64,
         ..CloneArgs::default()
     };
-    if way == Way::CloneInto {
+    if let Some(leaf) = leaf {
         args.flags |= raw::CLONE_INTO_CGROUP;
         args.cgroup = u64::from(leaf.as_raw_fd().cast_unsigned());
     }

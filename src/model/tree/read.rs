@@ -505,6 +505,7 @@ fn example(key: &str) -> &'static str {
         "on_oom" => "use \"continue\", \"kill\" or \"fail\"",
         "rules" => "as in rules = [{ pattern = \"^panic\", stream = \"stderr\", action = \"fail\" }]",
         "stop_signal" => "as in stop_signal = \"SIGINT\"",
+        "output" => "use \"pipe\", \"file\" or \"null\"",
         "output_max" => "use 64KiB to 1GiB, as in output_max = \"16MiB\"",
         "ready" => "as in ready = \"notify\", { pattern = \"^listening\", stream = \"stdout\" } or { fd = 3 }",
         "stall" => "as in stall = \"5m\", or { after = \"5m\", action = \"fail\" }; a group has none",

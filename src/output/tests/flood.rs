@@ -99,7 +99,7 @@ fn no_hole_is_dug_in_what_came_after_a_truncation() {
 #[test]
 fn a_hole_of_an_agent_that_is_gone_is_not_dug_in_its_successors_output() {
     let (world, mut spool, hole) = a_hole_in_200_mib();
-    world.store.create(&world.id).unwrap();
+    world.store.create(&world.id, Output::File).unwrap();
     world.write(Stdout, "its own words\n");
     assert_eq!(spool.hole_dug(hole.dig()), Ok(true));
     assert_eq!(std::fs::read(world.path(Stdout)).unwrap(), b"its own words\n");
@@ -115,6 +115,9 @@ fn a_new_daemon_finds_the_start_and_the_end_again() {
     assert_ne!(spool.bounds(Stdout).0, 0);
     assert_eq!(recovered.bounds(Stdout), spool.bounds(Stdout));
     assert_eq!(recovered.bounds(Stderr), (0, 0));
+    let mut cursor = Cursor { stdout: Some(recovered.bounds(Stdout).0), stderr: None };
+    let page = world.read(&recovered, &mut cursor, 1);
+    assert!(page.pieces[0].time.is_some(), "a kept byte knows its time, if only that of the last write");
     assert_eq!(world.read_all(&recovered, Stdout, 0), world.read_all(&spool, Stdout, 0));
 }
 

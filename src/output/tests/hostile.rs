@@ -168,7 +168,7 @@ fn a_thing_in_the_files_place_is_neither_followed_nor_waited_for() {
     let error = world.store.remove(&world.id).unwrap_err();
     assert_eq!(error.code, Code::WrongState, "a directory in the file's place is not removed");
     fs::remove_dir(world.path(Stdout)).unwrap();
-    world.store.create(&world.id).unwrap();
+    world.store.create(&world.id, Output::File).unwrap();
     assert_eq!(fs::read_to_string(secret).unwrap(), "secret\n");
 }
 
@@ -181,7 +181,7 @@ fn a_link_in_the_directorys_place_is_removed_and_not_followed() {
     world.store.remove(&world.id).unwrap();
     std::os::unix::fs::symlink(&elsewhere, world.state.path().join("agents/a")).unwrap();
     assert_eq!(world.store.writer(&world.id, Stdout).unwrap_err().code, Code::WrongState);
-    world.store.create(&world.id).unwrap();
+    world.store.create(&world.id, Output::File).unwrap();
     assert_eq!(fs::read_to_string(elsewhere.join("stdout")).unwrap(), "keep");
     assert_eq!(fs::read_to_string(world.path(Stdout)).unwrap(), "");
 }
@@ -207,7 +207,7 @@ fn an_unknown_agent_has_no_output() {
 fn an_agents_directory_is_made_anew_and_the_child_gets_a_plain_appending_descriptor() {
     let world = World::new();
     world.write(Stdout, "old");
-    world.store.create(&world.id).unwrap();
+    world.store.create(&world.id, Output::File).unwrap();
     assert_eq!(fs::metadata(world.path(Stdout)).unwrap().len(), 0);
     assert_eq!(fs::metadata(world.path(Stdout)).unwrap().mode() & 0o777, 0o600);
     assert_eq!(fs::metadata(world.state.path().join("agents/a")).unwrap().mode() & 0o777, 0o700);
@@ -232,17 +232,17 @@ fn spare_files_become_an_agents_own_and_what_stands_in_their_way_goes() {
         names
     };
     for _ in 0..10 {
-        world.store.stock().unwrap();
+        world.store.stock(|_| Ok(())).unwrap();
     }
     assert_eq!(names(), [".spare-0", ".spare-1", ".spare-2", ".spare-3", "a"], "a bounded number of them");
     let spare = fs::metadata(world.state.path().join("agents/.spare-0/stdout")).unwrap().ino();
     let b = "b".parse().unwrap();
-    let inlet = world.store.create(&b).unwrap();
+    let inlet = world.store.create(&b, Output::default()).unwrap();
     assert_eq!(names(), [".spare-1", ".spare-2", ".spare-3", "a", "b"]);
     assert_eq!(rustix::fs::fstat(&inlet.stdout).unwrap().st_ino, spare);
     assert_eq!(fs::metadata(world.state.path().join("agents/b/stdout")).unwrap().ino(), spare);
     world.write(Stdout, "of an earlier one");
-    world.store.create(&world.id).unwrap();
+    world.store.create(&world.id, Output::File).unwrap();
     assert_eq!(fs::metadata(world.path(Stdout)).unwrap().len(), 0);
     assert_eq!(names().len(), 5, "the spare that found its place taken is still there");
     // A daemon that was killed has left its spares; the next one begins with none.
@@ -251,9 +251,9 @@ fn spare_files_become_an_agents_own_and_what_stands_in_their_way_goes() {
     let known = [world.id.clone(), b].into();
     assert_eq!(next.remove_all_but(&known), []);
     assert_eq!(names(), ["a", "b"]);
-    next.stock().unwrap();
+    next.stock(|_| Ok(())).unwrap();
     next.close();
-    next.stock().unwrap();
+    next.stock(|_| Ok(())).unwrap();
     assert_eq!(next.remove_all_but(&[world.id.clone()].into()), []);
     assert_eq!(names(), ["a"], "and leaves none, nor what an agent of which there is no record has left");
 }

@@ -15,6 +15,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::model::id::AgentId;
+use crate::model::stream::Output;
 use crate::model::stream::Stream::{self, Stderr, Stdout};
 use crate::model::time::Wall;
 use crate::model::units::Bytes;
@@ -31,7 +32,7 @@ impl World {
         let state = tempfile::tempdir().unwrap();
         let store = Store::open(state.path()).unwrap();
         let id: AgentId = "a".parse().unwrap();
-        store.create(&id).unwrap();
+        store.create(&id, Output::File).unwrap();
         Self { state, store, id }
     }
 

@@ -1,0 +1,526 @@
+//! What the keeper's process does. It runs without an allocator, a panic, a thread-local and libc, as every process without a program.
+
+use std::io::IoSliceMut;
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, IntoRawFd};
+
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketFlags};
+use rustix::pipe::{SpliceFlags, splice};
+use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags};
+
+use super::orders::{Order, Report, VERSION, WIRE};
+use super::table::{AGENTS_MAX, State, Stream, Table};
+use crate::kernel::spawn;
+
+/// The descriptors that it is born with.
+const LISTENER: i32 = 0;
+const FIRST_LINK: i32 = 1;
+
+/// What `epoll` tells besides numbers of streams.
+const LISTENER_TOLD: u64 = u64::MAX;
+const LINK_TOLD: u64 = u64::MAX - 1;
+const TIMER_TOLD: u64 = u64::MAX - 2;
+
+/// How many events one wait takes in.
+const EVENTS: usize = 64;
+
+/// How many times in a row one stream is spliced before others have their turn.
+const SPLICES_A_TURN: usize = 8;
+
+/// More than any pipe holds: what is there is taken at once.
+const SPLICE_MOST: usize = 64 << 20;
+
+/// After which time what could not be written is tried again.
+const RETRY: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
+/// Others are ended first, as the daemon's own processes are.
+const OOM_SCORE_ADJ: &[u8] = b"-900";
+
+/// What the process knows at its birth.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Birth {
+    /// Whom it obeys.
+    pub uid: u32,
+    /// How many agents it can serve.
+    pub capacity: usize,
+}
+
+/// All memory of the process besides its stack. All zero is a valid one: what is never touched is never there.
+struct Memory {
+    table: Table,
+    /// The streams that have bytes, or a file that takes none: numbers as [`stream_number`] makes them.
+    waiting: [u32; 2 * AGENTS_MAX],
+}
+
+/// The process.
+struct Nest<'a> {
+    birth: Birth,
+    table: &'a mut Table,
+    waiting: &'a mut [u32],
+    /// How many of them there are, and how many of those are stuck.
+    waits: usize,
+    stuck: usize,
+    epoll: BorrowedFd<'static>,
+    timer: BorrowedFd<'static>,
+    /// The daemon's connection.
+    link: Option<i32>,
+}
+
+/// What splicing a stream has come to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Spliced {
+    All,
+    NotAll,
+    Failed(i32),
+}
+
+/// The keeper's `main`.
+pub(super) fn main(birth: &Birth) -> ! {
+    prepare();
+    if let Some(mut nest) = Nest::new(*birth) {
+        nest.serve();
+    }
+    spawn::end_bare()
+}
+
+/// Takes what the host offers; the rest is done without.
+fn prepare() {
+    let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CLOEXEC;
+    if let Ok(file) = rustix::fs::open(c"/proc/self/oom_score_adj", flags, rustix::fs::Mode::empty()) {
+        let file = file.into_raw_fd();
+        if rustix::io::write(at(file), OOM_SCORE_ADJ).is_err() {
+            // It stays what the daemon's is.
+        }
+        close(file);
+    }
+    if rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable).is_err() {
+        // Then whoever is the same user can trace it.
+    }
+}
+
+/// Borrows a descriptor by its number.
+fn at(fd: i32) -> BorrowedFd<'static> {
+    // SAFETY: every number here is one that this process opened or received, and closes itself when it forgets the number.
+    #[allow(unsafe_code)]
+    unsafe {
+        BorrowedFd::borrow_raw(fd)
+    }
+}
+
+fn close(fd: i32) {
+    if fd >= 0 {
+        // SAFETY: as above; nothing refers to it any more. Not by dropping an owner: that calls libc.
+        #[allow(unsafe_code)]
+        unsafe {
+            rustix::io::close(fd);
+        }
+    }
+}
+
+fn stream_number(place: usize, stream: usize) -> u64 {
+    (place * 2 + stream) as u64
+}
+
+impl Nest<'_> {
+    #[allow(unsafe_code)]
+    fn new(birth: Birth) -> Option<Self> {
+        let flags = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
+        // SAFETY: a new mapping takes the place of nothing. It is zeroed, aligned to a page, and all zero is a valid `Memory`.
+        let memory = unsafe {
+            let at = mmap_anonymous(std::ptr::null_mut(), size_of::<Memory>(), flags.0, flags.1).ok()?;
+            &mut *at.cast::<Memory>()
+        };
+        let epoll = at(epoll::create(CreateFlags::CLOEXEC).ok()?.into_raw_fd());
+        let timer = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+        let timer = at(rustix::time::timerfd_create(TimerfdClockId::Monotonic, timer).ok()?.into_raw_fd());
+        // Here and not by whoever started us: its peers are to see our credentials.
+        rustix::net::listen(at(LISTENER), 8).ok()?;
+        epoll::add(epoll, at(LISTENER), EventData::new_u64(LISTENER_TOLD), EventFlags::IN).ok()?;
+        epoll::add(epoll, at(FIRST_LINK), EventData::new_u64(LINK_TOLD), EventFlags::IN).ok()?;
+        epoll::add(epoll, timer, EventData::new_u64(TIMER_TOLD), EventFlags::IN).ok()?;
+        Some(Self {
+            birth,
+            table: &mut memory.table,
+            waiting: &mut memory.waiting,
+            waits: 0,
+            stuck: 0,
+            epoll,
+            timer,
+            link: Some(FIRST_LINK),
+        })
+    }
+
+    /// Serves until there is nothing left to serve.
+    fn serve(&mut self) {
+        let mut events = [MaybeUninit::uninit(); EVENTS];
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        while self.link.is_some() || self.table.len() > 0 {
+            let timeout = (self.waits > self.stuck).then_some(&at_once);
+            let Ok((events, _)) = epoll::wait(self.epoll, &mut events, timeout) else { continue };
+            // Orders first: somebody may wait for them.
+            for event in events.iter() {
+                match event.data.u64() {
+                    LISTENER_TOLD => self.accept(),
+                    LINK_TOLD => self.read_orders(),
+                    _ => {}
+                }
+            }
+            for event in events.iter() {
+                let flags = event.flags;
+                match event.data.u64() {
+                    LISTENER_TOLD | LINK_TOLD => {}
+                    TIMER_TOLD => self.retry(),
+                    number => self.stream_told(usize::try_from(number).unwrap_or(usize::MAX), flags),
+                }
+            }
+            self.go_on();
+        }
+    }
+
+    fn stream_told(&mut self, number: usize, flags: EventFlags) {
+        let (place, stream) = (number / 2, number % 2);
+        if self.table.at(place).is_some_and(|it| it.streams[stream].state == State::Idle) {
+            self.splice(place, stream);
+        }
+        if flags.contains(EventFlags::HUP) {
+            self.close_if_deserted(place, stream);
+        }
+    }
+
+    /// Splices a stream for one turn, and notes what it waits for then.
+    fn splice(&mut self, place: usize, stream: usize) {
+        let Some(it) = self.table.at(place) else { return };
+        let token = it.token;
+        let before = it.streams[stream].state;
+        let spliced = move_bytes(it.streams[stream]);
+        let after = match spliced {
+            Spliced::All => State::Idle,
+            Spliced::NotAll => State::Busy,
+            Spliced::Failed(_) => State::Stuck,
+        };
+        it.streams[stream].state = after;
+        let waited = matches!(before, State::Busy | State::Stuck);
+        if !waited && after != State::Idle && self.waits < self.waiting.len() {
+            self.waiting[self.waits] = u32::try_from(stream_number(place, stream)).unwrap_or(u32::MAX);
+            self.waits += 1;
+        }
+        match (before == State::Stuck, after == State::Stuck) {
+            (false, true) => self.stuck += 1,
+            (true, false) => self.stuck -= 1,
+            _ => {}
+        }
+        if let (Spliced::Failed(errno), true) = (spliced, before != State::Stuck) {
+            self.report(Report::Fault { token, errno });
+            self.set_timer(RETRY);
+        }
+    }
+
+    /// Gives each stream that has bytes left one turn.
+    fn go_on(&mut self) {
+        self.visit(State::Busy);
+    }
+
+    /// Tries what could not be written.
+    fn retry(&mut self) {
+        let mut count = [0; 8];
+        if rustix::io::read(self.timer, &mut count).is_err() {
+            // Somebody else's turn was faster.
+        }
+        self.visit(State::Stuck);
+        if self.stuck > 0 {
+            self.set_timer(RETRY);
+        }
+        if self.link.is_none() {
+            self.close_deserted();
+        }
+    }
+
+    /// Splices the streams that wait in this state, and takes those off the list that wait no more.
+    fn visit(&mut self, state: State) {
+        let mut left = 0;
+        let all = self.waits;
+        for index in 0..all {
+            let number = self.waiting[index];
+            let (place, stream) = (number as usize / 2, number as usize % 2);
+            let is_due = self.table.at(place).is_some_and(|it| it.streams[stream].state == state);
+            if is_due {
+                self.splice(place, stream);
+            }
+            let waits = |it: &mut super::table::Place| matches!(it.streams[stream].state, State::Busy | State::Stuck);
+            if self.table.at(place).is_some_and(waits) {
+                self.waiting[left] = number;
+                left += 1;
+            } else if self.link.is_none() {
+                self.close_if_deserted(place, stream);
+            }
+        }
+        self.waits = left;
+    }
+
+    fn set_timer(&self, after: Timespec) {
+        let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let new = Itimerspec { it_interval: zero, it_value: after };
+        if rustix::time::timerfd_settime(self.timer, TimerfdTimerFlags::empty(), &new).is_err() {
+            // It cannot fail with these arguments.
+        }
+    }
+
+    /// Takes in a daemon: the newest one is the one that is served.
+    fn accept(&mut self) {
+        let Ok(link) = rustix::net::accept_with(at(LISTENER), SocketFlags::CLOEXEC) else { return };
+        let link = link.into_raw_fd();
+        let is_ours =
+            rustix::net::sockopt::socket_peercred(at(link)).is_ok_and(|peer| peer.uid.as_raw() == self.birth.uid);
+        if !is_ours || epoll::add(self.epoll, at(link), EventData::new_u64(LINK_TOLD), EventFlags::IN).is_err() {
+            return close(link);
+        }
+        if let Some(before) = self.link.replace(link) {
+            close(before);
+        }
+    }
+
+    fn read_orders(&mut self) {
+        while let Some(link) = self.link {
+            let mut bytes = [0; WIRE];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+            let received = rustix::net::recvmsg(at(link), &mut [IoSliceMut::new(&mut bytes)], &mut control, flags);
+            let mut given = [-1; 4];
+            let mut count = 0;
+            for message in control.drain() {
+                if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+                    for fd in descriptors {
+                        let fd = fd.into_raw_fd();
+                        match given.get_mut(count) {
+                            Some(place) => *place = fd,
+                            None => close(fd),
+                        }
+                        count += 1;
+                    }
+                }
+            }
+            match received {
+                Ok(message) if message.bytes == 0 => return self.daemon_is_gone(),
+                Ok(_) => {
+                    let order = Order::decode(&bytes);
+                    match order {
+                        Some(Order::Keep { token }) => self.keep(token, given, State::Idle),
+                        Some(Order::Hold { token }) => self.keep(token, given, State::Held),
+                        _ => given.into_iter().for_each(close),
+                    }
+                    if let Some(order) = order {
+                        self.obey(order);
+                    }
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return,
+                Err(_) => return self.daemon_is_gone(),
+            }
+        }
+    }
+
+    fn obey(&mut self, order: Order) {
+        match order {
+            // Done already, with the descriptors that came along.
+            Order::Keep { .. } | Order::Hold { .. } => {}
+            Order::Greet { .. } => {
+                for place in 0..self.table.end() {
+                    if let Some(it) = self.table.at(place) {
+                        it.is_kept = false;
+                        let token = it.token;
+                        self.drain(place);
+                        // Who greets reads: this may wait.
+                        self.send(Report::Has { token }, SendFlags::NOSIGNAL);
+                    }
+                }
+                self.report(Report::Ready { version: VERSION, capacity: self.birth.capacity });
+            }
+            Order::Drain { token, ticket } => {
+                if let Some(place) = self.table.find(token) {
+                    self.drain(place);
+                }
+                self.report(Report::Drained { ticket });
+            }
+            Order::Forget { token } => {
+                if let Some(place) = self.table.find(token) {
+                    self.drain(place);
+                    self.forget(place);
+                }
+            }
+            Order::Sweep => {
+                for place in 0..self.table.end() {
+                    if self.table.at(place).is_some_and(|it| !it.is_kept) {
+                        self.drain(place);
+                        self.forget(place);
+                    }
+                }
+            }
+            Order::Quit => {
+                for place in 0..self.table.end() {
+                    self.drain(place);
+                }
+                spawn::end_bare()
+            }
+        }
+    }
+
+    /// Splices what is in an agent's pipes, as far as its files take it and it does not write faster.
+    fn drain(&mut self, place: usize) {
+        for stream in 0..2 {
+            if self.table.at(place).is_some_and(|it| !matches!(it.streams[stream].state, State::Closed | State::Held)) {
+                self.splice(place, stream);
+            }
+        }
+    }
+
+    /// Takes an agent's streams in, to splice or to hold them.
+    fn keep(&mut self, token: u64, given: [i32; 4], state: State) {
+        let [out, err, out_file, err_file] = given;
+        let needed = if state == State::Held { 2 } else { 4 };
+        if given[..needed].contains(&-1) {
+            given.into_iter().for_each(close);
+            return self.report(Report::Refused { token });
+        }
+        if let Some(place) = self.table.find(token) {
+            let is_so = |it: State| it != State::Closed && (it == State::Held) == (state == State::Held);
+            let is_open = |it: &mut super::table::Place| it.streams.iter().all(|it| is_so(it.state));
+            if self.table.at(place).is_some_and(is_open) {
+                given.into_iter().for_each(close);
+                if let Some(it) = self.table.at(place) {
+                    it.is_kept = true;
+                }
+                return;
+            }
+            self.drain(place);
+            self.forget(place);
+        }
+        // Another keeper of this file, which the daemon does not know of, would write to the same offsets.
+        let lock = |file| rustix::fs::flock(at(file), FlockOperation::NonBlockingLockExclusive);
+        if state != State::Held && [out_file, err_file].into_iter().try_for_each(lock).is_err() {
+            given.into_iter().for_each(close);
+            return self.report(Report::Refused { token });
+        }
+        let stream = |pipe, spool| Stream { pipe, spool, state };
+        let has_room = self.table.len() < self.birth.capacity;
+        let added = has_room.then(|| self.table.add(token, [stream(out, out_file), stream(err, err_file)])).flatten();
+        let Some(place) = added else {
+            given.into_iter().for_each(close);
+            return self.report(Report::Refused { token });
+        };
+        let listen = |(index, pipe)| {
+            let data = EventData::new_u64(stream_number(place, index));
+            // A hangup is always reported.
+            let wanted = if state == State::Held { EventFlags::empty() } else { EventFlags::IN };
+            epoll::add(self.epoll, at(pipe), data, wanted | EventFlags::ET)
+        };
+        if [(0, out), (1, err)].into_iter().try_for_each(listen).is_err() {
+            self.forget(place);
+            self.report(Report::Refused { token });
+        }
+        // What was written before is told by the first wait.
+    }
+
+    /// Closes what is open of an agent.
+    fn forget(&mut self, place: usize) {
+        let Some(it) = self.table.at(place) else { return };
+        let streams = it.streams;
+        for stream in &mut it.streams {
+            stream.state = State::Closed;
+        }
+        for stream in streams {
+            if stream.state == State::Closed {
+                continue;
+            }
+            if stream.state == State::Stuck {
+                self.stuck -= 1;
+            }
+            close(stream.pipe);
+            close(stream.spool);
+        }
+        self.table.remove(place);
+        // A place can have another agent soon, which must not be on the list already.
+        let mut left = 0;
+        for index in 0..self.waits {
+            if self.waiting[index] as usize / 2 != place {
+                self.waiting[left] = self.waiting[index];
+                left += 1;
+            }
+        }
+        self.waits = left;
+    }
+
+    /// No daemon is there: what has no writer any more is nobody's business, as nobody can start one.
+    fn daemon_is_gone(&mut self) {
+        if let Some(link) = self.link.take() {
+            close(link);
+        }
+        self.close_deserted();
+    }
+
+    fn close_deserted(&mut self) {
+        for place in 0..self.table.end() {
+            for stream in 0..2 {
+                self.close_if_deserted(place, stream);
+            }
+        }
+    }
+
+    /// Closes a stream that is empty and has no writer, if no daemon is there to start one.
+    fn close_if_deserted(&mut self, place: usize, stream: usize) {
+        if self.link.is_some() {
+            return;
+        }
+        let Some(it) = self.table.at(place) else { return };
+        let Stream { pipe, spool, state } = it.streams[stream];
+        if matches!(state, State::Idle | State::Held) {
+            let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+            let pipe_at = at(pipe);
+            let mut asked = [PollFd::new(&pipe_at, PollFlags::IN)];
+            let is_asked = poll(&mut asked, Some(&now)).is_ok();
+            if !is_asked || asked[0].revents() != PollFlags::HUP {
+                if state == State::Held && asked[0].revents().contains(PollFlags::HUP) {
+                    // Its last bytes are another keeper's to splice: that it has done so nobody reports.
+                    self.set_timer(RETRY);
+                }
+                return;
+            }
+            close(pipe);
+            close(spool);
+            it.streams[stream].state = State::Closed;
+        }
+        if it.streams.iter().all(|stream| stream.state == State::Closed) {
+            self.forget(place);
+        }
+    }
+
+    fn report(&self, report: Report) {
+        self.send(report, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+    }
+
+    fn send(&self, report: Report, flags: SendFlags) {
+        let Some(link) = self.link else { return };
+        if rustix::net::send(at(link), &report.encode(), flags).is_err() {
+            // A daemon that does not read waits for nothing longer than it has decided to.
+        }
+    }
+}
+
+/// Splices what is in a pipe into its file, for one turn.
+fn move_bytes(stream: Stream) -> Spliced {
+    for _ in 0..SPLICES_A_TURN {
+        let flags = SpliceFlags::NONBLOCK | SpliceFlags::MOVE;
+        match splice(at(stream.pipe), None, at(stream.spool), None, SPLICE_MOST, flags) {
+            // No writer, and nothing in it.
+            Ok(0) | Err(Errno::AGAIN) => return Spliced::All,
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Spliced::Failed(errno.raw_os_error()),
+        }
+    }
+    Spliced::NotAll
+}
