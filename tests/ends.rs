@@ -166,7 +166,12 @@ fn cgroup_kill_passes_over_a_process_whose_first_thread_has_ended() {
     let process = pidfd::open(pid).unwrap();
     std::fs::write(elsewhere.0.join("cgroup.kill"), "1").unwrap();
     let_pass("0.3");
-    assert_eq!(processes_in(elsewhere.0.to_str().unwrap()), [pid], "it is listed, and lives");
+    let listed = processes_in(elsewhere.0.to_str().unwrap());
+    if listed.is_empty() {
+        // The kill of this kernel reaches it: that of 6.12 does, that of 6.18 does not.
+        return drop(child.wait());
+    }
+    assert_eq!(listed, [pid], "it is listed, and lives");
     assert_eq!((process_state(pid), pidfd::has_ended(process.as_fd())), (Some('Z'), Ok(false)));
     std::fs::write(elsewhere.0.join("cgroup.freeze"), "1").unwrap();
     let events = || std::fs::read_to_string(elsewhere.0.join("cgroup.events")).unwrap();

@@ -11,8 +11,8 @@
 #[path = "../common/mod.rs"]
 mod common;
 
-#[allow(dead_code)]
 mod churn;
+mod crash;
 mod fuzz;
 mod schema;
 mod soak;

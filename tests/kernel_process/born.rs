@@ -146,7 +146,7 @@ fn a_child_reads_from_a_null_of_its_own_unless_it_is_given_something_else() {
     let what = || shell("readlink /proc/self/fd/0; cat; grep flags /proc/self/fdinfo/0", |_| {});
     let null = "/dev/null\nflags:\t0100000\n";
     assert_eq!(what(), null);
-    shell("true", |launch| launch.stdin = Some(c"/etc/hosts".to_owned()));
+    shell("true", |launch| launch.stdin = Some(c"/etc/passwd".to_owned()));
     assert_eq!(what(), null, "what the child before was given is forgotten");
     get_ready().unwrap();
     assert_eq!(what(), null);

@@ -14,24 +14,28 @@ use crate::{INSIDE, package, user};
 /// The kernels of the guests, by the first two numbers of their release.
 const KERNELS: [&str; 2] = ["6.12", "6.1"];
 
-/// The test binaries that ask nothing of the kernel, or nothing that the others do not, or a whole machine; all others run in
-/// guests, too.
-const ELSEWHERE: [&str; 15] = [
+/// The test binaries that ask nothing of the kernel, or nothing that the others do not, or a whole machine, or what a guest lacks (a
+/// network, FUSE, Python); all others run in guests, too.
+const ELSEWHERE: [&str; 19] = [
     "apply",
     "check",
     "cli_usage",
     "cost",
     "disk",
     "hangs",
+    "identity",
     "instructions",
     "load",
+    "pipes",
     "policy",
     "recovery",
     "rules",
+    "scarce",
     "schema",
     "simulation",
     "tidy",
     "top",
+    "words",
 ];
 
 /// Tests that are left out in guests: they burn processors or take volume, of which an emulated one has too little, or need Python.
