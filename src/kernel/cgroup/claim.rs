@@ -65,7 +65,7 @@ impl Cgroups {
     }
 
     /// Finds the path of an existing cgroup, as `/proc/PID/cgroup` shows it, by the identity that
-    /// [`pidfd::cgroup_id`](crate::kernel::pidfd::cgroup_id) gives. `None`: it was removed, it is not mounted here, or this
+    /// [`pidfd::cgroup_id`] gives. `None`: it was removed, it is not mounted here, or this
     /// process may not ask.
     ///
     /// # Kernel
