@@ -122,6 +122,8 @@ impl Machine {
             self.leave_renewal(key);
             self.join_renewal(step, key, number, &shares);
         }
+        // All its members may wait to start already, the failed one too.
+        self.end_renewal_if_ready(number);
     }
 
     /// Says whether an agent has a run, or waits for one, and nobody wants it to end for good.
@@ -199,9 +201,13 @@ impl Machine {
 
     /// Notes that a renewal need not wait for an agent; after the last one, all may start.
     fn note_ready(&mut self, key: AgentKey, number: RenewalKey) {
-        let renewal = renewal_mut(&mut self.renewals, number);
-        renewal.pending.remove(&key);
-        if !renewal.pending.is_empty() {
+        renewal_mut(&mut self.renewals, number).pending.remove(&key);
+        self.end_renewal_if_ready(number);
+    }
+
+    /// Ends a renewal that waits for no member: all of them may start.
+    fn end_renewal_if_ready(&mut self, number: RenewalKey) {
+        if self.renewals.get(&number).is_none_or(|renewal| !renewal.pending.is_empty()) {
             return;
         }
         let Some(renewal) = self.renewals.remove(&number) else { return };
