@@ -414,8 +414,12 @@ impl Supervisor {
         for job in std::mem::take(&mut self.held) {
             self.hands.take(job);
         }
-        for spawn in std::mem::take(&mut self.held_spawns) {
-            self.hand_out(spawn);
+        // A run starts when the end of the one before is written, unless the disk stalls: of two ends in a row that are
+        // unwritten when a daemon dies, the next one could report only the last.
+        if self.is_unwritable || self.behind_since().is_none() {
+            for spawn in std::mem::take(&mut self.held_spawns) {
+                self.hand_out(spawn);
+            }
         }
     }
 
@@ -577,10 +581,13 @@ impl Supervisor {
     /// Takes the spawn that came alone in this turn, if nothing else waits for the next one.
     pub fn take_own_spawn(&mut self) -> Option<SpawnJob> {
         let spawn = self.own_spawn.take()?;
-        if self.eager.is_empty() && !self.mailbox.has_more {
+        if self.behind_since().is_some() {
+            self.held_spawns.push(spawn);
+        } else if self.eager.is_empty() && !self.mailbox.has_more {
             return Some(spawn);
+        } else {
+            self.hand_out(spawn);
         }
-        self.hand_out(spawn);
         None
     }
 
