@@ -38,8 +38,10 @@ const ELSEWHERE: [&str; 19] = [
     "words",
 ];
 
-/// Tests that are left out in guests: they burn processors or take volume, of which an emulated one has too little, or need Python.
-const WITHOUT: [&str; 10] = [
+/// Tests that are left out in guests: they burn processors or take volume, of which an emulated one has too little, or need Python
+/// or a terminal.
+const WITHOUT: [&str; 11] = [
+    "a_fifo_or_a_terminal_that_is_stdin",
     "ten_thousand_connections",
     "a_slow_reader_of_events",
     "flood_of",
