@@ -109,6 +109,8 @@ fn a_program_that_puts_itself_into_the_background_and_crashes_has_failed_and_com
         found.unwrap()
     };
     let first = sleeper(None);
+    // How it ends is known only once the supervisor has found it, after the end of what started it.
+    let_pass("0.5");
     let kill = |pid: i32, signal: &str| {
         assert!(std::process::Command::new("kill").args([signal, &pid.to_string()]).status().unwrap().success());
     };

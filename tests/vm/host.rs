@@ -16,7 +16,7 @@ const KERNELS: [&str; 2] = ["6.12", "6.1"];
 
 /// The test binaries that ask nothing of the kernel, or nothing that the others do not, or a whole machine, or what a guest lacks (a
 /// network, FUSE, Python); all others run in guests, too.
-const ELSEWHERE: [&str; 19] = [
+const ELSEWHERE: [&str; 21] = [
     "apply",
     "check",
     "cli_usage",
@@ -27,12 +27,14 @@ const ELSEWHERE: [&str; 19] = [
     "instructions",
     "load",
     "pipes",
+    "place",
     "policy",
     "recovery",
     "rules",
     "scarce",
     "schema",
     "simulation",
+    "states",
     "tidy",
     "top",
     "words",
