@@ -16,12 +16,13 @@ const KERNELS: [&str; 2] = ["6.12", "6.1"];
 
 /// The test binaries that ask nothing of the kernel, or nothing that the others do not, or a whole machine, or what a guest lacks (a
 /// network, FUSE, Python); all others run in guests, too.
-const ELSEWHERE: [&str; 21] = [
+const ELSEWHERE: [&str; 22] = [
     "apply",
     "check",
     "cli_usage",
     "cost",
     "disk",
+    "guardian",
     "hangs",
     "identity",
     "instructions",
