@@ -4,14 +4,16 @@
 mod common;
 
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use common::raw::Raw;
 use common::*;
 use rustix::process::{Pid, Resource, Rlimit};
 use serde_json::json;
+use treeherd::api::{CLIENTS_MAX, CLIENTS_OF_AGENT_MAX, CLIENTS_OF_OPERATOR_MIN, CLIENTS_OF_TREE_MAX};
 use treeherd::model::event::{Event, Kind};
+use treeherd::model::id::AgentId;
 use treeherd::model::ready::Ready;
 use treeherd::model::units::Bytes;
 
@@ -21,7 +23,20 @@ const REFUSED: usize = 500;
 /// What agents of the tests below are: this binary again.
 #[test]
 fn role() {
-    if std::env::var(ROLE).is_ok_and(|role| role == "loud") {
+    let Ok(role) = std::env::var(ROLE) else { return };
+    if role == "hoarder" {
+        let socket = PathBuf::from(std::env::var("SOCKET").unwrap());
+        let own = std::env::var("OWN").unwrap();
+        let child = json!({ "id": format!("endless-{own}"), "parent": own, "command": ["sleep", "1000"] });
+        let answer = Raw::connect(&socket).call("spawn", &child);
+        assert!(answer["result"].is_object() || answer["error"]["data"]["code"] == "too_many_clients", "{answer}");
+        let child = child["id"].as_str().unwrap();
+        let held: Vec<Raw> = std::iter::repeat_with(|| wait_half_closed(&socket, child)).map_while(|raw| raw).collect();
+        println!("{} held", held.len());
+        println!("no more");
+        let_pass("1000");
+    }
+    if role == "loud" {
         let mut raw = Raw::connect(Path::new(&std::env::var("SOCKET").unwrap()));
         let request = json!({ "jsonrpc": "2.0", "id": 1, "method": "pause", "params": { "target": "all" } });
         for _ in 0..REFUSED {
@@ -30,6 +45,67 @@ fn role() {
         println!("all refused");
         let_pass("1000");
     }
+}
+
+/// Connects, asks for what is never answered, and closes the direction of requests. None if the connection is refused.
+fn wait_half_closed(socket: &Path, id: &str) -> Option<Raw> {
+    let mut raw = Raw::connect(socket);
+    let hello = json!({ "jsonrpc": "2.0", "id": 1, "method": "hello" });
+    // Who is refused may be gone before it is written.
+    let _sent = std::io::Write::write(&mut raw.stream, format!("{hello}\n").as_bytes());
+    let answer = raw.line().unwrap();
+    if answer["error"].is_object() {
+        assert_eq!(answer["error"]["data"]["code"], "too_many_clients", "{answer}");
+        return None;
+    }
+    let wait = json!({ "jsonrpc": "2.0", "id": 2, "method": "wait", "params": { "ids": [id] } });
+    raw.send(&format!("{wait}\n"));
+    raw.stream.shutdown(std::net::Shutdown::Write).unwrap();
+    Some(raw)
+}
+
+#[test]
+fn agents_that_hold_all_connections_they_can_get_keep_neither_the_operator_nor_other_trees_out() {
+    let herd = daemon(&[]);
+    let endless = herd.sleeper(None, "endless");
+    let hoard = |id: &str, parent: Option<&AgentId>| {
+        herd.role(parent, id, "hoarder", |spec| {
+            spec.env.insert("SOCKET".to_owned(), herd.socket().to_str().unwrap().to_owned());
+            spec.env.insert("OWN".to_owned(), id.to_owned());
+        })
+    };
+    let held = |id: &AgentId| {
+        await_line(&herd, id, "no more");
+        let said = String::from_utf8(output(&herd, id)).unwrap();
+        said.lines().find_map(|line| line.strip_suffix(" held")).unwrap().parse::<usize>().unwrap()
+    };
+    let first = hoard("first", None);
+    assert_eq!(held(&first), CLIENTS_OF_AGENT_MAX);
+    let of_tree: usize = (0..4).map(|n| held(&hoard(&format!("below-{n}"), Some(&first)))).sum();
+    assert_eq!(CLIENTS_OF_AGENT_MAX + of_tree, CLIENTS_OF_TREE_MAX);
+    for n in 0..3 {
+        assert_eq!(held(&hoard(&format!("other-{n}"), None)), CLIENTS_OF_AGENT_MAX);
+    }
+    let mut operators: Vec<Raw> = (0..CLIENTS_OF_OPERATOR_MIN / 2).map(|_| Raw::connect(&herd.socket())).collect();
+    for raw in &mut operators {
+        assert!(raw.call("hello", &json!({}))["result"].is_object());
+    }
+    // A call whose client has closed its direction is answered all the same.
+    let mut raw = wait_half_closed(&herd.socket(), "endless").unwrap();
+    herd.terminate_agent(&endless, Some(Duration::ZERO)).unwrap();
+    assert_eq!(raw.line().unwrap()["id"], 2);
+    herd.finish();
+}
+
+#[test]
+fn a_client_that_hangs_up_gives_its_place_back_before_its_call_is_answered() {
+    let herd = daemon(&[]);
+    herd.sleeper(None, "endless");
+    for _ in 0..CLIENTS_MAX + 10 {
+        drop(wait_half_closed(&herd.socket(), "endless").expect("those who have hung up hold no place"));
+    }
+    until("their places are free", || herd.stats().unwrap().clients < 10);
+    herd.finish();
 }
 
 fn pid_of(herd: &Own) -> Pid {

@@ -11,9 +11,9 @@ use mio::unix::SourceFd;
 use super::client::Client;
 use super::guard;
 use super::job::{Arrival, Job};
+use super::quota::Account;
 use super::settings::Residence;
 use super::supervisor::{Chore, Source, Supervisor};
-use crate::api::CLIENTS_MAX;
 use crate::api::message::answer_line;
 use crate::kernel::clock;
 use crate::kernel::peer::{Origin, Peer};
@@ -94,22 +94,16 @@ impl Supervisor {
     pub(super) fn arrived(&mut self, arrival: Arrival, peer: Result<Peer, Error>) {
         self.arriving -= 1;
         let outcome = peer.and_then(|peer| {
-            self.check_clients()?;
-            self.caller(&peer, arrival.newest)
+            let caller = self.caller(&peer, arrival.newest)?;
+            let account = self.account_of(&caller);
+            self.check_quota(&arrival.stream, account)?;
+            Ok((caller, account))
         });
         match outcome {
-            Ok(caller) => self.take_client(arrival.stream, caller),
+            Ok((caller, account)) => self.take_client(arrival.stream, caller, account),
             Err(error) => self.turn_away(&arrival.stream, error),
         }
         self.accept();
-    }
-
-    fn check_clients(&self) -> Result<(), Error> {
-        if self.clients.len() < CLIENTS_MAX {
-            return Ok(());
-        }
-        let message = format!("{CLIENTS_MAX} clients are connected, the most there may be");
-        Err(Error::new(Code::TooManyClients, message).remedy("close a connection first"))
     }
 
     /// Refuses a connection. Reported for the first, the second, the fourth and so on: a client can make as many as it likes.
@@ -123,11 +117,11 @@ impl Supervisor {
     }
 
     /// Adds a connection.
-    fn take_client(&mut self, stream: Stream, caller: Caller) {
+    fn take_client(&mut self, stream: Stream, caller: Caller, account: Account) {
         let id = self.fresh();
         let socket = stream.as_fd().as_raw_fd();
         match self.poll.registry().register(&mut SourceFd(&socket), Source::Client(id).token(), Interest::READABLE) {
-            Ok(()) => drop(self.clients.insert(id, Client::new(stream, caller))),
+            Ok(()) => drop(self.clients.insert(id, Client::new(stream, caller, account))),
             Err(error) => tracing::warn!("take a client: {error}"),
         }
     }

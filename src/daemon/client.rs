@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::logs::Joining;
 use super::outbox::{Entries, List, Outbox, ROOM};
+use super::quota::Account;
 use crate::api::message::{Outcome, answer_head, answer_line, notification_line};
 use crate::api::method::{Call, EventQuery, FollowQuery};
 use crate::api::{CALLS_MAX, REQUEST_MAX};
@@ -41,6 +42,7 @@ pub(super) enum Memory {
 pub(super) struct Client {
     pub stream: Stream,
     pub caller: Caller,
+    pub account: Account,
     input: Vec<u8>,
     /// How much of `input` was taken as requests, and how much was searched for the end of a line.
     taken: usize,
@@ -71,6 +73,8 @@ pub(super) struct Client {
     pub news: BTreeSet<AgentKey>,
     /// The most memory that it has held since it gave up most of it.
     peak: usize,
+    /// Whether the other side has closed both directions: it reads no answer any more.
+    has_hung_up: bool,
     state: State,
 }
 
@@ -120,10 +124,11 @@ pub(super) struct WideFollow {
 }
 
 impl Client {
-    pub fn new(stream: Stream, caller: Caller) -> Self {
+    pub fn new(stream: Stream, caller: Caller, account: Account) -> Self {
         Self {
             stream,
             caller,
+            account,
             input: Vec::new(),
             taken: 0,
             searched: 0,
@@ -141,6 +146,7 @@ impl Client {
             joining: None,
             news: BTreeSet::new(),
             peak: 0,
+            has_hung_up: false,
             state: State::Open,
         }
     }
@@ -312,6 +318,11 @@ impl Client {
         self.is_full = false;
     }
 
+    /// The other side has closed both directions. What it has sent before that is still taken.
+    pub fn hang_up(&mut self) {
+        self.has_hung_up = true;
+    }
+
     /// Writes as much as the reader takes.
     pub fn flush(&mut self) {
         while !self.outbox.next_bytes().is_empty() && !self.is_full && self.state != State::Broken {
@@ -335,12 +346,14 @@ impl Client {
         }
     }
 
-    /// Says whether the connection is to be dropped: broken, or done and with nothing left to read, to send or to wait for.
+    /// Says whether the connection is to be dropped: broken, or done and with nothing left to read, to send or to wait for. A client
+    /// that closes only the direction of its requests still gets the answers; for one that has hung up no answer is waited for.
     pub fn is_over(&self) -> bool {
         match self.state {
             State::Open => false,
             State::Leaving => {
-                self.outbox.is_empty() && self.calls.is_empty() && self.reading.is_none() && !self.has_lines()
+                let is_answered = self.has_hung_up || self.outbox.is_empty() && self.calls.is_empty();
+                is_answered && self.reading.is_none() && !self.has_lines()
             }
             State::Broken => true,
         }

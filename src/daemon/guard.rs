@@ -1,7 +1,7 @@
 //! The daemon's care for itself, done once at its start, where it is a process of its own. In somebody else's program nothing
 //! of this is touched.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use crate::kernel::error::KernelError;
 use crate::kernel::program::{self, Sparse};
@@ -18,6 +18,9 @@ const OOM_SCORE_ADJ: i16 = -900;
 /// threads that act need at once is a fraction of it.
 const RESERVED_FROM_SPAWNS: u64 = 192;
 
+/// How many are left when no client but the operator is let in any more.
+const RESERVED_FROM_GUESTS: u64 = 144;
+
 /// How many are left when no client is let in any more.
 const RESERVED_FROM_CLIENTS: u64 = 96;
 
@@ -33,11 +36,19 @@ pub(super) fn check_for_spawn(descriptor: BorrowedFd<'_>) -> Result<(), Error> {
 
 /// Refuses a client that would take a descriptor out of the reserve.
 pub(super) fn check_for_client(descriptor: BorrowedFd<'_>) -> Result<(), Error> {
-    if !process::is_among_last(descriptor, RESERVED_FROM_CLIENTS) {
+    check_connection(descriptor, RESERVED_FROM_CLIENTS)
+}
+
+/// Refuses a client that is not the operator, and would take a descriptor out of the operator's reserve.
+pub(super) fn check_for_guest(descriptor: impl AsFd) -> Result<(), Error> {
+    check_connection(descriptor.as_fd(), RESERVED_FROM_GUESTS)
+}
+
+fn check_connection(descriptor: BorrowedFd<'_>, reserve: u64) -> Result<(), Error> {
+    if !process::is_among_last(descriptor, reserve) {
         return Ok(());
     }
-    let message =
-        format!("the daemon has no descriptor to spare: the last {RESERVED_FROM_CLIENTS} are kept to end agents");
+    let message = format!("the daemon has no descriptor to spare: the last {reserve} are reserved");
     Err(Error::new(Code::TooManyClients, message).remedy("close a connection, or raise the limit on open files"))
 }
 

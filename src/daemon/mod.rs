@@ -49,6 +49,7 @@ mod outcome;
 mod output;
 mod perform;
 mod pressure;
+mod quota;
 mod reads;
 mod records;
 mod reread;

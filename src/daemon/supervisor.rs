@@ -280,6 +280,11 @@ impl Supervisor {
             _ => {}
         }
         let sources: Vec<Source> = events.iter().map(|event| Source::of(event.token())).collect();
+        for event in events.iter().filter(|event| event.is_write_closed()) {
+            if let Source::Client(id) = Source::of(event.token()) {
+                self.clients.entry(id).and_modify(Client::hang_up);
+            }
+        }
         let awake = clock::monotonic();
         self.detection.after_poll(awake, sources.len() == EVENTS);
         if timeout.is_some_and(|timeout| awake.since(asleep) > timeout + STOPPED_FROM) {
