@@ -28,7 +28,7 @@ fn role() {
     if std::env::var(ROLE).is_ok_and(|role| role == "dead-connector") {
         let socket = std::env::var("SOCKET").unwrap();
         let ask = r#"{"jsonrpc":"2.0","id":1,"method":"pause","params":{"target":{"ids":["victim"]}}}"#;
-        for mut raw in made_by_the_dead(Path::new(&socket), 100) {
+        for mut raw in made_by_the_dead(Path::new(&socket), 60) {
             println!("answer {}", answer(&mut raw, ask));
         }
         println!("answer end");
@@ -120,8 +120,8 @@ fn a_connection_whose_maker_has_ended_is_its_agents_or_nobodys() {
     await_line(&herd, &evil, "answer end");
     let text = String::from_utf8(output(&herd, &evil)).unwrap();
     let answers: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("answer ")).collect();
-    assert_eq!(answers.len(), 101);
-    assert!(answers[..100].iter().all(|answer| *answer == "forbidden"), "{answers:?}");
+    assert_eq!(answers.len(), 61);
+    assert!(answers[..60].iter().all(|answer| *answer == "forbidden"), "{answers:?}");
     let forbidden = await_event(&mut events, Kind::Forbidden, &evil);
     assert!(forbidden.message.starts_with("agent evil, uid "), "{forbidden:?}");
     herd.finish();
