@@ -87,24 +87,21 @@ struct Surroundings {
 
 impl Surroundings {
     fn of(host: &Host, has_engine: bool) -> Self {
-        let own = host.own_cgroup.trim_matches('/').to_owned();
+        // The first process of a container has made room at the top for a herd.
+        let own = if cgroup::is_first_leaf(host) { "" } else { host.own_cgroup.trim_matches('/') }.to_owned();
         let directory = host.cgroup2.join(&own);
         let limits = cgroup::limits_above(host, &format!("{own}/{}", Place::herd()));
-        // The service manager bounds the tasks of each user who logs in: no allocation for that alone.
-        let is_login = |path: &Path| {
-            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("user-"))
-                && path.starts_with(host.cgroup2.join("user.slice"))
-        };
         let below_top = |path: &Path| path.starts_with(&host.cgroup2) && path != host.cgroup2;
-        let counts = |knob: Knob, path: &Path| below_top(path) && !(knob == Knob::PidsMax && is_login(path));
-        let is_limited = limits.iter().any(|limit| counts(limit.knob, Path::new(&limit.path)));
+        let tasks = default_tasks();
+        let counts = |limit: &LimitAbove| below_top(Path::new(&limit.path)) && !is_default(limit, tasks);
         let is_marked = || directory.ancestors().take_while(|path| below_top(path)).any(cgroup::is_somebodys);
         Self {
-            is_own_limited: limits
-                .iter()
-                .any(|limit| Path::new(&limit.path) == directory && counts(limit.knob, &directory)),
+            is_own_limited: limits.iter().any(|limit| Path::new(&limit.path) == directory && counts(limit)),
             is_allocated: !own.is_empty()
-                && (is_limited || is_in_unit(&own) || is_agents(&own) || has_engine || is_marked()),
+                && (limits.iter().any(counts)
+                    || is_agents(&own)
+                    || has_engine
+                    || !is_login(&own) && (is_in_unit(&own) || is_marked())),
             has_room_beside: directory.parent().is_some_and(cgroup::has_room),
             delegated: host.delegated.as_ref().map(|path| path.trim_matches('/').to_owned()),
             own,
@@ -112,14 +109,27 @@ impl Surroundings {
     }
 }
 
-/// Says whether a path is in a unit of a service manager that is not just somebody's login.
+/// Says whether a path is in a unit of a service manager.
 fn is_in_unit(own: &str) -> bool {
-    let is_unit = |name: &str| [".service", ".scope"].iter().any(|kind| name.ends_with(kind));
-    own.split('/').any(|name| is_unit(name) && !is_login(name))
+    own.split('/').any(|name| [".service", ".scope"].iter().any(|kind| name.ends_with(kind)))
 }
 
-fn is_login(name: &str) -> bool {
-    name.starts_with("session-") && name.ends_with(".scope")
+/// Says whether a path is somebody's login, a terminal or a session, which the service manager has put into a unit for its own books:
+/// no allocation for that alone.
+fn is_login(own: &str) -> bool {
+    own.split('/').next() == Some("user.slice")
+}
+
+/// Returns how many tasks a service manager grants to whatever has no limit of its own, at least: a tenth of what the kernel takes
+/// (systemd has 15 % for a unit, 33 % for a user).
+fn default_tasks() -> u128 {
+    let text = std::fs::read_to_string("/proc/sys/kernel/threads-max").unwrap_or_default();
+    text.trim().parse().unwrap_or(u128::MAX) / 10
+}
+
+/// Says whether a limit is one that a service manager sets without being asked.
+fn is_default(limit: &LimitAbove, tasks: u128) -> bool {
+    limit.knob == Knob::PidsMax && limit.setting.amount().is_some_and(|amount| amount >= tasks)
 }
 
 /// Says whether a path is the cgroup of a run of another treeherd's agent.
@@ -152,7 +162,7 @@ mod tests {
     use super::*;
 
     fn around(own: &str) -> Surroundings {
-        let is_allocated = is_in_unit(own) || is_agents(own);
+        let is_allocated = !is_login(own) && is_in_unit(own) || is_agents(own);
         Surroundings { own: own.to_owned(), is_allocated, ..Surroundings::default() }
     }
 
@@ -169,6 +179,15 @@ mod tests {
         let table = [
             (around(""), "herd-of-ours", Stay),
             (around("user.slice/user-0.slice/session-3.scope"), "herd-of-ours", Stay),
+            (around("user.slice/user-7.slice/user@7.service/app.slice/vte-spawn-1.scope"), "herd-of-ours", Stay),
+            (
+                Surroundings {
+                    is_allocated: true,
+                    ..around("user.slice/user-7.slice/user@7.service/app.slice/job.scope")
+                },
+                "user.slice/user-7.slice/user@7.service/app.slice/job.scope/herd-of-ours",
+                OwnLeaf,
+            ),
             (around("by-hand"), "herd-of-ours", Stay),
             (Surroundings { is_allocated: true, ..around("by-hand") }, "by-hand/herd-of-ours", OwnLeaf),
             (Surroundings { delegated: Some("s/t.service".into()), ..around("s/t.service/x") }, "s/t.service", OwnLeaf),

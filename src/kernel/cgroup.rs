@@ -52,7 +52,7 @@ pub use oom::OomCounts;
 pub(in crate::kernel) use oom::is_limited;
 pub use place::Place;
 pub(in crate::kernel) use root::MARKS;
-pub use root::{remedy, step_aside};
+pub use root::{is_first_leaf, remedy, step_aside};
 pub use survivors::describe as describe_survivors;
 
 /// Whether a subtree is to stand still.

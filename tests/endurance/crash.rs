@@ -122,10 +122,11 @@ fn a_crash_loop_accounts_for_every_run() {
     assert_eq!(ledger.open, BTreeSet::new(), "every run that began has ended, once");
     assert_eq!(own.processes(), Vec::<i32>::new());
     own.cleanup(Target::All).unwrap();
+    // A cleaned-up agent's output is removed behind the answer.
+    until("no output is left", || own.spools().is_empty());
     let cgroups: Vec<_> = own.cgroups().into_iter().filter(|path| path.to_string_lossy().contains("/herd/")).collect();
-    let spools = own.spools();
-    println!("{made} requests, {:?}, cgroups left {}, spools left {}", ledger.counts, cgroups.len(), spools.len());
-    assert_eq!((cgroups, spools), (Vec::new(), BTreeSet::new()));
+    println!("{made} requests, {:?}, cgroups left {}, spools left 0", ledger.counts, cgroups.len());
+    assert_eq!(cgroups, Vec::<std::path::PathBuf>::new());
     assert!(ledger.counts.exit_codes > 0 && ledger.counts.outputs > 0);
     own.end();
     let left: BTreeMap<_, _> = churn::files(&own.dir.path().join("state"));

@@ -1,5 +1,5 @@
 //! Hosts that are not as they should be: nothing delegated, a mount that is read-only, what a crash has left behind, no memory controller,
-//! a full disk, a clock that jumps. What cannot work is refused with its remedy; what can goes on.
+//! a clock that jumps. What cannot work is refused with its remedy; what can goes on.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -11,10 +11,9 @@ use serde_json::Value;
 use treeherd::api::method::EventQuery;
 use treeherd::daemon::Settings;
 use treeherd::herd::Herd;
-use treeherd::model::event::{Event, Kind};
+use treeherd::model::event::Event;
 use treeherd::model::id::AgentId;
 use treeherd::model::recovery::{Restart, RestartPolicy};
-use treeherd::model::request::LimitScope;
 use treeherd::model::spec::AgentSpec;
 use treeherd::model::status::State;
 
@@ -31,8 +30,6 @@ pub fn all() -> Vec<Trial> {
         a_root_with_a_process_in_it_is_no_place_for_limits_and_stays_a_domain,
         a_threaded_root_is_refused,
         a_second_daemon_on_the_same_root_or_directory_is_refused,
-        a_full_disk_is_told_once_and_got_over,
-        a_daemon_that_is_killed_on_a_full_disk_says_why_its_successor_does_not_start,
         a_clock_that_jumps_fires_no_timer_and_delays_none,
     ]
 }
@@ -87,11 +84,6 @@ impl Logged {
         std::fs::read_to_string(&self.log).unwrap()
     }
 
-    /// How often its log has a line with all these words.
-    fn told(&self, words: &[&str]) -> usize {
-        self.log().lines().filter(|line| words.iter().all(|word| line.contains(word))).count()
-    }
-
     fn spawn(&self, id: &str, script: &str, limited: &[&str]) -> AgentId {
         let spec = AgentSpec { limits: limits(limited), ..AgentSpec::new(name(id), ["sh", "-c", script]) };
         self.herd.spawn_child_agent(None, spec).unwrap_or_else(|error| panic!("{error}\n{}", self.log()));
@@ -121,40 +113,6 @@ impl Logged {
         let status = self.child.wait().unwrap();
         assert!(status.success(), "{}", std::fs::read_to_string(&self.log).unwrap());
         assert_eq!(leftovers(&self.cgroup), Vec::<PathBuf>::new());
-    }
-}
-
-/// A file system of its own, as small as that.
-struct Disk(PathBuf);
-
-impl Disk {
-    fn new(bytes: &str) -> Self {
-        let path = Path::new("/root").join(unique("disk"));
-        std::fs::create_dir(&path).unwrap();
-        shell(&format!("mount -t tmpfs -o size={bytes},mode=755 disk {}", path.display()));
-        Self(path)
-    }
-
-    /// Fills it to the last byte.
-    fn fill(&self) {
-        let filler = self.0.join("filler");
-        let full = Command::new("dd")
-            .arg("if=/dev/zero")
-            .arg(format!("of={}", filler.display()))
-            .arg("bs=4096")
-            .output()
-            .unwrap();
-        assert!(String::from_utf8_lossy(&full.stderr).contains("No space left"));
-    }
-
-    fn make_room(&self) {
-        std::fs::remove_file(self.0.join("filler")).unwrap();
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        drop(Command::new("umount").arg("--lazy").arg(&self.0).status());
     }
 }
 
@@ -268,61 +226,6 @@ fn a_second_daemon_on_the_same_root_or_directory_is_refused() {
     );
     assert_eq!(daemon.agents(), 1);
     assert!(!Path::new(MOUNT).join("other").exists());
-    daemon.end();
-}
-
-fn a_full_disk_is_told_once_and_got_over() {
-    let (disk, dir) = (Disk::new("1M"), tempfile::tempdir().unwrap());
-    let daemon = Logged::start(&disk.0.join("state"), &unique("full"), &dir.path().join("log"));
-    let writer = "while :; do echo line || echo failed >&2; sleep 0.1; done";
-    let ids = [daemon.spawn("a", "exec sleep 1000", &["pids_max=9"]), daemon.spawn("writer", writer, &[])];
-    await_line(&daemon.herd, &ids[1], "line");
-    disk.fill();
-    // More than fits into what is left of a page.
-    for number in 0..60 {
-        daemon.herd.limit(LimitScope::Agent(ids[0].clone()), limits(&[&format!("pids_max={}", 10 + number)])).unwrap();
-    }
-    let full = "No space left on device";
-    assert_eq!((daemon.told(&["journal", full]), daemon.told(&["records", full])), (1, 1), "{}", daemon.log());
-    let status = |id: &AgentId| daemon.herd.agent_status(id).unwrap().state;
-    assert_eq!((status(&ids[0]), status(&ids[1])), (State::Running, State::Running), "agents live on");
-    assert!(daemon.herd.agent_output(&ids[1], 0).is_ok());
-    daemon.spawn("dies", "exit 3", &[]);
-    until("an end is known", || status(&name("dies")) == State::Failed);
-    let before = daemon.events().last().unwrap().seq;
-    disk.make_room();
-    for number in 0..3 {
-        daemon.spawn(&format!("after-{number}"), "exec sleep 1000", &[]);
-    }
-    assert_eq!(daemon.told(&["INFO", "journal", "works again"]), 1, "{}", daemon.log());
-    assert_eq!(daemon.told(&["INFO", "records", "works again"]), 1, "{}", daemon.log());
-    let page = daemon.herd.events(EventQuery { since: Some(before), ..EventQuery::default() }).unwrap();
-    let first = page.events.first().expect("events are kept again");
-    assert_eq!(first.seq, before + page.lost + 1, "what is missing is counted");
-    assert_eq!((first.kind, &first.agent), (Kind::Spawned, &Some(name("after-0"))), "the first one is whole");
-    assert!(page.lost > 0 && page.events.windows(2).all(|two| two[1].seq == two[0].seq + 1), "and nothing more is");
-    assert!(page.events.iter().any(|event| event.kind == Kind::Started && event.agent == Some(name("after-2"))));
-    let (agents, last) = (daemon.agents(), page.last);
-    let daemon = daemon.next();
-    assert_eq!(daemon.agents(), agents, "the next daemon goes on with all of them");
-    assert!(daemon.events().iter().any(|event| event.message.contains("adopted agents: 5")), "{}", daemon.log());
-    assert!(daemon.events().last().unwrap().seq > last);
-    daemon.end();
-}
-
-fn a_daemon_that_is_killed_on_a_full_disk_says_why_its_successor_does_not_start() {
-    let (disk, dir) = (Disk::new("1M"), tempfile::tempdir().unwrap());
-    let mut daemon = Logged::start(&disk.0.join("state"), &unique("full"), &dir.path().join("log"));
-    daemon.spawn("a", "exec sleep 1000", &[]);
-    disk.fill();
-    daemon.child.kill().unwrap();
-    daemon.child.wait().unwrap();
-    let output = treeherd(&["daemon", "--cgroup", &daemon.cgroup, "--state-dir", daemon.state.to_str().unwrap()]);
-    assert_told(&output, 1, &["(ENOSPC)", "make room there"]);
-    assert_eq!(daemon.agents(), 1, "and touches nothing");
-    disk.make_room();
-    let daemon = Logged::start(&daemon.state, &daemon.cgroup, &daemon.log);
-    assert_eq!(daemon.herd.agent_status(&name("a")).unwrap().state, State::Running);
     daemon.end();
 }
 

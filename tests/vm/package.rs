@@ -63,7 +63,9 @@ fn steps(heading: &str) -> Vec<String> {
 fn step(dir: &Path, step: &str) -> String {
     let follows = step.split(' ').any(|word| word == "-f");
     let script = if follows { format!("timeout 3 {step} || [ $? = 124 ]") } else { step.to_owned() };
-    let output = Command::new("bash").args(["-c", &script]).current_dir(dir).output().unwrap();
+    // At a terminal, somebody is in the scope of a login.
+    let login = ["systemd-run", "--quiet", "--scope", "--slice=user-0.slice", "bash", "-c", &script];
+    let output = Command::new(login[0]).args(&login[1..]).current_dir(dir).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{step}: {}\n{said}", output.status);
     assert!(!follows || !said.is_empty(), "{step}: it says nothing");

@@ -16,6 +16,10 @@ use rustix::io::Errno;
 /// The controllers that a call enabled: a path below the cgroup2 mount point, and what to write to disable them.
 type Enabled = Vec<(String, String)>;
 
+/// What helps where a process that is not ours keeps a cgroup from handing controllers down: the no-internal-processes rule.
+const SHARED: &str = "another process is in this very cgroup: move it into a leaf below, start treeherd in a cgroup of its own \
+     (systemd-run --scope -p Delegate=yes treeherd ...), or name another root with --cgroup";
+
 impl Cgroups {
     /// Makes a place's cgroup with its limits: in the spine, and in the v1 hierarchies that enforce one of the limits.
     ///
@@ -238,9 +242,7 @@ fn check_empty(dir: &Dir) -> Result<()> {
 
 fn explain_enabling(error: KernelError) -> KernelError {
     match error.errno {
-        Errno::BUSY => {
-            error.hint("a process is in this very cgroup; move it into a leaf below (no-internal-processes rule)")
-        }
+        Errno::BUSY => error.hint(SHARED),
         Errno::OPNOTSUPP => error.hint("the cgroup is threaded, or has threaded ones below it"),
         Errno::NOENT => error.hint("the cgroup above does not hand the controller down: delegate it (Delegate=yes)"),
         _ => error,

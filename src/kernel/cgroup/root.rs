@@ -297,6 +297,13 @@ pub fn step_aside(host: &Host) -> Result<()> {
     make_or_open(&top, INIT)?.write("cgroup.procs", "0")
 }
 
+/// Says whether this process is in the leaf that [`step_aside`] makes.
+#[must_use]
+pub fn is_first_leaf(host: &Host) -> bool {
+    let leaf = Dir::mount(&host.cgroup2).and_then(|top| top.descend(INIT));
+    host.own_cgroup.trim_matches('/') == INIT && leaf.is_ok_and(|leaf| is_marked(&leaf))
+}
+
 /// Marks a directory as made by us. A hierarchy that takes no mark keeps the directory for ever, and nothing worse.
 pub(super) fn mark(dir: &Dir) {
     let _is_marked =
