@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,9 +12,12 @@ use common::raw::Raw;
 use common::*;
 use rustix::process::{Pid, Resource, Rlimit};
 use serde_json::json;
+use treeherd::api::method::EventQuery;
 use treeherd::api::{CLIENTS_MAX, CLIENTS_OF_AGENT_MAX, CLIENTS_OF_OPERATOR_MIN, CLIENTS_OF_TREE_MAX};
+use treeherd::kernel::host::{Binding, Host};
 use treeherd::model::event::{Event, Kind};
 use treeherd::model::id::AgentId;
+use treeherd::model::limits::Controller;
 use treeherd::model::ready::Ready;
 use treeherd::model::units::Bytes;
 
@@ -213,6 +217,118 @@ fn without_watches_output_stays_bounded_and_what_is_looked_for_in_it_is_found() 
     let told: Vec<Event> = others.iter().chain([&id]).flat_map(|id| herd.events_of(id)).collect();
     let degraded: Vec<_> = told.iter().filter(|event| event.kind == Kind::Unwatched).collect();
     assert_eq!(degraded.len(), 1, "it is reported once: {degraded:?}");
+    herd.finish();
+}
+
+/// From which descriptor on epoll takes no more, in the test below.
+const UNPOLLED_FROM: u32 = 48;
+
+/// Has epoll_ctl(2) answer ENOSPC to this process from then on, as it does when `fs.epoll.max_user_watches` is reached.
+#[allow(unsafe_code)]
+fn exhaust_epoll() -> std::io::Result<()> {
+    let step = |code: u32, k: u32, jt: u8, jf: u8| libc::sock_filter { code: code as u16, jt, jf, k };
+    let load = |at: usize| step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, at as u32, 0, 0);
+    let answer = |with: u32| step(libc::BPF_RET | libc::BPF_K, with, 0, 0);
+    let argument = |number: usize| std::mem::offset_of!(libc::seccomp_data, args) + 8 * number;
+    let is_equal = |k: u32, otherwise: u8| step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, k, 0, otherwise);
+    let mut filter = [
+        load(std::mem::offset_of!(libc::seccomp_data, nr)),
+        is_equal(libc::SYS_epoll_ctl as u32, 5),
+        load(argument(1)),
+        is_equal(libc::EPOLL_CTL_ADD as u32, 3),
+        load(argument(2)),
+        step(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, UNPOLLED_FROM, 0, 1),
+        answer(libc::SECCOMP_RET_ERRNO | libc::ENOSPC as u32),
+        answer(libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    // SAFETY: prctl reads the program during the call, and it outlives that.
+    let is_set = unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+            && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) == 0
+    };
+    if is_set { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+}
+
+#[test]
+#[allow(unsafe_code)]
+fn what_epoll_does_not_take_is_polled_by_the_clock_and_every_death_is_reported() {
+    use std::os::unix::process::CommandExt;
+    let herd = daemon_started(|command| {
+        command.args(["--max-agents-per-level", "100", "--max-children", "100"]);
+        // SAFETY: between fork and exec it makes two system calls.
+        unsafe { command.pre_exec(exhaust_epoll) };
+    });
+    let mut events = herd.follow();
+    let agents: Vec<_> = (0..UNPOLLED_FROM).map(|n| herd.sleeper(None, &format!("a{n}"))).collect();
+    let mut late = Raw::connect(&herd.socket());
+    assert!(late.call("hello", &json!({}))["result"].is_object(), "a client is served, too");
+    let mut alive: BTreeMap<AgentId, i32> =
+        herd.agents().unwrap().into_iter().map(|status| (status.id, status.pid.unwrap())).collect();
+    alive.remove(&agents[0]);
+    for pid in alive.values() {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+    }
+    while !alive.is_empty() {
+        let event = events.next().expect("every death is reported").event.unwrap();
+        if event.kind == Kind::Failed {
+            alive.remove(event.agent.as_ref().unwrap());
+        }
+    }
+    assert_eq!(herd.terminate_agent(&agents[0], Some(Duration::ZERO)).unwrap().processes, 1);
+    let told = herd.events(EventQuery { since: Some(0), ..EventQuery::default() }).unwrap().events;
+    let degraded: Vec<_> = told.iter().filter(|event| event.kind == Kind::Unwatched).collect();
+    assert_eq!(degraded.len(), 1, "it is reported once: {degraded:?}");
+    assert!(degraded[0].message.contains("max_user_watches"), "{degraded:?}");
+    herd.finish();
+}
+
+#[test]
+fn out_of_tasks_spawns_are_refused_and_every_agent_is_ended() {
+    let host = Host::discover().unwrap();
+    let Binding::V1 { mount } = host.binding(Controller::Pids) else {
+        return skip("the limit on tasks around a daemon is set on v1 here");
+    };
+    let around = mount.join(host.own_v1[mount].trim_start_matches('/')).join(unique("tasks"));
+    std::fs::create_dir(&around).unwrap();
+    let enter = format!("echo $$ > '{}/cgroup.procs' && exec \"$@\"", around.display());
+    let herd = daemon_by(&["sh", "-c", &enter, "sh"], &[]);
+    let mut events = herd.follow();
+    let agents: Vec<_> = (0..10).map(|n| herd.sleeper(None, &format!("a{n}"))).collect();
+    let tasks = std::fs::read_to_string(around.join("pids.current")).unwrap();
+    std::fs::write(around.join("pids.max"), tasks.trim()).unwrap();
+    let refused = herd.refused_with("one-more", |_| {});
+    assert!(refused.message.contains("EAGAIN") || refused.message.contains("temporarily"), "{refused}");
+    let pid = herd.agent_status(&agents[0]).unwrap().pid.unwrap();
+    let paused = herd.pause_agent(&agents[1]).unwrap();
+    assert!(paused.pid.is_some());
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+    await_event(&mut events, Kind::Failed, &agents[0]);
+    // The task that has ended is no room for others to take.
+    let tasks = std::fs::read_to_string(around.join("pids.current")).unwrap();
+    std::fs::write(around.join("pids.max"), tasks.trim()).unwrap();
+    assert!(Raw::connect(&herd.socket()).call("doctor", &json!({}))["result"].is_object());
+    for id in &agents[1..] {
+        assert_eq!(herd.terminate_agent(id, Some(Duration::ZERO)).unwrap().processes, 1);
+    }
+    herd.finish();
+    std::fs::remove_dir(around).unwrap();
+}
+
+#[test]
+fn without_watches_a_limit_that_is_hit_is_reported() {
+    let scarce = "echo 1 > /proc/sys/user/max_inotify_watches && exec \"$@\"";
+    let prefix = ["unshare", "--user", "--map-root-user", "sh", "-c", scarce, "sh"];
+    if !std::process::Command::new(prefix[0]).args(&prefix[1..]).arg("true").status().is_ok_and(|it| it.success()) {
+        return skip("no user namespaces here");
+    }
+    let herd = daemon_by(&prefix, &[]);
+    let mut events = herd.follow();
+    herd.sleeper(None, "watched");
+    let id = herd.spawn_with("forks", None, "while :; do (sleep 1000 &) 2> /dev/null; sleep 0.1; done", |spec| {
+        spec.limits = limits(&["pids_max=8"]);
+    });
+    assert_eq!(await_event(&mut events, Kind::Limit, &id).hit.unwrap().culprit, "forks");
     herd.finish();
 }
 

@@ -1,12 +1,11 @@
 //! Who comes in: connections, who is behind them, and how they go.
 
 use std::io::ErrorKind;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use mio::Interest;
-use mio::unix::SourceFd;
 
 use super::client::Client;
 use super::guard;
@@ -119,11 +118,8 @@ impl Supervisor {
     /// Adds a connection.
     fn take_client(&mut self, stream: Stream, caller: Caller, account: Account) {
         let id = self.fresh();
-        let socket = stream.as_fd().as_raw_fd();
-        match self.poll.registry().register(&mut SourceFd(&socket), Source::Client(id).token(), Interest::READABLE) {
-            Ok(()) => drop(self.clients.insert(id, Client::new(stream, caller, account))),
-            Err(error) => tracing::warn!("take a client: {error}"),
-        }
+        self.poll_for(&stream, Source::Client(id), Interest::READABLE);
+        self.clients.insert(id, Client::new(stream, caller, account));
     }
 
     /// Decides once, for the whole life of a connection, in whose name it speaks: a process in the herd is its agent. Who
@@ -197,10 +193,7 @@ impl Supervisor {
 
     pub(super) fn drop_client(&mut self, id: u64, client: Client) {
         self.memory_is_free(client.held());
-        let socket = client.stream.as_fd().as_raw_fd();
-        if let Err(error) = self.poll.registry().deregister(&mut SourceFd(&socket)) {
-            tracing::debug!("let a client go: {error}");
-        }
+        self.stop_polling(&client.stream);
         self.feed(Input::Departed(id));
     }
 

@@ -5,12 +5,11 @@
 //! is like any other, but for one thing: it is not our child, so how it ended is asked of its pidfd.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
 
 use mio::Interest;
-use mio::unix::SourceFd;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::body::Body;
@@ -414,15 +413,10 @@ impl Supervisor {
 
     /// Listens for the end of a run's main process.
     pub(super) fn listen_to(&mut self, key: AgentKey, run: Run, process: Held) {
-        let fd = process.fd.as_raw_fd();
+        // A process that has ended already makes its pidfd readable at once.
+        self.poll_for(&process.fd, Source::Process(key), Interest::READABLE);
         if let Some(body) = self.bodies.get_mut(&key) {
             body.process = Some((run, process));
-        }
-        // A process that has ended already makes its pidfd readable at once.
-        let source = Source::Process(key);
-        if let Err(error) = self.poll.registry().register(&mut SourceFd(&fd), source.token(), Interest::READABLE) {
-            tracing::error!("watch the main process of {key}: {error}; its end is looked for now");
-            self.process_ended(key);
         }
     }
 }

@@ -1,11 +1,10 @@
 //! How a main process ended: of our child, the kernel tells; of an adopted one, it is found out in what time there is.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use mio::Interest;
-use mio::unix::SourceFd;
 use rustix::io::Errno;
 
 use super::drain::After;
@@ -79,14 +78,12 @@ impl Supervisor {
                 continue;
             }
             let id = self.fresh();
-            let source = Source::Zombie(id).token();
-            match self.poll.registry().register(&mut SourceFd(&process.fd.as_raw_fd()), source, Interest::READABLE) {
-                Ok(()) => drop(self.zombies.traced.insert(id, process)),
-                Err(error) => tracing::warn!("watch zombie {}: {error}; it stays until its tracer ends", process.pid),
-            }
+            self.poll_for(&process.fd, Source::Zombie(id), Interest::READABLE);
+            self.zombies.traced.insert(id, process);
             if self.zombies.traced.len() > TRACED_MAX
                 && let Some((_, oldest)) = self.zombies.traced.pop_first()
             {
+                self.stop_polling(&oldest.fd);
                 tracing::warn!("zombie {} is given up: tracers hold too many", oldest.pid);
             }
         }
@@ -94,17 +91,19 @@ impl Supervisor {
 
     /// The pidfd of a traced zombie became readable again: its tracer has ended or has released it.
     pub(super) fn zombie_moved(&mut self, id: u64) {
-        if self.zombies.traced.get(&id).is_some_and(is_reaped) {
-            self.zombies.traced.remove(&id);
+        if self.zombies.traced.get(&id).is_some_and(is_reaped)
+            && let Some(zombie) = self.zombies.traced.remove(&id)
+        {
+            self.stop_polling(&zombie.fd);
         }
     }
 
     /// The main process of a run has ended, in a way that may not be known.
     fn run_ended(&mut self, key: AgentKey, run: Run, process: Held, status: Option<pidfd::Exit>, rusage: Rusage) {
-        let Some(body) = self.bodies.get(&key) else { return };
-        if let Err(error) = self.poll.registry().deregister(&mut SourceFd(&process.fd.as_raw_fd())) {
-            tracing::warn!("stop watching the main process of {}: {error}", body.id);
+        if !self.bodies.contains_key(&key) {
+            return;
         }
+        self.stop_polling(&process.fd);
         let exit = status.map_or(Exit::Unknown, exit_of);
         self.when_drained(key, After::Ended { run, exit, rusage, process });
     }

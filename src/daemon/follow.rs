@@ -1,10 +1,7 @@
 //! Those who follow events and output. Nothing is queued for them: a follower is a place in the journal or in a spool, and is
 //! moved on when its connection has room. Who is too slow finds out how much is not kept any more.
 
-use std::os::fd::{AsFd, AsRawFd};
-
 use mio::Interest;
-use mio::unix::SourceFd;
 
 use super::client::{Client, EventFollow, Lasts, OutputFollow, WideFollow};
 use super::journal::Page;
@@ -136,11 +133,8 @@ impl Supervisor {
             return;
         }
         let interest = if waits { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
-        let socket = client.stream.as_fd().as_raw_fd();
-        match self.poll.registry().reregister(&mut SourceFd(&socket), Source::Client(id).token(), interest) {
-            Ok(()) => client.listens_for_room = waits,
-            Err(error) => tracing::warn!("listen to a client: {error}"),
-        }
+        self.poll_again(&client.stream, Source::Client(id), interest);
+        client.listens_for_room = waits;
     }
 
     /// Tells what is in memory; what is not a reader thread looks up. Returns whether there may be more.

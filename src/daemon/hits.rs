@@ -57,6 +57,8 @@ pub(super) struct Counter {
 enum Ear {
     Watch(WatchId),
     Trigger(u64),
+    /// Nothing: it could not be watched, and is looked at by the clock.
+    Clock,
     /// The watch of the memory domain, which is listened to anyway.
     Domain,
 }
@@ -109,9 +111,8 @@ impl Supervisor {
             }
             match self.hear(place, knob) {
                 Ok(Some(ear)) => {
-                    let told = self.tools.cgroups.hits(place, knob).ok().flatten().unwrap_or(0);
-                    let ooms = self.ooms_of(place);
-                    self.hits.insert(key, Counter { ear, told, total: 0, ooms, pace: Pace::default() });
+                    let counter = Counter { ear, ..self.counter(place, knob) };
+                    self.hits.insert(key, counter);
                     fresh.push(knob);
                 }
                 Ok(None) => {}
@@ -120,10 +121,34 @@ impl Supervisor {
                 Err(error) if knob == Knob::CpuMax => {
                     SAID.call_once(|| tracing::warn!("hits of cpu_max are not told here: {error}"));
                 }
-                Err(error) => tracing::warn!("listen to {knob} of {place}: {error}"),
+                Err(error) => {
+                    self.look_later(place, Some(knob), &error);
+                    let counter = Counter { ear: Ear::Clock, ..self.counter(place, knob) };
+                    self.hits.insert(key, counter);
+                    fresh.push(knob);
+                }
             }
         }
         fresh
+    }
+
+    /// Tries again to have the kernel tell of a limit. Says whether nothing more is to be done for that.
+    pub(super) fn watch_counter(&mut self, place: &Place, knob: Knob) -> bool {
+        let key = (place.clone(), knob);
+        if !self.hits.get(&key).is_some_and(|counter| matches!(counter.ear, Ear::Clock)) {
+            return true;
+        }
+        let ear = self.hear(place, knob).ok().flatten();
+        if let (Some(counter), Some(ear)) = (self.hits.get_mut(&key), ear) {
+            counter.ear = ear;
+        }
+        ear.is_some()
+    }
+
+    /// Takes what was hit until now as told.
+    fn counter(&self, place: &Place, knob: Knob) -> Counter {
+        let told = self.tools.cgroups.hits(place, knob).ok().flatten().unwrap_or(0);
+        Counter { ear: Ear::Domain, told, total: 0, ooms: self.ooms_of(place), pace: Pace::default() }
     }
 
     /// Listens to what tells of a limit; none where nothing does.
@@ -253,7 +278,7 @@ impl Supervisor {
             match counter.ear {
                 Ear::Watch(watch) => self.unwatch(watch),
                 Ear::Trigger(id) => self.drop_trigger(id),
-                Ear::Domain => {}
+                Ear::Domain | Ear::Clock => {}
             }
         }
     }

@@ -4,11 +4,10 @@
 //! watched, too. The end of the last one is the run's, if it died of a signal. With `MAINPID=` a program names the one of them that is
 //! its main process from then on: that one's end is the run's as any main process's is.
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use mio::Interest;
-use mio::unix::SourceFd;
 
 use super::accept::Owner;
 use super::exit::exit_of;
@@ -60,10 +59,7 @@ impl Supervisor {
     }
 
     fn keep_left(&mut self, key: AgentKey, left: Left) {
-        let (fd, token) = (left.process.fd.as_raw_fd(), Source::Left(key).token());
-        if let Err(error) = self.poll.registry().register(&mut SourceFd(&fd), token, Interest::READABLE) {
-            return tracing::warn!("watch process {} of {key}: {error}", left.process.pid);
-        }
+        self.poll_for(&left.process.fd, Source::Left(key), Interest::READABLE);
         if let Some(body) = self.bodies.get_mut(&key) {
             body.left.push(left);
         }
@@ -77,9 +73,7 @@ impl Supervisor {
         let Some(run) = ended.last().map(|left| left.run) else { return };
         let mut last = None;
         for left in ended {
-            if let Err(error) = self.poll.registry().deregister(&mut SourceFd(&left.process.fd.as_raw_fd())) {
-                tracing::debug!("stop watching process {}: {error}", left.process.pid);
-            }
+            self.stop_polling(&left.process.fd);
             let exit = how_it_ended(&left.process);
             // Of several that end together the one that crashed tells more.
             last = if matches!(last, Some(Exit::Signal { .. })) { last } else { exit.or(last) };
@@ -104,11 +98,11 @@ impl Supervisor {
         body.left = others;
         let before = body.process.take();
         for left in named {
-            drop(self.poll.registry().deregister(&mut SourceFd(&left.process.fd.as_raw_fd())));
+            self.stop_polling(&left.process.fd);
         }
         // It is our child, and has to be waited for.
         if let Some((run, process)) = before {
-            drop(self.poll.registry().deregister(&mut SourceFd(&process.fd.as_raw_fd())));
+            self.stop_polling(&process.fd);
             self.keep_left(key, Left { run, process });
         }
         self.records.note_process(key, pidfd::identity(process.as_fd(), pid).ok());
@@ -120,7 +114,7 @@ impl Supervisor {
     pub(super) fn forget_left(&mut self, key: AgentKey) {
         let left = self.bodies.get_mut(&key).map(|body| std::mem::take(&mut body.left)).unwrap_or_default();
         for left in left {
-            drop(self.poll.registry().deregister(&mut SourceFd(&left.process.fd.as_raw_fd())));
+            self.stop_polling(&left.process.fd);
         }
     }
 }

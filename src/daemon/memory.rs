@@ -5,11 +5,10 @@
 //! domain ran out of memory (an eventfd on v1, `memory.events.local` on cgroup2).
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use mio::Interest;
-use mio::unix::SourceFd;
 
 use super::body::Watched;
 use super::hits::Pace;
@@ -17,6 +16,7 @@ use super::largest::Look;
 use super::supervisor::{Chore, Source, Supervisor, now};
 use crate::kernel::cgroup::{Cgroups, OomCounts, Place, ReachedAbove};
 use crate::kernel::clock;
+use crate::kernel::error::KernelError;
 use crate::kernel::watch::WatchId;
 use crate::machine::{AgentKey, Input};
 use crate::model::event::Kind;
@@ -234,31 +234,42 @@ impl Supervisor {
             let cgroups = &self.tools.cgroups;
             match cgroups.oom_eventfd(place) {
                 Ok(Some(eventfd)) => domain.eventfd = self.register_memory(eventfd),
-                Ok(None) => {
-                    let watch = cgroups
-                        .open_dir(place)
-                        .and_then(|dir| self.tools.watches.add_modify(dir.as_fd(), "memory.events.local"));
-                    domain.watch = watch.map_err(|error| tracing::warn!("watch the memory of {place}: {error}")).ok();
-                }
-                Err(error) => tracing::warn!("watch the memory of {place}: {error}"),
-            }
-            if let Some(watch) = domain.watch {
-                self.watched.insert(watch, Watched::Memory(place.clone()));
+                Ok(None) => match self.watch_memory_file(place) {
+                    Ok(watch) => domain.watch = Some(watch),
+                    Err(error) => self.look_later(place, None, &error),
+                },
+                Err(error) => self.look_later(place, None, &error),
             }
             self.memory.domains.insert(place.clone(), domain);
         }
     }
 
+    fn watch_memory_file(&mut self, place: &Place) -> Result<WatchId, KernelError> {
+        let dir = self.tools.cgroups.open_dir(place)?;
+        let watch = self.tools.watches.add_modify(dir.as_fd(), "memory.events.local")?;
+        self.watched.insert(watch, Watched::Memory(place.clone()));
+        Ok(watch)
+    }
+
+    /// Tries again to have the kernel tell of a domain. Says whether nothing more is to be done for that.
+    pub(super) fn watch_domain(&mut self, place: &Place) -> bool {
+        if self.memory.domains.get(place).is_none_or(|domain| domain.watch.is_some() || domain.eventfd.is_some()) {
+            return true;
+        }
+        let eventfd = match self.tools.cgroups.oom_eventfd(place) {
+            Ok(eventfd) => eventfd.and_then(|eventfd| self.register_memory(eventfd)),
+            Err(_) => return false,
+        };
+        let watch = if eventfd.is_none() { self.watch_memory_file(place).ok() } else { None };
+        let is_watched = eventfd.is_some() || watch.is_some();
+        self.memory.domains.entry(place.clone()).and_modify(|domain| (domain.eventfd, domain.watch) = (eventfd, watch));
+        is_watched
+    }
+
     fn register_memory(&mut self, eventfd: OwnedFd) -> Option<(usize, OwnedFd)> {
         let id = usize::try_from(self.fresh()).ok()?;
-        let fd = eventfd.as_raw_fd();
-        match self.poll.registry().register(&mut SourceFd(&fd), Source::Memory(id).token(), Interest::READABLE) {
-            Ok(()) => Some((id, eventfd)),
-            Err(error) => {
-                tracing::warn!("watch a memory limit: {error}");
-                None
-            }
-        }
+        self.poll_for(&eventfd, Source::Memory(id), Interest::READABLE);
+        Some((id, eventfd))
     }
 
     pub(super) fn memory_fired(&mut self, id: usize) {

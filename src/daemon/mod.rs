@@ -62,6 +62,7 @@ mod spawners;
 mod stand_in;
 mod start;
 mod supervisor;
+mod unpolled;
 mod watched;
 
 pub use config::{DEFAULT_CONFIG, Loaded, load};

@@ -6,12 +6,11 @@
 
 use std::collections::HashMap;
 use std::io::ErrorKind;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use mio::Interest;
-use mio::unix::SourceFd;
 
 use super::accept::Owner;
 use super::supervisor::{Chore, Source, Supervisor};
@@ -187,14 +186,9 @@ impl Supervisor {
 
     /// Waits for a newline on a run's descriptor.
     pub(super) fn await_newline(&mut self, key: AgentKey, run: Run, pipe: OwnedFd) {
-        let source = Source::Newline(key);
-        match self.poll.registry().register(&mut SourceFd(&pipe.as_raw_fd()), source.token(), Interest::READABLE) {
-            Ok(()) => {
-                if let Some(body) = self.bodies.get_mut(&key) {
-                    body.newline = Some((run, pipe));
-                }
-            }
-            Err(error) => tracing::error!("wait for the newline of {key}: {error}"),
+        self.poll_for(&pipe, Source::Newline(key), Interest::READABLE);
+        if let Some(body) = self.bodies.get_mut(&key) {
+            body.newline = Some((run, pipe));
         }
     }
 
@@ -219,10 +213,9 @@ impl Supervisor {
             }
         }
         // There is more, and an edge-triggered poll tells of it only if it is asked anew.
-        let token = Source::Newline(key).token();
-        if let Err(error) = self.poll.registry().reregister(&mut SourceFd(&pipe.as_raw_fd()), token, Interest::READABLE)
-        {
-            tracing::error!("wait for the newline of {key}: {error}");
+        if let Some((run, pipe)) = self.bodies.get_mut(&key).and_then(|body| body.newline.take()) {
+            self.poll_again(&pipe, Source::Newline(key), Interest::READABLE);
+            self.bodies.entry(key).and_modify(|body| body.newline = Some((run, pipe)));
         }
     }
 
@@ -230,8 +223,6 @@ impl Supervisor {
     pub(super) fn forget_newline(&mut self, key: AgentKey) {
         let newline = self.bodies.get_mut(&key).and_then(|body| body.newline.take());
         let Some((_, pipe)) = newline else { return };
-        if let Err(error) = self.poll.registry().deregister(&mut SourceFd(&pipe.as_raw_fd())) {
-            tracing::warn!("stop waiting for the newline of {key}: {error}");
-        }
+        self.stop_polling(&pipe);
     }
 }

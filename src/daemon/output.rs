@@ -29,8 +29,8 @@ const RUSH: u64 = 64 << 10;
 const FLOOD: u64 = 4 << 20;
 const FLOOD_DAMPING: Duration = Duration::from_millis(2);
 
-/// How often output is looked at that cannot be watched.
-const UNWATCHED_LOOK: Duration = Duration::from_millis(200);
+/// How often files are looked at that cannot be watched.
+pub(super) const UNWATCHED_LOOK: Duration = Duration::from_millis(200);
 
 /// How often it is stored when output was seen. What a killed daemon had not stored yet is as old as the last write.
 const TIMES_EVERY: Duration = Duration::from_secs(1);

@@ -1,10 +1,9 @@
 //! Listens to the pressure of the places that have rules on it, and to no other: whoever has none costs nothing.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use mio::Interest;
-use mio::unix::SourceFd;
 
 use super::guard;
 use super::job::Job;
@@ -73,17 +72,9 @@ impl Supervisor {
             return None;
         }
         let id = self.fresh();
-        let fd = trigger.as_raw_fd();
-        match self.poll.registry().register(&mut SourceFd(&fd), Source::Pressure(id).token(), Interest::PRIORITY) {
-            Ok(()) => {
-                self.triggers.insert(id, (listener, trigger));
-                Some(id)
-            }
-            Err(error) => {
-                tracing::error!("listen to pressure: {error}");
-                None
-            }
-        }
+        self.poll_for(&trigger, Source::Pressure(id), Interest::PRIORITY);
+        self.triggers.insert(id, (listener, trigger));
+        Some(id)
     }
 
     /// A trigger has fired: a rule's share of its window was exceeded. (Or its cgroup was removed: then it is over.)
@@ -106,9 +97,7 @@ impl Supervisor {
 
     pub(super) fn drop_trigger(&mut self, id: u64) {
         let Some((_, trigger)) = self.triggers.remove(&id) else { return };
-        if let Err(error) = self.poll.registry().deregister(&mut SourceFd(&trigger.as_raw_fd())) {
-            tracing::warn!("stop listening to pressure: {error}");
-        }
+        self.stop_polling(&trigger);
     }
 
     /// Has `memory.high` set back to what was asked for.

@@ -28,6 +28,7 @@ use super::service::Service;
 use super::settings::{Residence, Settings};
 use super::stand_in::{self, ClearUp, Ended};
 use super::supervisor::{Source, Supervisor, now};
+use super::unpolled::Unpolled;
 use crate::kernel::cgroup::{self, Cgroups, Place, Removal, RootClaim};
 use crate::kernel::error::KernelError;
 use crate::kernel::guardian::{EndsWith, Guardian};
@@ -472,6 +473,7 @@ impl Parts {
             accept_fails: false,
             freed: 0,
             unwatched: std::collections::BTreeSet::new(),
+            unpolled: Unpolled::default(),
             clients: BTreeMap::new(),
             eager: super::rota::Rota::default(),
             stirred: super::rota::Rota::default(),

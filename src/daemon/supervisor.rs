@@ -31,6 +31,7 @@ use super::rota::Rota;
 use super::rules::TURN_MOST;
 use super::service::Service;
 use super::settings::Settings;
+use super::unpolled::Unpolled;
 use crate::kernel::cgroup::Place;
 use crate::kernel::clock;
 use crate::kernel::watch::WatchId;
@@ -144,6 +145,8 @@ pub(super) enum Chore {
     Hits(Place, Knob),
     /// Look at the limits of tasks above the herd.
     ForksAbove,
+    /// Look at the file of a limit that could not be watched.
+    Unwatched(Place, Option<Knob>),
     /// Tell what an agent's rules have found meanwhile.
     Found(AgentKey),
     /// Receive again, if the descriptors that hang in a close leave room.
@@ -180,6 +183,8 @@ pub(super) struct Supervisor {
     /// Removals that wait for the end of this turn.
     pub tidying: Vec<Job>,
     pub poll: Poll,
+    /// What epoll does not poll.
+    pub unpolled: Unpolled,
     pub signals: Option<signal_hook_mio::v1_0::Signals>,
     pub listener: Option<mio::net::UnixListener>,
     /// Connections of which a hand finds out whose they are.
@@ -279,12 +284,13 @@ impl Supervisor {
             }
             _ => {}
         }
-        let sources: Vec<Source> = events.iter().map(|event| Source::of(event.token())).collect();
+        let mut sources: Vec<Source> = events.iter().map(|event| Source::of(event.token())).collect();
         for event in events.iter().filter(|event| event.is_write_closed()) {
             if let Source::Client(id) = Source::of(event.token()) {
                 self.clients.entry(id).and_modify(Client::hang_up);
             }
         }
+        sources.extend(self.unpolled_ready());
         let awake = clock::monotonic();
         self.detection.after_poll(awake, sources.len() == EVENTS);
         if timeout.is_some_and(|timeout| awake.since(asleep) > timeout + STOPPED_FROM) {
@@ -466,7 +472,7 @@ impl Supervisor {
             return Some(Duration::ZERO);
         }
         let chore = self.chores.first().map(|(at, _)| *at);
-        let due = self.machine.next_deadline().into_iter().chain(chore).min()?;
+        let due = self.machine.next_deadline().into_iter().chain(chore).chain(self.unpolled.due()).min()?;
         Some(due.since(clock::monotonic()))
     }
 
@@ -503,6 +509,7 @@ impl Supervisor {
                 Some((_, Chore::Memory(place))) => self.look_at_memory(&place),
                 Some((_, Chore::Hits(place, knob))) => self.look_at_hits(&place, knob),
                 Some((_, Chore::ForksAbove)) => self.look_at_forks_above(),
+                Some((_, Chore::Unwatched(place, knob))) => self.look_at_unwatched(&place, knob),
                 Some((_, Chore::Drained(ticket))) => self.drain_is_due(ticket),
                 Some((_, Chore::Found(key))) => self.tell_found(key),
                 Some((_, Chore::Closers)) => self.receive_again(),

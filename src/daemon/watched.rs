@@ -1,17 +1,15 @@
 //! What the shell listens to besides its descriptors: files of cgroups and of agents' output, which the kernel tells of when they
 //! change. Each watch has an entry that says what it is on; one without an entry is over.
 
-use std::os::fd::AsRawFd;
-
-use mio::unix::SourceFd;
-
 use super::body::Watched;
 use super::memory::Holder;
-use super::supervisor::Supervisor;
+use super::output::UNWATCHED_LOOK;
+use super::supervisor::{Chore, Supervisor};
 use crate::kernel::cgroup::Place;
+use crate::kernel::clock;
 use crate::kernel::watch::{Fact, Left, WatchId};
 use crate::machine::AgentKey;
-use crate::model::limits::Limits;
+use crate::model::limits::{Knob, Limits};
 
 impl Supervisor {
     pub(super) fn watches_fired(&mut self) {
@@ -106,14 +104,33 @@ impl Supervisor {
     pub(super) fn forget_limits(&mut self, place: &Place) {
         self.forget_hits(place);
         for domain in self.memory.forget(place) {
-            if let Some((_, eventfd)) = domain.eventfd
-                && let Err(error) = self.poll.registry().deregister(&mut SourceFd(&eventfd.as_raw_fd()))
-            {
-                tracing::warn!("stop watching a memory limit: {error}");
+            if let Some((_, eventfd)) = domain.eventfd {
+                self.stop_polling(&eventfd);
             }
             if let Some(watch) = domain.watch {
                 self.unwatch(watch);
             }
+        }
+    }
+
+    /// Has the file of a limit looked at that cannot be watched: of a memory domain, or of a knob.
+    pub(super) fn look_later(&mut self, place: &Place, knob: Option<Knob>, error: &dyn std::fmt::Display) {
+        tracing::warn!("watch the limits of {place}: {error}; they are looked at every {UNWATCHED_LOOK:?}");
+        self.chores.insert((clock::monotonic() + UNWATCHED_LOOK, Chore::Unwatched(place.clone(), knob)));
+    }
+
+    /// Looks at the file of a limit that could not be watched, and tries to watch it again, for as long as it is limited.
+    pub(super) fn look_at_unwatched(&mut self, place: &Place, knob: Option<Knob>) {
+        let is_watched = match knob {
+            None => self.watch_domain(place),
+            Some(knob) => self.watch_counter(place, knob),
+        };
+        match knob {
+            None => self.memory_told(place),
+            Some(knob) => self.look_at_hits(place, knob),
+        }
+        if !is_watched {
+            self.chores.insert((clock::monotonic() + UNWATCHED_LOOK, Chore::Unwatched(place.clone(), knob)));
         }
     }
 

@@ -17,6 +17,7 @@ pub mod pidfd;
 pub mod pressure;
 pub mod process;
 pub mod program;
+pub mod readiness;
 pub mod rights;
 pub mod signals;
 pub mod socket;
