@@ -277,6 +277,7 @@ fn what_epoll_does_not_take_is_polled_by_the_clock_and_every_death_is_reported()
     }
     assert_eq!(herd.terminate_agent(&agents[0], Some(Duration::ZERO)).unwrap().processes, 1);
     let told = herd.events(EventQuery { since: Some(0), ..EventQuery::default() }).unwrap().events;
+    assert_eq!(told.iter().filter(|event| event.kind == Kind::Spawned).count(), agents.len());
     let degraded: Vec<_> = told.iter().filter(|event| event.kind == Kind::Unwatched).collect();
     assert_eq!(degraded.len(), 1, "it is reported once: {degraded:?}");
     assert!(degraded[0].message.contains("max_user_watches"), "{degraded:?}");
