@@ -106,4 +106,6 @@ pub(super) enum Watched {
     Hits(Place, Knob),
     /// The `pids.events` of a cgroup that the herd is in.
     ForksAbove,
+    /// The state directory.
+    StateDir,
 }

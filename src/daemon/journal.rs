@@ -18,7 +18,7 @@
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Read, Seek, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,6 +27,7 @@ use serde::Deserialize;
 
 use super::disk::{Disk, Doing};
 use crate::api::method::{EventQuery, Subject};
+use crate::kernel::socket::is_missing;
 use crate::model::error::{Code, Error};
 use crate::model::event::Event;
 use crate::model::id::AgentId;
@@ -78,6 +79,8 @@ struct Pair {
     writing: Option<(Doing<Written>, Arc<Lines>)>,
     /// Why the last write failed, if it did.
     fault: Option<String>,
+    /// Whether somebody may have deleted its files: the next write puts them back.
+    is_deleted: bool,
 }
 
 /// Lines that are to be written.
@@ -96,6 +99,15 @@ struct Written {
     outcome: std::io::Result<()>,
     /// The file that took its place, if it was full.
     turned: Option<Result<File, String>>,
+    /// The files that were put back.
+    back: Back,
+}
+
+/// Files that take the place of deleted ones, with the same bytes.
+#[derive(Debug, Default)]
+struct Back {
+    newer: Option<File>,
+    older: Option<File>,
 }
 
 /// The last events, in memory.
@@ -181,6 +193,20 @@ impl Journal {
         }
     }
 
+    /// Returns the names of its files.
+    pub fn files(&self) -> Vec<String> {
+        let of = |pair: &Pair| {
+            let older = pair.older.as_ref().map(|_| format!("{}.1", pair.name));
+            older.into_iter().chain([pair.name.to_owned()]).collect::<Vec<_>>()
+        };
+        [of(&self.all), of(&self.ends)].concat()
+    }
+
+    /// Has the next [`Journal::flush`] put back what was deleted.
+    pub fn restore(&mut self) {
+        (self.all.is_deleted, self.ends.is_deleted) = (true, true);
+    }
+
     /// Returns since when a write is under way that did not come to its end in time.
     pub fn behind_since(&mut self) -> Option<Monotonic> {
         self.all.behind_since().into_iter().chain(self.ends.behind_since()).min()
@@ -206,7 +232,7 @@ impl Pair {
         let older = Half::open(&dir.join(format!("{name}.1")), false)?;
         let newer = Half::open(&dir.join(name), true)?.expect("it is made if it is not there");
         let (dir, unwritten) = (dir.to_owned(), Lines::default());
-        Ok(Self { dir, name, most, newer, older, unwritten, writing: None, fault: None })
+        Ok(Self { dir, name, most, newer, older, unwritten, writing: None, fault: None, is_deleted: false })
     }
 
     /// Returns the number of the last event that is written.
@@ -224,13 +250,25 @@ impl Pair {
 
     fn flush(&mut self, disk: &mut Disk) {
         self.settle();
-        if self.is_written() || self.writing.is_some() {
+        if self.writing.is_some() || self.is_written() && !self.is_deleted {
             return;
         }
         let lines = Arc::new(std::mem::take(&mut self.unwritten));
         let (file, size, text) = (self.newer.file.clone(), self.newer.size, lines.clone());
         let (dir, name, most) = (self.dir.clone(), self.name, self.most);
-        let act = move || write(&file, size, &text.text, most, || turn(&dir, name));
+        let older = self.older.as_ref().map(|half| half.file.clone());
+        let is_deleted = std::mem::take(&mut self.is_deleted);
+        let act = move || {
+            let back = if is_deleted { put_back(&dir, name, &file, older.as_deref()) } else { Ok(Back::default()) };
+            match back {
+                Ok(back) => {
+                    let file = back.newer.as_ref().unwrap_or(&file);
+                    let written = write(file, size, &text.text, most, || turn(&dir, name));
+                    Written { back, ..written }
+                }
+                Err(error) => Written { size, outcome: Err(error), turned: None, back: Back::default() },
+            }
+        };
         self.writing = Some((disk.act(act), lines));
         self.settle();
     }
@@ -242,10 +280,15 @@ impl Pair {
 
     /// Takes note of a write that is done. What could not be written is written next time, if there is room for it until then.
     fn settle(&mut self) {
-        let Some(Written { size, outcome, turned }) = self.writing.as_ref().and_then(|(doing, _)| doing.take()) else {
+        let Some(Written { size, outcome, turned, back }) = self.writing.as_ref().and_then(|(doing, _)| doing.take())
+        else {
             return;
         };
         let Some((_, lines)) = self.writing.take() else { return };
+        let halves = [(Some(&mut self.newer), back.newer), (self.older.as_mut(), back.older)];
+        for (half, file) in halves.into_iter().filter_map(|(half, file)| half.zip(file)) {
+            half.file = Arc::new(file);
+        }
         let shown = self.dir.join(self.name);
         self.fault = match outcome {
             Ok(()) => {
@@ -255,6 +298,8 @@ impl Pair {
             }
             Err(error) => {
                 self.unwritten.put_before(&lines);
+                // It may be since its directory is gone.
+                self.is_deleted = true;
                 Some(format!("write {}: {error}", shown.display()))
             }
         };
@@ -502,14 +547,35 @@ fn write(mut file: &File, size: u64, lines: &[u8], most: u64, turn: impl FnOnce(
     match &outcome {
         Ok(()) => {
             let size = file.metadata().map_or(size + lines.len() as u64, |metadata| metadata.size());
-            Written { size, outcome, turned: (size > most).then(turn) }
+            Written { size, outcome, turned: (size > most).then(turn), back: Back::default() }
         }
         Err(_) => {
             // To make a file shorter takes no room; where even that fails, the next line is lost with the torn one.
             file.set_len(size).unwrap_or_default();
-            Written { size, outcome, turned: None }
+            Written { size, outcome, turned: None, back: Back::default() }
         }
     }
+}
+
+/// Puts back those files of a pair that were deleted. What was in them is read from the deleted ones, which are still open.
+fn put_back(dir: &Path, name: &str, newer: &File, older: Option<&File>) -> std::io::Result<Back> {
+    let copy = |file: &File, name: String| -> std::io::Result<Option<File>> {
+        let (path, beside) = (dir.join(&name), dir.join(name + ".new"));
+        if !is_missing(&path) {
+            return Ok(None);
+        }
+        let mut options = OpenOptions::new();
+        options.read(true).append(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+        let mut copy = options.open(&beside)?;
+        copy.set_len(0)?;
+        let mut file = file;
+        file.rewind()?;
+        std::io::copy(&mut file, &mut copy)?;
+        std::fs::rename(&beside, &path)?;
+        Ok(Some(copy))
+    };
+    let older = older.map(|older| copy(older, format!("{name}.1"))).transpose()?.flatten();
+    Ok(Back { newer: copy(newer, name.to_owned())?, older })
 }
 
 /// Makes the newer file the older one. What a full disk can refuse comes first.
@@ -523,158 +589,4 @@ fn turn(dir: &Path, name: &str) -> Result<File, String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::event::Kind;
-    use crate::model::time::Wall;
-
-    fn event(message: &str) -> Event {
-        Event { message: message.to_owned(), ..Event::new(Wall(1), Kind::Started) }
-    }
-
-    /// Reads a page, and returns the numbers of its events.
-    fn read(journal: &Journal, since: u64) -> (Vec<u64>, Page) {
-        let page = journal.pages(since).read(&EventQuery::default(), 1 << 20).unwrap();
-        let numbers = page.events.iter().map(|json| serde_json::from_str::<Event>(json).unwrap().seq).collect();
-        (numbers, page)
-    }
-
-    #[test]
-    fn events_are_numbered_without_gaps_across_daemons() {
-        let dir = tempfile::tempdir().unwrap();
-        for round in 0..3 {
-            let mut journal = Journal::open(dir.path()).unwrap();
-            for number in 1..=100 {
-                let mut event = event("x");
-                journal.append(&mut event);
-                assert_eq!(event.seq, round * 100 + number);
-            }
-            journal.flush(&mut Disk::in_memory());
-        }
-        let (numbers, page) = read(&Journal::open(dir.path()).unwrap(), 290);
-        assert_eq!(numbers, (291..=300).collect::<Vec<_>>());
-        assert_eq!((page.last, page.lost), (300, 0));
-    }
-
-    #[test]
-    fn a_line_that_was_cut_short_is_cut_off() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut journal = Journal::open(dir.path()).unwrap();
-        journal.append(&mut event("whole"));
-        journal.flush(&mut Disk::in_memory());
-        (&*journal.all.newer.file).write_all(b"{\"seq\":2,\"ti").unwrap();
-        let mut journal = Journal::open(dir.path()).unwrap();
-        assert_eq!(journal.last(), 1);
-        journal.append(&mut event("next"));
-        journal.flush(&mut Disk::in_memory());
-        assert_eq!(read(&journal, 0).0, [1, 2]);
-    }
-
-    #[test]
-    fn what_could_not_be_written_is_written_later_and_what_had_no_room_is_counted() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut journal = Journal::open(dir.path()).unwrap();
-        let append = |journal: &mut Journal, count: u64, text: &str| {
-            (0..count).for_each(|_| journal.append(&mut event(text)));
-            journal.flush(&mut Disk::in_memory());
-        };
-        append(&mut journal, 10, "x");
-        let unwritable = Arc::new(File::open(dir.path().join("journal")).unwrap());
-        let file = std::mem::replace(&mut journal.all.newer.file, unwritable);
-        append(&mut journal, 190, "x");
-        assert!(journal.fault().is_some() && !journal.all.unwritten.text.is_empty());
-        append(&mut journal, 1, &"x".repeat(UNWRITTEN_MAX));
-        append(&mut journal, 1, "lost");
-        journal.all.newer.file = file;
-        append(&mut journal, 0, "");
-        assert!(journal.fault().is_none() && journal.all.unwritten.text.is_empty());
-        append(&mut journal, 100, "x");
-        for journal in [journal, Journal::open(dir.path()).unwrap()] {
-            let (mut at, mut lost, mut seen) = (5, 0, Vec::new());
-            while at < 302 {
-                let (numbers, page) = read(&journal, at);
-                assert!(page.last > at, "it goes on after {at}");
-                seen.extend(numbers);
-                (at, lost) = (page.last, lost + page.lost);
-            }
-            assert_eq!((seen, lost), ((6..=201).chain(203..=302).collect(), 1));
-        }
-    }
-
-    #[test]
-    fn bytes_that_are_no_event_are_passed_over() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut journal = Journal::open(dir.path()).unwrap();
-        for garbage in [&b"\xff\xfe no text\n"[..], b"{\"seq\":\n", b"\n", b"{}\n"] {
-            journal.append(&mut event("x"));
-            journal.flush(&mut Disk::in_memory());
-            (&*journal.all.newer.file).write_all(garbage).unwrap();
-            journal.all.newer.size += garbage.len() as u64;
-        }
-        for journal in [journal, Journal::open(dir.path()).unwrap()] {
-            assert_eq!(journal.last(), 4);
-            assert_eq!(read(&journal, 0).0, [1, 2, 3, 4]);
-        }
-    }
-
-    #[test]
-    fn the_journal_is_bounded_and_tells_what_is_lost() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut journal = Journal::open(dir.path()).unwrap();
-        let long = "x".repeat(100_000);
-        for _ in 0..400 {
-            journal.append(&mut event(&long));
-            journal.flush(&mut Disk::in_memory());
-        }
-        let size: u64 =
-            ["journal", "journal.1"].iter().map(|name| dir.path().join(name).metadata().unwrap().len()).sum();
-        assert!(size <= 2 * (HALF_MAX + 200_000), "{size}");
-        let (numbers, first) = read(&journal, 0);
-        assert!(first.lost > 0 && numbers[0] == first.lost + 1, "what is gone is told exactly");
-        let (mut at, mut count) = (first.last, first.events.len() as u64);
-        while at < 400 {
-            let (_, page) = read(&journal, at);
-            assert!(!page.events.is_empty());
-            (at, count) = (page.last, count + page.events.len() as u64);
-        }
-        assert_eq!(count + first.lost, 400);
-    }
-
-    #[test]
-    fn an_end_is_still_told_when_all_that_was_told_beside_it_is_gone() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut journal = Journal::open(dir.path()).unwrap();
-        let end = |message: &str| Event { message: message.to_owned(), ..Event::new(Wall(1), Kind::Failed) };
-        let long = "x".repeat(100_000);
-        for round in 0..400 {
-            let mut told = if round % 100 == 7 { end("ended") } else { event(&long) };
-            journal.append(&mut told);
-            journal.flush(&mut Disk::in_memory());
-        }
-        for journal in [journal, Journal::open(dir.path()).unwrap()] {
-            let (mut at, mut numbers, mut lost) = (0, Vec::new(), 0);
-            while at < 400 {
-                let (new, page) = read(&journal, at);
-                lost += page.lost;
-                assert!(page.last > at, "it goes on");
-                at = page.last;
-                numbers.extend(new);
-            }
-            assert_eq!(numbers[..2], [8, 108], "the oldest that are kept are ends");
-            assert!(numbers.is_sorted() && numbers.contains(&208) && numbers.contains(&308) && lost > 200);
-            assert_eq!(numbers.len() as u64 + lost, 400, "what is gone is told exactly");
-        }
-    }
-
-    #[test]
-    fn the_last_events_are_in_memory_as_far_as_their_bound_goes() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut journal = Journal::open(dir.path()).unwrap();
-        assert!(journal.recent(1).is_none());
-        (0..400).for_each(|_| journal.append(&mut event(&"x".repeat(10_000))));
-        assert!(journal.recent(1).is_none(), "the first ones are in the files alone");
-        let numbers: Vec<_> = journal.recent(390).unwrap().map(|told| told.seq).collect();
-        assert_eq!(numbers, (390..=400).collect::<Vec<_>>());
-        assert!(journal.recent.bytes <= RECENT_MAX && journal.recent(401).unwrap().next().is_none());
-    }
-}
+mod tests;

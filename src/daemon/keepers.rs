@@ -17,6 +17,7 @@ use rustix::io::Errno;
 use super::supervisor::Source;
 use crate::kernel::error::KernelError;
 use crate::kernel::keeper::{Keeper, Order, Report, Streams};
+use crate::kernel::socket::is_missing;
 use crate::model::error::{Code, Error};
 use crate::output::Pipes;
 
@@ -241,6 +242,23 @@ impl Keepers {
         let Some(ended) = ended else { return };
         book.ended.push((number, ended));
         book.whose.values_mut().filter(|place| place.pair == pair).for_each(|place| place.is_sure = false);
+    }
+
+    /// Has each keeper whose socket was deleted listen again, and returns the names of those sockets.
+    ///
+    /// # Errors
+    /// A socket cannot be bound.
+    pub fn restore(&self) -> Result<Vec<String>, Error> {
+        let pairs = self.book().pairs.iter().map(|pair| pair.keepers.clone()).collect::<Vec<_>>();
+        let mut restored = Vec::new();
+        for (number, keeper) in pairs.into_iter().flatten().enumerate() {
+            let path = self.path(number);
+            if let Some(keeper) = keeper.filter(|_| is_missing(&path)) {
+                keeper.listen_at(&path)?;
+                restored.push(format!("keeper-{number}"));
+            }
+        }
+        Ok(restored)
     }
 
     /// Ends all keepers: the herd has ended.

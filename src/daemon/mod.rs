@@ -53,6 +53,7 @@ mod quota;
 mod reads;
 mod records;
 mod reread;
+mod restore;
 mod rota;
 mod rules;
 mod seat;

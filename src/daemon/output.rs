@@ -143,6 +143,9 @@ impl Supervisor {
             }
             Err(error) => {
                 tracing::debug!("look at the output of {}: {error}", body.id);
+                if error.code == Code::NoSuchAgent {
+                    self.restore_soon();
+                }
                 false
             }
         }

@@ -214,6 +214,7 @@ pub(super) fn log(event: &Event) {
         | Kind::Oom
         | Kind::Forbidden
         | Kind::StateStalled
+        | Kind::StateRestored
         | Kind::Late
         | Kind::Stuck
         | Kind::Unwatched

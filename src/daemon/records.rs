@@ -142,6 +142,8 @@ pub(super) struct Records {
     writing: Option<Doing<Written>>,
     /// Why the last write failed, or why there is no room for more.
     fault: Option<String>,
+    /// Whether somebody has deleted the file.
+    is_deleted: bool,
 }
 
 /// The file that is appended to.
@@ -173,7 +175,13 @@ impl Records {
             known: HashMap::new(),
             writing: None,
             fault: None,
+            is_deleted: false,
         }
+    }
+
+    /// Has the next [`Records::flush`] write the file anew: somebody has deleted it.
+    pub fn restore(&mut self) {
+        self.is_deleted = true;
     }
 
     /// Returns the boot that this daemon is of.
@@ -250,6 +258,9 @@ impl Records {
         }
         let lines = std::mem::take(&mut self.unwritten);
         let dir = self.dir.clone();
+        if std::mem::take(&mut self.is_deleted) {
+            self.file = None;
+        }
         match self.file.clone() {
             Some(open) if open.size <= 2 * self.base + GROWTH => {
                 // Where there is no room in advance it is looked for again.

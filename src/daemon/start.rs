@@ -23,6 +23,7 @@ use super::latency::Detection;
 use super::launch::Surroundings;
 use super::notify::{Leaves, Mailbox};
 use super::records::Records;
+use super::restore::{self, Door, Upkeep};
 use super::rules::Rulebook;
 use super::service::Service;
 use super::settings::{Residence, Settings};
@@ -135,9 +136,7 @@ struct Herdsman {
     /// Held until the end: the root cgroup is ours as long as this is.
     _root_claim: RootClaim,
     /// Held until the end: the socket is ours as long as this is.
-    _claim: socket::StateDir,
-    /// The socket's path, unless it is the service manager's.
-    own_socket: Option<std::path::PathBuf>,
+    _claim: Arc<socket::StateDir>,
     /// None in somebody else's program.
     orphans: Option<Orphans>,
     supervisor: Box<Supervisor>,
@@ -181,7 +180,7 @@ impl Herdsman {
             }
             Manner::Library => None,
         };
-        let claim = socket::claim_state_dir(&settings.state_dir)?;
+        let claim = Arc::new(socket::claim_state_dir(&settings.state_dir)?);
         let host = Arc::new(Host::discover()?);
         let not_offered = check_offers(&host, &settings)?;
         // Only what is ours is taken back.
@@ -196,7 +195,7 @@ impl Herdsman {
         let applied = adopt::applied(&records, legacy.as_ref());
         let estate = Estate::survey(own, &records, legacy)?;
         prepare_cgroups(own, settings.residence, &herd)?;
-        let inherited = if manner == Manner::Daemon { socket::inherited()? } else { None };
+        let inherited = if manner == Manner::Daemon { restore::inherited()? } else { None };
         let (way, group) = try_and_look_up(own, inherited.is_none())?;
         let store = Store::open(&settings.state_dir)?;
         if !store.punches() {
@@ -211,11 +210,8 @@ impl Herdsman {
         }
         let (watches, surroundings) = (Watches::new()?, Surroundings::look(&settings, manner)?);
         let inbox = Inbox::bind(&claim, &settings.notify_socket())?;
-        let own_socket = inherited.is_none().then(|| settings.socket());
-        let listener = match inherited {
-            Some(listener) => listener,
-            None => socket::bind(&claim, &settings.socket(), group)?,
-        };
+        let (door, listener) = Door::open(&claim, inherited, &settings, group)?;
+        let upkeep = Upkeep::new(&claim, door);
         let journal = Journal::open(&settings.state_dir)?;
         let poll = Poll::new().map_err(|error| Error::new(Code::Kernel, format!("epoll_create1: {error}")))?;
         let registry = poll.registry().try_clone().map_err(|error| KernelError::from_io("dup", "epoll", &error))?;
@@ -240,7 +236,7 @@ impl Herdsman {
         machine.set_baseline(super::launch::baseline());
         // The journal goes on from daemon to daemon, and tells agents apart by their keys.
         machine.number_from(clock::wall().0 / 1_000_000_000 * KEYS_A_SECOND);
-        let parts = Parts { settings, manner, tools, listener, inbox, records, journal, poll, machine, root };
+        let parts = Parts { settings, manner, tools, listener, inbox, records, journal, upkeep, poll, machine, root };
         // Every check is made: from here on things are changed.
         let ended = estate.end_strays(&parts.tools.cgroups)?;
         remove_spools(&parts.tools.store, &estate.ids());
@@ -258,7 +254,6 @@ impl Herdsman {
             _sparse: sparse,
             _root_claim: root_claim,
             _claim: claim,
-            own_socket,
             orphans,
             supervisor: Box::new(supervisor),
             guardian: Arc::new(Mutex::new(guardian)),
@@ -266,7 +261,6 @@ impl Herdsman {
     }
 
     fn run(mut self) -> Result<(), Error> {
-        let own_socket = self.own_socket;
         let guardian = self.guardian.clone();
         let clear_up = move |supervisor: &mut Supervisor, outcome: &Result<(), Error>| {
             supervisor.tools.store.close();
@@ -279,7 +273,7 @@ impl Herdsman {
                 supervisor.records.remove(&mut supervisor.disk);
                 remove_spools(&supervisor.tools.store, &BTreeSet::new());
             }
-            for socket in own_socket.into_iter().chain([supervisor.settings.notify_socket()]) {
+            for socket in supervisor.upkeep.own_socket().into_iter().chain([supervisor.settings.notify_socket()]) {
                 if let Err(error) = std::fs::remove_file(&socket) {
                     tracing::warn!("remove {}: {error}", socket.display());
                 }
@@ -412,6 +406,7 @@ struct Parts {
     records: Records,
     inbox: Inbox,
     journal: Journal,
+    upkeep: Upkeep,
     poll: Poll,
     machine: Machine,
     root: String,
@@ -420,7 +415,7 @@ struct Parts {
 impl Parts {
     fn assemble(self) -> Result<Supervisor, Error> {
         let failed = |what: &str, error: std::io::Error| Error::new(Code::Kernel, format!("{what}: {error}"));
-        let Self { settings, manner, tools, listener, inbox, records, journal, poll, machine, root } = self;
+        let Self { settings, manner, tools, listener, inbox, records, journal, upkeep, poll, machine, root } = self;
         let registry = poll.registry();
         let waker = Waker::new(registry, Source::Waker.token()).map_err(|error| failed("make a waker", error))?;
         let waker = Arc::new(waker);
@@ -498,6 +493,7 @@ impl Parts {
             disk,
             records,
             journal,
+            upkeep,
             is_unwritable: false,
             detection,
             began: clock::monotonic(),
@@ -517,6 +513,7 @@ impl Supervisor {
         let limits = self.machine.config().limits.clone();
         self.watch_limits(&[(Place::herd(), limits)]);
         self.take_up_pressure(None);
+        self.watch_state_dir();
         let now = now();
         let mut event = self.machine.event_about(now.mono, now.wall, Kind::HerdStarted, None);
         event.pid = i32::try_from(std::process::id()).ok();

@@ -27,6 +27,7 @@ use super::pressure::Triggers;
 use super::reads::Shared;
 use super::records::Records;
 use super::reread::OURSELVES;
+use super::restore::Upkeep;
 use super::rota::Rota;
 use super::rules::TURN_MOST;
 use super::service::Service;
@@ -153,6 +154,8 @@ pub(super) enum Chore {
     Closers,
     /// Try again to write what could not be written.
     Write,
+    /// Re-create what was deleted of the state directory.
+    Restore,
     /// Accept connections that could not be accepted.
     Accept,
     /// Take the request of a client that was put off.
@@ -234,6 +237,7 @@ pub(super) struct Supervisor {
     pub disk: Disk,
     pub records: Records,
     pub journal: Journal,
+    pub upkeep: Upkeep,
     /// Whether it was told that these cannot be written.
     pub is_unwritable: bool,
     pub detection: Detection,
@@ -392,6 +396,7 @@ impl Supervisor {
 
     /// Writes down what this turn has brought, and tells the news to those who follow events.
     pub fn tell(&mut self) {
+        self.take_restored();
         self.write_down();
         self.watch_disk();
         self.tell_news();
@@ -448,7 +453,7 @@ impl Supervisor {
                 return;
             }
             Some(_) => Some(format!("writing to {} takes longer than it may", self.settings.state_dir.display())),
-            None => self.records.fault().or(self.journal.fault()).map(str::to_owned),
+            None => self.records.fault().or(self.journal.fault()).or(self.upkeep.fault()).map(str::to_owned),
         };
         if why.is_some() == self.is_unwritable {
             return;
@@ -514,6 +519,7 @@ impl Supervisor {
                 Some((_, Chore::Found(key))) => self.tell_found(key),
                 Some((_, Chore::Closers)) => self.receive_again(),
                 Some((_, Chore::Write)) => self.write_again(),
+                Some((_, Chore::Restore)) => self.restore_is_due(),
                 Some((_, Chore::Accept)) => self.accept(),
                 Some((_, Chore::Take(client))) => self.take_what_was_put_off(client),
                 Some((_, Chore::Trim)) => self.trim_is_due(),

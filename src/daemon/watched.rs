@@ -61,6 +61,7 @@ impl Supervisor {
             Watched::Memory(place) => self.memory_told(&place),
             Watched::Hits(place, knob) => self.look_at_hits(&place, knob),
             Watched::ForksAbove => self.look_at_forks_above(),
+            Watched::StateDir => self.restore_soon(),
         }
     }
 

@@ -100,18 +100,7 @@ impl Keeper {
     pub fn start(path: &Path) -> Result<Self> {
         let shown = path.display().to_string();
         let failed = |operation: &str, errno| KernelError::new(operation, shown.as_str(), errno);
-        let address =
-            rustix::net::SocketAddrUnix::new(path).map_err(|errno| failed("name the keeper's socket", errno))?;
-        match rustix::fs::unlink(path) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(errno) => return Err(failed("remove the socket of an earlier keeper at", errno)),
-        }
-        let make = || rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
-        let listener = make().map_err(|errno| failed("make socket", errno))?;
-        rustix::net::bind(&listener, &address).map_err(|errno| failed("bind socket", errno))?;
-        // Only the keeper itself listens, so that its peers see its own credentials: nobody can connect before.
-        rustix::fs::chmodat(CWD, path, Mode::RUSR | Mode::WUSR, rustix::fs::AtFlags::empty())
-            .map_err(|errno| failed("chmod 0600 socket", errno))?;
+        let listener = bind(path)?;
         let (link, end) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .map_err(|errno| failed("make socket pair", errno))?;
@@ -255,6 +244,14 @@ impl Keeper {
         .map_err(|errno| KernelError::new("hand streams to", "keeper", errno))
     }
 
+    /// Has the keeper listen at a path again: its socket was deleted.
+    ///
+    /// # Errors
+    /// As [`Keeper::keep`]; what is wrong with the path.
+    pub fn listen_at(&self, path: &Path) -> Result<()> {
+        self.hand_over(&Order::Listen, &[bind(path)?.as_fd()])
+    }
+
     /// Sends an order that has no descriptors, without waiting.
     ///
     /// # Errors
@@ -280,6 +277,24 @@ impl Keeper {
             Err(errno) => Err(failed(errno)),
         }
     }
+}
+
+/// Binds the socket of a keeper; one that is there already is removed.
+fn bind(path: &Path) -> Result<OwnedFd> {
+    let shown = path.display().to_string();
+    let failed = |operation: &str, errno| KernelError::new(operation, shown.as_str(), errno);
+    let address = rustix::net::SocketAddrUnix::new(path).map_err(|errno| failed("name the keeper's socket", errno))?;
+    match rustix::fs::unlink(path) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(errno) => return Err(failed("remove the socket of an earlier keeper at", errno)),
+    }
+    let listener = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+        .map_err(|errno| failed("make socket", errno))?;
+    rustix::net::bind(&listener, &address).map_err(|errno| failed("bind socket", errno))?;
+    // Only the keeper itself listens, so that its peers see its own credentials: nobody can connect before.
+    rustix::fs::chmodat(CWD, path, Mode::RUSR | Mode::WUSR, rustix::fs::AtFlags::empty())
+        .map_err(|errno| failed("chmod 0600 socket", errno))?;
+    Ok(listener)
 }
 
 /// Returns how many agents a keeper can serve with the descriptors that a process may have.

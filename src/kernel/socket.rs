@@ -1,10 +1,11 @@
 //! The state directory, which one daemon at a time has, and the socket in it.
 
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::sys::socket::{getsockopt, sockopt};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
@@ -17,11 +18,23 @@ use super::lock::{Lock, Refused};
 use super::{pidfd, rights};
 use crate::model::error::{Code, Error};
 
+/// The file in the state directory that is locked.
+const LOCK: &str = "lock";
+
+/// The mode of the socket for clients: whoever may write to it commands the daemon.
+pub const SOCKET_MODE: u32 = 0o660;
+
 /// A state directory that is ours until this value is dropped or the process ends.
 #[derive(Debug)]
 pub struct StateDir {
     path: PathBuf,
-    dir: OwnedFd,
+    held: Mutex<Held>,
+}
+
+/// The directory and the lock in it; replaced when somebody has deleted them.
+#[derive(Debug)]
+struct Held {
+    dir: Arc<OwnedFd>,
     _lock: Lock,
 }
 
@@ -31,12 +44,44 @@ impl StateDir {
     pub fn path(&self) -> &Path {
         &self.path
     }
+
+    /// Returns the open directory.
+    #[must_use]
+    pub fn dir(&self) -> Arc<OwnedFd> {
+        self.held().dir.clone()
+    }
+
+    /// Re-creates the directory and its lock if they were deleted, and returns the names of what was.
+    ///
+    /// # Errors
+    /// As [`claim_state_dir`].
+    pub fn restore(&self) -> Result<Vec<String>, Error> {
+        let mut held = self.held();
+        let is_moved = !is_at(&held.dir, &self.path);
+        if !is_moved && !is_missing(&self.path.join(LOCK)) {
+            return Ok(Vec::new());
+        }
+        let dir = if is_moved { Arc::new(open_state_dir(&self.path)?) } else { held.dir.clone() };
+        *held = Held { _lock: lock(&dir, &self.path)?, dir };
+        Ok(if is_moved { vec![self.path.display().to_string()] } else { vec![LOCK.to_owned()] })
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-impl AsFd for StateDir {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.dir.as_fd()
-    }
+/// Says whether nothing stands at a path. What cannot be examined counts as there.
+#[must_use]
+pub fn is_missing(path: &Path) -> bool {
+    rustix::fs::lstat(path).is_err_and(|errno| errno == Errno::NOENT)
+}
+
+/// Says whether an open directory is the one at a path.
+fn is_at(dir: &OwnedFd, path: &Path) -> bool {
+    let identity = |about: rustix::fs::Stat| (about.st_dev, about.st_ino);
+    let there = rustix::fs::lstat(path).map(identity);
+    there.is_ok() && there == rustix::fs::fstat(dir).map(identity)
 }
 
 /// Takes a state directory for this process, and makes it (0711, ours) if it is not there; its parent must be.
@@ -49,24 +94,27 @@ impl AsFd for StateDir {
 /// fcntl_locking(2): the lock dies with the process.
 pub fn claim_state_dir(path: &Path) -> Result<StateDir, Error> {
     let dir = open_state_dir(path)?;
+    let held = Held { _lock: lock(&dir, path)?, dir: Arc::new(dir) };
+    Ok(StateDir { path: path.to_owned(), held: Mutex::new(held) })
+}
+
+fn lock(dir: &OwnedFd, path: &Path) -> Result<Lock, Error> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let lock_path = path.join("lock");
+    let lock_path = path.join(LOCK);
     let failed =
         |operation: &str, errno| Error::from(KernelError::new(operation, lock_path.display().to_string(), errno));
-    let lock =
-        rustix::fs::openat(&dir, "lock", flags, Mode::RUSR | Mode::WUSR).map_err(|errno| failed("open", errno))?;
-    let lock = Lock::take(lock).map_err(|refused| match refused {
+    let lock = rustix::fs::openat(dir, LOCK, flags, Mode::RUSR | Mode::WUSR).map_err(|errno| failed("open", errno))?;
+    Lock::take(lock).map_err(|refused| match refused {
         Refused::Held(by) => in_use(path, &by),
         Refused::Failed(errno) => failed("lock", errno),
-    })?;
-    Ok(StateDir { path: path.to_owned(), dir, _lock: lock })
+    })
 }
 
 /// Says whether a supervisor has a state directory; one that cannot be examined counts as taken.
 #[must_use]
 pub fn is_state_dir_in_use(path: &Path) -> bool {
     let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    match rustix::fs::open(path.join("lock"), flags, Mode::empty()) {
+    match rustix::fs::open(path.join(LOCK), flags, Mode::empty()) {
         Ok(lock) => !matches!(fcntl_getlk(&lock, &Flock::from(FlockType::WriteLock)), Ok(None)),
         Err(errno) => errno != Errno::NOENT,
     }
@@ -121,7 +169,7 @@ pub fn usual_group() -> Option<u32> {
     super::user::lookup_group("treeherd").ok()
 }
 
-/// Opens a listening socket for clients: mode 0660, of this group if we may give it away, else of ours.
+/// Opens a listening socket for clients: with this mode, of this group if we may give it away, else of ours.
 ///
 /// A socket that a dead daemon left behind is removed: the claim on the state directory is the proof that no other daemon
 /// lives on it.
@@ -132,7 +180,7 @@ pub fn usual_group() -> Option<u32> {
 ///
 /// # Kernel
 /// unix(7).
-pub fn bind(_claim: &StateDir, path: &Path, group: Option<u32>) -> Result<UnixListener, Error> {
+pub fn bind(_claim: &StateDir, path: &Path, group: Option<u32>, mode: u32) -> Result<UnixListener, Error> {
     let shown = path.display().to_string();
     let address = address_of(path)?;
     remove_stale(path, &address)?;
@@ -150,7 +198,7 @@ pub fn bind(_claim: &StateDir, path: &Path, group: Option<u32>) -> Result<UnixLi
             other => other.map_err(|errno| failed("give socket to group", errno))?,
         }
     }
-    rustix::fs::chmod(path, Mode::from_raw_mode(0o660)).map_err(|errno| failed("chmod 0660 socket", errno))?;
+    rustix::fs::chmod(path, Mode::from_raw_mode(mode)).map_err(|errno| failed("chmod socket", errno))?;
     rustix::net::listen(&socket, 128).map_err(|errno| failed("listen on socket", errno))?;
     Ok(UnixListener::from(socket))
 }

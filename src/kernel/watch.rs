@@ -21,7 +21,7 @@ pub struct WatchId(i32);
 /// What became of watched files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fact {
-    /// The file was written to, once or more often.
+    /// The file was written to or unlinked, once or more often; or something was removed from the directory.
     Modified(WatchId),
     /// The watch has ended: removed by us, fired as a one-shot, or its file is gone. Many kernels do not tell it of the
     /// files of a cgroup that was removed (6.18 does not): end such a watch before the `rmdir`.
@@ -78,8 +78,8 @@ impl Watches {
         self.add(dir, file, WatchFlags::MODIFY)
     }
 
-    /// Watches a file of a directory for being written to once: [`Fact::Modified`], then [`Fact::Gone`], and then its
-    /// writers pay nothing any more.
+    /// Watches a file of a directory for being written to or unlinked once: [`Fact::Modified`], then [`Fact::Gone`], and then
+    /// its writers pay nothing any more.
     ///
     /// A write between the last look at the file and this call is not told: look again after it. The watch that fired ends only
     /// when its writer runs on, which may be after this call: then this one is the same, and [`Fact::Gone`] is its only fact.
@@ -87,7 +87,17 @@ impl Watches {
     /// # Errors
     /// As [`Watches::add_modify`].
     pub fn add_modify_once(&self, dir: BorrowedFd<'_>, file: &str) -> Result<WatchId> {
-        self.add(dir, file, WatchFlags::MODIFY | WatchFlags::ONESHOT)
+        // Unlinking a file changes its link count, which is one of its attributes.
+        self.add(dir, file, WatchFlags::MODIFY | WatchFlags::ATTRIB | WatchFlags::ONESHOT)
+    }
+
+    /// Watches a directory for the removal of what is in it, and for its own: [`Fact::Modified`].
+    ///
+    /// # Errors
+    /// As [`Watches::add_modify`].
+    pub fn add_removals(&self, dir: BorrowedFd<'_>) -> Result<WatchId> {
+        let removed = WatchFlags::DELETE | WatchFlags::MOVED_FROM;
+        self.add(dir, ".", removed | WatchFlags::DELETE_SELF | WatchFlags::MOVE_SELF)
     }
 
     fn add(&self, dir: BorrowedFd<'_>, file: &str, flags: WatchFlags) -> Result<WatchId> {
@@ -136,12 +146,20 @@ impl Watches {
     }
 }
 
+/// What happens to a watched file or directory.
+const CHANGES: ReadFlags = ReadFlags::MODIFY
+    .union(ReadFlags::ATTRIB)
+    .union(ReadFlags::DELETE)
+    .union(ReadFlags::MOVED_FROM)
+    .union(ReadFlags::DELETE_SELF)
+    .union(ReadFlags::MOVE_SELF);
+
 fn fact(events: ReadFlags, watch: WatchId) -> Option<Fact> {
     if events.contains(ReadFlags::QUEUE_OVERFLOW) {
         Some(Fact::Overflow)
     } else if events.contains(ReadFlags::IGNORED) {
         Some(Fact::Gone(watch))
-    } else if events.contains(ReadFlags::MODIFY) {
+    } else if events.intersects(CHANGES) {
         Some(Fact::Modified(watch))
     } else {
         None
@@ -201,6 +219,26 @@ mod tests {
         assert_ne!(again, watch, "a number is not given out again");
         file.write_all(b"c").unwrap();
         assert_eq!(read(&watches), [Fact::Modified(again), Fact::Gone(again)]);
+    }
+
+    #[test]
+    fn what_is_unlinked_or_removed_from_a_directory_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("state");
+        fs::create_dir(&state).unwrap();
+        let fd = fs::File::open(&state).unwrap();
+        let _open = fs::File::create(state.join("spool")).unwrap();
+        let watches = Watches::new().unwrap();
+        let file = watches.add_modify_once(fd.as_fd(), "spool").unwrap();
+        let removals = watches.add_removals(fd.as_fd()).unwrap();
+        fs::write(state.join("other"), "made and written").unwrap();
+        assert_eq!(read(&watches), []);
+        fs::remove_file(state.join("spool")).unwrap();
+        let facts = read(&watches);
+        assert!(facts.contains(&Fact::Modified(file)), "by its unlink, though it is open: {facts:?}");
+        assert!(facts.contains(&Fact::Modified(removals)), "{facts:?}");
+        fs::rename(&state, dir.path().join("moved")).unwrap();
+        assert_eq!(read(&watches), [Fact::Modified(removals)]);
     }
 
     #[test]

@@ -116,6 +116,8 @@ kinds! {
     StateStalled = "state:stalled",
     /// The state directory can be written again, and everything that waited for that is written.
     StateRecovered = "state:recovered",
+    /// Files of the state directory were deleted by somebody and are re-created: which ones is in the message.
+    StateRestored = "state:restored",
     /// An agent asked for something that it may not.
     Forbidden = "request:forbidden",
     /// A death was told later than the bound.

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use rustix::fs::{self, AtFlags, CWD, Dir, Mode, OFlags, RenameFlags, ResolveFlags};
 use rustix::io::{self, Errno};
@@ -33,7 +33,9 @@ const BASE_DIGITS: usize = 20;
 /// The `agents/` directory of a state directory: can be shared by threads.
 #[derive(Debug)]
 pub struct Store {
-    agents: OwnedFd,
+    path: PathBuf,
+    /// Replaced when somebody has deleted the directory.
+    agents: RwLock<Arc<OwnedFd>>,
     punches: bool,
     /// The files of agents to come, in directories that are called by their number here.
     spares: Mutex<[Option<Inlet>; SPARES]>,
@@ -70,15 +72,51 @@ impl Store {
     pub fn open(state_dir: &Path) -> Result<Self, Error> {
         let path = state_dir.join(AGENTS);
         let name = path.display().to_string();
-        match fs::mkdir(&path, Mode::RWXU) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(errno) => return Err(fault("make directory", &name, errno)),
-        }
-        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::PATH | OFlags::CLOEXEC;
-        let agents = fs::openat(CWD, &path, flags, Mode::empty()).map_err(|errno| fault("open", &name, errno))?;
-        let mut store = Self { agents, punches: false, spares: Mutex::default(), is_closed: RwLock::default() };
+        let agents = RwLock::new(Arc::new(open_agents(&path)?));
+        let mut store = Self { path, agents, punches: false, spares: Mutex::default(), is_closed: RwLock::default() };
         store.punches = store.try_punching().map_err(|errno| fault("write a scratch file in", &name, errno))?;
         Ok(store)
+    }
+
+    /// Re-creates `agents/` if it was deleted or moved away, and says whether it was.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn restore(&self) -> Result<bool, Error> {
+        let identity = |about: fs::Stat| (about.st_dev, about.st_ino);
+        let there = fs::lstat(&self.path).map(identity);
+        if there.is_ok() && there == fs::fstat(self.agents()).map(identity) {
+            return Ok(false);
+        }
+        let agents = open_agents(&self.path)?;
+        *self.agents.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(agents);
+        // Their files are gone.
+        *self.spares() = Default::default();
+        Ok(true)
+    }
+
+    /// Re-creates what was deleted of an agent's directory and spool files, and says whether something was.
+    ///
+    /// # Errors
+    /// Those of the kernel; [`Code::WrongState`] if something else stands in the way.
+    pub fn mend(&self, id: &AgentId) -> Result<bool, Error> {
+        let mut is_mended = match fs::mkdirat(self.agents(), id.as_str(), Mode::RWXU) {
+            Ok(()) => true,
+            Err(Errno::EXIST) => false,
+            Err(errno) => return Err(fault("make directory", &directory(id), errno)),
+        };
+        for stream in Stream::ALL {
+            match self.make_file(id.as_str(), stream) {
+                Ok(_) => is_mended = true,
+                Err(Errno::EXIST) => {}
+                Err(errno) => return Err(entry_fault("make", &shown(&entry(id, stream.as_str())), errno)),
+            }
+        }
+        Ok(is_mended)
+    }
+
+    fn agents(&self) -> Arc<OwnedFd> {
+        self.agents.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Says whether this file system gives space back, which is what bounds the output on disk.
@@ -94,7 +132,7 @@ impl Store {
     /// the one to whom the state directory belongs.
     pub fn remove_all_but(&self, known: &BTreeSet<AgentId>) -> Vec<Error> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let entries = match fs::openat(&self.agents, ".", flags, Mode::empty()).and_then(Dir::new) {
+        let entries = match fs::openat(self.agents(), ".", flags, Mode::empty()).and_then(Dir::new) {
             Ok(entries) => entries,
             Err(errno) => return vec![fault("list", AGENTS, errno)],
         };
@@ -122,7 +160,7 @@ impl Store {
         }
         let Some(number) = self.spares().iter().position(Option::is_none) else { return Ok(()) };
         let name = spare_name(number);
-        match fs::mkdirat(&self.agents, &name, Mode::RWXU) {
+        match fs::mkdirat(self.agents(), &name, Mode::RWXU) {
             Ok(()) => {}
             // Another thread is at it.
             Err(Errno::EXIST) => return Ok(()),
@@ -154,7 +192,7 @@ impl Store {
         let mut spares = self.spares();
         let number = spares.iter().position(Option::is_some)?;
         let name = spare_name(number);
-        match fs::renameat_with(&self.agents, &name, &self.agents, id.as_str(), RenameFlags::NOREPLACE) {
+        match fs::renameat_with(self.agents(), &name, self.agents(), id.as_str(), RenameFlags::NOREPLACE) {
             Ok(()) => spares[number].take(),
             Err(Errno::EXIST) => None,
             Err(_) => {
@@ -177,7 +215,7 @@ impl Store {
         {
             return Ok(inlet);
         }
-        let make = || fs::mkdirat(&self.agents, id.as_str(), Mode::RWXU);
+        let make = || fs::mkdirat(self.agents(), id.as_str(), Mode::RWXU);
         let mut made = make();
         if made == Err(Errno::EXIST) {
             self.remove(id)?;
@@ -189,12 +227,8 @@ impl Store {
 
     /// Makes the files in a directory that was just made, or removes it.
     fn fill(&self, dir: &str, output: Output) -> Result<Inlet, Error> {
-        // An exclusive file is a new one: it cannot be a link, and there is no fifo to wait for.
-        let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let make = |stream: Stream| {
-            let name = format!("{dir}/{stream}");
-            fs::openat2(&self.agents, &name, flags, Mode::RUSR | Mode::WUSR, beneath())
-                .map_err(|errno| entry_fault("make", &shown(&name), errno))
+            self.make_file(dir, stream).map_err(|errno| entry_fault("make", &shown(&format!("{dir}/{stream}")), errno))
         };
         let files = make(Stream::Stdout).and_then(|stdout| Ok((stdout, make(Stream::Stderr)?)));
         let inlet = files.and_then(|(stdout, stderr)| match output {
@@ -206,11 +240,28 @@ impl Store {
         inlet.inspect_err(|_| self.remove_dir(dir).unwrap_or_default())
     }
 
-    /// Opens what the child of a further run writes to.
+    /// Makes a spool file that is not there yet.
+    fn make_file(&self, dir: &str, stream: Stream) -> io::Result<OwnedFd> {
+        // An exclusive file is a new one: it cannot be a link, and there is no fifo to wait for.
+        let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        fs::openat2(self.agents(), format!("{dir}/{stream}"), flags, Mode::RUSR | Mode::WUSR, beneath())
+    }
+
+    /// Opens what the child of a further run writes to; what was deleted of its directory is re-created.
     ///
     /// # Errors
     /// As [`Store::writer`].
     pub fn inlet(&self, id: &AgentId, output: Output) -> Result<Inlet, Error> {
+        match self.open_inlet(id, output) {
+            Err(error) if error.code == Code::NoSuchAgent => {
+                self.mend(id)?;
+                self.open_inlet(id, output)
+            }
+            other => other,
+        }
+    }
+
+    fn open_inlet(&self, id: &AgentId, output: Output) -> Result<Inlet, Error> {
         match output {
             Output::File => {
                 let (stdout, stderr) = (self.writer(id, Stream::Stdout)?, self.writer(id, Stream::Stderr)?);
@@ -251,11 +302,11 @@ impl Store {
                             .map_err(|errno| entry_fault("remove", &format!("{directory}/{name}"), errno))?;
                     }
                 }
-                unlink(&self.agents, dir, AtFlags::REMOVEDIR).map_err(|errno| entry_fault("remove", &directory, errno))
+                unlink(self.agents(), dir, AtFlags::REMOVEDIR).map_err(|errno| entry_fault("remove", &directory, errno))
             }
             Err(error) if error.code == Code::NoSuchAgent => Ok(()),
             // Something that is not a directory: a link, a file.
-            Err(error) => unlink(&self.agents, dir, AtFlags::empty()).map_err(|_| error),
+            Err(error) => unlink(self.agents(), dir, AtFlags::empty()).map_err(|_| error),
         }
     }
 
@@ -338,13 +389,13 @@ impl Store {
             flags |= OFlags::NONBLOCK | OFlags::NOCTTY;
         }
         let mode = if flags.contains(OFlags::CREATE) { Mode::RUSR | Mode::WUSR } else { Mode::empty() };
-        fs::openat2(&self.agents, name, flags, mode, beneath())
+        fs::openat2(self.agents(), name, flags, mode, beneath())
     }
 
     fn try_punching(&self) -> io::Result<bool> {
-        unlink(&self.agents, SCRATCH, AtFlags::empty())?;
+        unlink(self.agents(), SCRATCH, AtFlags::empty())?;
         let scratch = self.open_entry(SCRATCH, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)?;
-        unlink(&self.agents, SCRATCH, AtFlags::empty())?;
+        unlink(self.agents(), SCRATCH, AtFlags::empty())?;
         match io::pwrite(&scratch, &[b'x'; 8192], 0) {
             // Full: there is no telling, and a daemon that does not start gives nothing back at all.
             Err(Errno::NOSPC | Errno::DQUOT) => return Ok(true),
@@ -359,11 +410,21 @@ fn spare_name(number: usize) -> String {
     format!(".spare-{number}")
 }
 
+fn open_agents(path: &Path) -> Result<OwnedFd, Error> {
+    let name = path.display().to_string();
+    match fs::mkdir(path, Mode::RWXU) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(errno) => return Err(fault("make directory", &name, errno)),
+    }
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::PATH | OFlags::CLOEXEC;
+    fs::openat(CWD, path, flags, Mode::empty()).map_err(|errno| fault("open", &name, errno))
+}
+
 fn beneath() -> ResolveFlags {
     ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS
 }
 
-fn unlink(directory: &OwnedFd, name: &str, flags: AtFlags) -> io::Result<()> {
+fn unlink(directory: impl AsFd, name: &str, flags: AtFlags) -> io::Result<()> {
     match fs::unlinkat(directory, name, flags) {
         Err(Errno::NOENT) => Ok(()),
         other => other,

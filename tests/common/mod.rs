@@ -217,6 +217,11 @@ impl Own {
         self.await_answer(self.start());
     }
 
+    /// Starts a daemon where the last one was, by a command made from the usual one.
+    pub fn restart_by(&mut self, change: impl FnOnce(Command) -> Command) {
+        self.await_answer(change(self.start()));
+    }
+
     fn await_answer(&mut self, mut command: Command) {
         self.daemon = Some(command.spawn().unwrap());
         let socket = self.socket();

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use treeherd::kernel::clock;
 use treeherd::kernel::peer::{Origin, peer};
 use treeherd::kernel::pidfd::{self, Exit};
-use treeherd::kernel::socket::{bind, claim_state_dir};
+use treeherd::kernel::socket::{SOCKET_MODE, bind, claim_state_dir};
 use treeherd::kernel::spawn::spawn;
 use treeherd::kernel::watch::{Fact, Watches};
 use treeherd::model::error::Code;
@@ -20,7 +20,7 @@ fn a_dead_daemons_claim_is_free_even_while_its_child_hangs_on_its_way_to_exec() 
     const ME: &str = "a_dead_daemons_claim_is_free";
     if let Some(state) = std::env::var_os("TH_K2_STATE") {
         let claim = claim_state_dir(&PathBuf::from(&state)).unwrap();
-        let _listener = bind(&claim, &claim.path().join("s.sock"), None).unwrap();
+        let _listener = bind(&claim, &claim.path().join("s.sock"), None, SOCKET_MODE).unwrap();
         let (room, out) = (Room::new(), sink());
         let launch = room.launch(&["/bin/true"], &out);
         // A child that comes and goes, with a copy of every descriptor, takes nothing away.
@@ -47,7 +47,8 @@ fn a_dead_daemons_claim_is_free_even_while_its_child_hangs_on_its_way_to_exec() 
     daemon.wait().unwrap();
     assert!(leaf.read("cgroup.events").contains("populated 1"), "the child still hangs");
     let claim = claim_state_dir(&state).unwrap();
-    bind(&claim, &state.join("s.sock"), None).expect("its socket is open in the child, and stale nevertheless");
+    bind(&claim, &state.join("s.sock"), None, SOCKET_MODE)
+        .expect("its socket is open in the child, and stale nevertheless");
 }
 
 #[test]
@@ -55,7 +56,7 @@ fn a_caller_is_known_by_its_cgroup() {
     let guard = tempfile::tempdir().unwrap();
     let claim = claim_state_dir(&guard.path().join("state")).unwrap();
     let path = claim.path().join("s.sock");
-    let listener = bind(&claim, &path, None).unwrap();
+    let listener = bind(&claim, &path, None, SOCKET_MODE).unwrap();
     let (room, out) = (Room::new(), sink());
     let mut launch = room.launch(&["/bin/sh"], &out);
     let program = std::env::current_exe().unwrap();

@@ -18,7 +18,7 @@ use super::table::{AGENTS_MAX, State, Stream, Table};
 use crate::kernel::spawn;
 
 /// The descriptors that it is born with.
-const LISTENER: i32 = 0;
+const FIRST_LISTENER: i32 = 0;
 const FIRST_LINK: i32 = 1;
 
 /// What `epoll` tells besides numbers of streams.
@@ -67,6 +67,7 @@ struct Nest<'a> {
     stuck: usize,
     epoll: BorrowedFd<'static>,
     timer: BorrowedFd<'static>,
+    listener: i32,
     /// The daemon's connection.
     link: Option<i32>,
 }
@@ -139,8 +140,8 @@ impl Nest<'_> {
         let timer = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         let timer = at(rustix::time::timerfd_create(TimerfdClockId::Monotonic, timer).ok()?.into_raw_fd());
         // Here and not by whoever started us: its peers are to see our credentials.
-        rustix::net::listen(at(LISTENER), 8).ok()?;
-        epoll::add(epoll, at(LISTENER), EventData::new_u64(LISTENER_TOLD), EventFlags::IN).ok()?;
+        rustix::net::listen(at(FIRST_LISTENER), 8).ok()?;
+        epoll::add(epoll, at(FIRST_LISTENER), EventData::new_u64(LISTENER_TOLD), EventFlags::IN).ok()?;
         epoll::add(epoll, at(FIRST_LINK), EventData::new_u64(LINK_TOLD), EventFlags::IN).ok()?;
         epoll::add(epoll, timer, EventData::new_u64(TIMER_TOLD), EventFlags::IN).ok()?;
         Some(Self {
@@ -151,6 +152,7 @@ impl Nest<'_> {
             stuck: 0,
             epoll,
             timer,
+            listener: FIRST_LISTENER,
             link: Some(FIRST_LINK),
         })
     }
@@ -272,7 +274,7 @@ impl Nest<'_> {
 
     /// Takes in a daemon: the newest one is the one that is served.
     fn accept(&mut self) {
-        let Ok(link) = rustix::net::accept_with(at(LISTENER), SocketFlags::CLOEXEC) else { return };
+        let Ok(link) = rustix::net::accept_with(at(self.listener), SocketFlags::CLOEXEC) else { return };
         let link = link.into_raw_fd();
         let is_ours =
             rustix::net::sockopt::socket_peercred(at(link)).is_ok_and(|peer| peer.uid.as_raw() == self.birth.uid);
@@ -281,6 +283,19 @@ impl Nest<'_> {
         }
         if let Some(before) = self.link.replace(link) {
             close(before);
+        }
+    }
+
+    /// Listens on another socket from now on; where that fails, on the one before.
+    fn listen(&mut self, given: [i32; 4]) {
+        let [socket, others @ ..] = given;
+        others.into_iter().for_each(close);
+        let listens = socket >= 0 && rustix::net::listen(at(socket), 8).is_ok();
+        let told = EventData::new_u64(LISTENER_TOLD);
+        if listens && epoll::add(self.epoll, at(socket), told, EventFlags::IN).is_ok() {
+            close(std::mem::replace(&mut self.listener, socket));
+        } else {
+            close(socket);
         }
     }
 
@@ -312,6 +327,7 @@ impl Nest<'_> {
                     match order {
                         Some(Order::Keep { token }) => self.keep(token, given, State::Idle),
                         Some(Order::Hold { token }) => self.keep(token, given, State::Held),
+                        Some(Order::Listen) => self.listen(given),
                         _ => given.into_iter().for_each(close),
                     }
                     if let Some(order) = order {
@@ -328,7 +344,7 @@ impl Nest<'_> {
     fn obey(&mut self, order: Order) {
         match order {
             // Done already, with the descriptors that came along.
-            Order::Keep { .. } | Order::Hold { .. } => {}
+            Order::Keep { .. } | Order::Hold { .. } | Order::Listen => {}
             Order::Greet { .. } => {
                 for place in 0..self.table.end() {
                     if let Some(it) = self.table.at(place) {

@@ -38,6 +38,8 @@ pub enum Order {
     },
     /// Forget the agents that were not kept since [`Order::Greet`].
     Sweep,
+    /// Listen for daemons to come on the bound socket that comes along: the one before was deleted.
+    Listen,
     /// Splice everything that is there, and end.
     Quit,
 }
@@ -88,6 +90,7 @@ const REFUSED: u32 = 9;
 const FAULT: u32 = 10;
 const HOLD: u32 = 11;
 const HAS: u32 = 12;
+const LISTEN: u32 = 13;
 
 fn encode(kind: u32, small: u32, first: u64, second: u64) -> [u8; WIRE] {
     let mut bytes = [0; WIRE];
@@ -118,6 +121,7 @@ impl Order {
             Self::Drain { token, ticket } => encode(DRAIN, 0, token, ticket),
             Self::Forget { token } => encode(FORGET, 0, token, 0),
             Self::Sweep => encode(SWEEP, 0, 0, 0),
+            Self::Listen => encode(LISTEN, 0, 0, 0),
             Self::Quit => encode(QUIT, 0, 0, 0),
         }
     }

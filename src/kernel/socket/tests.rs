@@ -46,12 +46,12 @@ fn a_stale_socket_is_replaced_and_a_living_one_is_not() {
     let (_guard, path) = temporary();
     let claim = claim_state_dir(&path).unwrap();
     let socket = path.join("s.sock");
-    let living = bind(&claim, &socket, None).unwrap();
+    let living = bind(&claim, &socket, None, SOCKET_MODE).unwrap();
     assert_eq!(mode(&socket), 0o660);
-    assert_eq!(bind(&claim, &socket, None).unwrap_err().code, Code::InUse);
+    assert_eq!(bind(&claim, &socket, None, SOCKET_MODE).unwrap_err().code, Code::InUse);
     drop(living);
     assert!(socket.exists(), "a socket stays where it was when its process is gone");
-    bind(&claim, &socket, None).unwrap();
+    bind(&claim, &socket, None, SOCKET_MODE).unwrap();
 }
 
 #[test]
@@ -60,7 +60,7 @@ fn a_file_in_the_way_of_the_socket_is_left_alone() {
     let claim = claim_state_dir(&path).unwrap();
     let file = path.join("s.sock");
     fs::write(&file, "precious").unwrap();
-    let error = bind(&claim, &file, None).unwrap_err();
+    let error = bind(&claim, &file, None, SOCKET_MODE).unwrap_err();
     assert!(error.message.contains("in the way"), "{error}");
     assert_eq!(fs::read_to_string(&file).unwrap(), "precious");
 }
@@ -70,8 +70,8 @@ fn a_socket_path_has_107_bytes_at_most() {
     let (_guard, path) = temporary();
     let claim = claim_state_dir(&path).unwrap();
     let room = 107 - path.as_os_str().len() - 1;
-    bind(&claim, &path.join("x".repeat(room)), None).unwrap();
-    let error = bind(&claim, &path.join("x".repeat(room + 1)), None).unwrap_err();
+    bind(&claim, &path.join("x".repeat(room)), None, SOCKET_MODE).unwrap();
+    let error = bind(&claim, &path.join("x".repeat(room + 1)), None, SOCKET_MODE).unwrap_err();
     assert_eq!(error.code, Code::BadValue);
     assert!(error.message.contains("has 108 bytes"), "{error}");
 }
@@ -85,7 +85,7 @@ fn a_socket_goes_to_its_group() {
     let (_guard, path) = temporary();
     let claim = claim_state_dir(&path).unwrap();
     let socket = path.join("s.sock");
-    let listener = bind(&claim, &socket, Some(4242)).unwrap();
+    let listener = bind(&claim, &socket, Some(4242), SOCKET_MODE).unwrap();
     assert_eq!(fs::symlink_metadata(&socket).unwrap().gid(), 4242);
     drop(listener);
 }
