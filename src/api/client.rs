@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 
 use super::message::{Outcome, Outgoing, Reply};
 use super::method::Call;
-use crate::model::error::{Code, Error};
+use crate::model::error::{Code, Error, check_socket_path};
 
 /// A connection to a daemon.
 #[derive(Debug)]
@@ -51,6 +51,7 @@ impl Client {
     /// # Errors
     /// [`Code::NoDaemon`] if none answers there, or it may not be asked.
     pub fn connect(socket: &Path) -> Result<Self, Error> {
+        check_socket_path(socket)?;
         let stream = UnixStream::connect(socket).map_err(|error| {
             let remedy = match error.kind() {
                 io::ErrorKind::PermissionDenied => "you need to be root or a member of the socket's group",

@@ -80,6 +80,13 @@ fn say(mut text: String) {
 /// Tells what is wrong with the command line, or the help that was asked for, and returns the exit status.
 pub(super) fn usage(error: &clap::Error) -> ExitCode {
     let is_json = std::env::args_os().take_while(|word| word != "--").any(|word| word == "--json");
+    if error.kind() == clap::error::ErrorKind::InvalidUtf8 {
+        let words = std::env::args_os().enumerate().filter(|(_, word)| word.to_str().is_none());
+        let words: Vec<String> = words.map(|(number, word)| format!("argument {number}, {word:?}")).collect();
+        let error = Error::new(Code::BadValue, format!("not UTF-8: {}", words.join("; ")));
+        tell(&error.remedy("only paths of files may be; names, commands and values are text"), is_json);
+        return ExitCode::from(USAGE);
+    }
     if is_json && error.use_stderr() {
         let text = error.render().to_string();
         let text = text.trim_start_matches("error: ");

@@ -61,6 +61,7 @@ pub(super) fn run(global: &Global, args: RunArgs, screen: &mut Screen) -> Done {
         let error = Error::new(Code::BadTree, format!("{} has no agents", args.file.display()));
         return Err(error.remedy("add one, as in [agents.hello] with command = \"echo hello\"").into());
     }
+    daemon::check_clone3()?;
     // Before there are other threads.
     daemon::prepare_process();
     daemon::share_heap();

@@ -12,6 +12,7 @@ use crate::model::error::{Code, Error};
 
 /// `daemon`
 pub(super) fn daemon(global: &Global, args: DaemonArgs) -> Done {
+    daemon::check_clone3()?;
     // Before there are other threads.
     daemon::block_irrelevant_signals();
     log::start(global.log_format, "info")

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -42,7 +42,7 @@ pub(super) struct Surroundings {
     /// The soft limit on descriptors of agents that ask for none.
     descriptors: u64,
     /// Where agents tell how they are.
-    notify_socket: String,
+    notify_socket: OsString,
     /// What is in every agent's environment.
     env: BTreeMap<String, String>,
     /// The signals that this process may ignore.
@@ -52,16 +52,12 @@ pub(super) struct Surroundings {
 impl Surroundings {
     /// Looks up who we are. In a process of our own nobody changes later which signals are ignored.
     pub fn look(settings: &Settings, manner: Manner) -> Result<Self, Error> {
-        let notify_socket = settings.notify_socket();
-        let notify_socket = notify_socket.to_str().map(str::to_owned).ok_or_else(|| {
-            Error::new(Code::BadValue, format!("{} is not UTF-8", notify_socket.display()))
-                .remedy("give another --state-dir")
-        })?;
         let ignored = match manner {
             Manner::Daemon => process::ignored_signals()?,
             Manner::Library => u64::MAX,
         };
         let descriptors = process::descriptor_limit_at_start().min(DESCRIPTORS);
+        let notify_socket = settings.notify_socket().into_os_string();
         Ok(Self { own: user::own_account()?, notify_socket, env: settings.env.clone(), descriptors, ignored })
     }
 }
@@ -93,23 +89,23 @@ pub(super) fn prepare(
         give_pipes(&inlet, user).map_err(|error| at(Stage::User, error.into()))?;
     }
     let env = environment(spec, account, &tools.surroundings);
-    let path = env.iter().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH);
+    let path = env.iter().find_map(|entry| entry.as_bytes().strip_prefix(b"PATH=").map(OsStr::from_bytes));
     let program = &spec.command[0];
     let mut enter = Vec::new();
     if tools.way == Way::EnterItself {
         enter.push(tools.cgroups.procs_fd(place).map_err(|error| at(Stage::Cgroup, error.into()))?);
     }
     enter.extend(tools.cgroups.entrances(place).map_err(|error| at(Stage::Cgroup, error.into()))?);
-    let text = |text: &str| {
-        CString::new(text)
+    let text = |text: &OsStr| {
+        CString::new(text.as_bytes())
             .map_err(|_| at(Stage::Prepare, Error::new(Code::BadValue, format!("{text:?} contains a NUL byte"))))
     };
     let cwd = spec.cwd.as_deref().unwrap_or(Path::new("/"));
     Ok(Launch {
-        argv: spec.command.iter().map(|word| text(word)).collect::<Result<_, _>>()?,
+        argv: spec.command.iter().map(|word| text(OsStr::new(word))).collect::<Result<_, _>>()?,
         env: env.iter().map(|entry| text(entry)).collect::<Result<_, _>>()?,
         pid_variable: spec.watchdog.map(|_| WATCHDOG_PID.to_owned()),
-        search: spawn::path_candidates(program, path),
+        search: spawn::path_candidates(program, path.unwrap_or(OsStr::new(DEFAULT_PATH))),
         cwd: CString::new(cwd.as_os_str().as_bytes()).unwrap_or_default(),
         stdin: spec.stdin.as_deref().map(|path| CString::new(path.as_os_str().as_bytes()).unwrap_or_default()),
         stdout: inlet.stdout,
@@ -141,26 +137,29 @@ fn give_pipes(inlet: &Inlet, user: &user::Credentials) -> Result<(), KernelError
 
 /// A clean environment: PATH, HOME, USER and LANG, what every agent is given, what is inherited by name, what this one is given,
 /// and what sd_notify(3) and sd_watchdog_enabled(3) look for in an agent that has something to tell.
-fn environment(spec: &AgentSpec, who: &Account, surroundings: &Surroundings) -> Vec<String> {
-    let own = |name: &str| std::env::var(name).ok().map(Cow::from);
-    let mut env: BTreeMap<&str, Cow<'_, str>> = BTreeMap::from([
-        ("PATH", DEFAULT_PATH.into()),
-        ("HOME", who.home.to_string_lossy()),
-        ("USER", who.name.as_str().into()),
-        ("LANG", own("LANG").unwrap_or("C.UTF-8".into())),
+fn environment(spec: &AgentSpec, who: &Account, surroundings: &Surroundings) -> Vec<OsString> {
+    let own = |name: &str| std::env::var_os(name).map(Cow::from);
+    let text = |text| Cow::from(OsStr::new(text));
+    let mut env: BTreeMap<&str, Cow<'_, OsStr>> = BTreeMap::from([
+        ("PATH", text(DEFAULT_PATH)),
+        ("HOME", who.home.as_os_str().into()),
+        ("USER", text(&who.name)),
+        ("LANG", own("LANG").unwrap_or(text("C.UTF-8"))),
     ]);
-    env.extend(surroundings.env.iter().map(|(name, value)| (name.as_str(), value.into())));
+    env.extend(surroundings.env.iter().map(|(name, value)| (name.as_str(), text(value))));
     env.extend(spec.inherit_env.iter().filter_map(|name| Some((name.as_str(), own(name)?))));
-    env.extend(spec.env.iter().map(|(name, value)| (name.as_str(), value.into())));
+    env.extend(spec.env.iter().map(|(name, value)| (name.as_str(), text(value))));
     if spec.notifies() {
-        env.insert("NOTIFY_SOCKET", surroundings.notify_socket.as_str().into());
+        env.insert("NOTIFY_SOCKET", surroundings.notify_socket.as_os_str().into());
     }
     if let Some(watchdog) = spec.watchdog {
-        env.insert("WATCHDOG_USEC", watchdog.as_micros().to_string().into());
+        env.insert("WATCHDOG_USEC", OsString::from(watchdog.as_micros().to_string()).into());
         // Only the child knows this one.
         env.remove("WATCHDOG_PID");
     }
-    env.iter().map(|(name, value)| [name, "=", value].concat()).collect()
+    let entry =
+        |(name, value): (&&str, &Cow<'_, OsStr>)| [OsStr::new(name), OsStr::new("="), value].into_iter().collect();
+    env.iter().map(entry).collect()
 }
 
 /// Makes the pipe on which a run tells by a newline that it is ready: our end, which never blocks, and its.

@@ -77,3 +77,4 @@ pub use start::{Running, serve, start, step_aside};
 pub use crate::kernel::guardian::EndsWith;
 pub use crate::kernel::program::share_heap;
 pub use crate::kernel::signals::{block_irrelevant as block_irrelevant_signals, is_ignored};
+pub use crate::kernel::spawn::check_clone3;

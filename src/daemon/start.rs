@@ -42,7 +42,7 @@ use crate::kernel::watch::Watches;
 use crate::kernel::{clock, process, socket};
 use crate::machine::Machine;
 use crate::model::config::HerdConfig;
-use crate::model::error::{Code, Error};
+use crate::model::error::{Code, Error, check_socket_path};
 use crate::model::event::Kind;
 use crate::model::id::AgentId;
 use crate::model::limits::Knob;
@@ -84,6 +84,7 @@ impl Running {
 /// # Errors
 /// Everything that can be wrong with the host or the settings; then nothing is left behind.
 pub fn start(settings: Settings) -> Result<Running, Error> {
+    spawn::check_clone3()?;
     let (report, started) = channel();
     let thread = std::thread::Builder::new().name("treeherd".to_owned()).spawn(move || {
         let outcome = Herdsman::build(settings, Manner::Library);
@@ -171,6 +172,8 @@ fn remove_root(cgroups: &Cgroups) {
 impl Herdsman {
     fn build(settings: Settings, manner: Manner) -> Result<Self, Error> {
         settings.herd.check()?;
+        check_socket_path(&settings.socket())?;
+        check_socket_path(&settings.notify_socket())?;
         // Before there are other threads.
         let orphans = match manner {
             Manner::Daemon => {

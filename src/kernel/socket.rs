@@ -1,7 +1,6 @@
 //! The state directory, which one daemon at a time has, and the socket in it.
 
 use std::os::fd::{FromRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -16,7 +15,7 @@ use rustix::process::{Flock, FlockType, fcntl_getlk};
 use super::error::KernelError;
 use super::lock::{Lock, Refused};
 use super::{pidfd, rights};
-use crate::model::error::{Code, Error};
+use crate::model::error::{Code, Error, check_socket_path};
 
 /// The file in the state directory that is locked.
 const LOCK: &str = "lock";
@@ -241,15 +240,8 @@ pub fn inherited() -> Result<Option<UnixListener>, Error> {
 }
 
 pub(super) fn address_of(path: &Path) -> Result<SocketAddrUnix, Error> {
-    // The kernel takes 108 without a zero at the end; clients in most languages do not.
-    const MOST: usize = 107;
-    let length = path.as_os_str().as_bytes().len();
-    let address = SocketAddrUnix::new(path).ok().filter(|_| length <= MOST);
-    address.ok_or_else(|| {
-        let shown = path.display();
-        Error::new(Code::BadValue, format!("socket path {shown} has {length} bytes, and a socket's has {MOST} at most"))
-            .remedy("give a shorter --state-dir or --socket")
-    })
+    check_socket_path(path)?;
+    SocketAddrUnix::new(path).map_err(|errno| KernelError::new("name socket", path.display().to_string(), errno).into())
 }
 
 /// Removes the socket of a dead daemon; whatever else is at the path stays.

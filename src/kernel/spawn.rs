@@ -33,25 +33,29 @@ mod bare;
 mod child;
 mod cradle;
 mod entry;
+mod needs;
 mod newborn;
 mod raw;
 mod shed;
 mod tell;
 
 use std::cell::RefCell;
-use std::ffi::{CString, c_char};
+use std::ffi::{CString, OsStr, c_char};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicI32, AtomicU8, AtomicUsize, Ordering};
 
 use rustix::io::Errno;
 
-use self::child::{Mission, Orders};
+use self::child::{Head, Mission, Orders};
 use self::cradle::Cradle;
 use self::entry::PidEntry;
 pub use self::newborn::Newborn;
 pub(super) use self::raw::set_signal_mask;
+use super::error::errno_text;
 use super::pidfd::{self, Exit};
 use super::user::Credentials;
+use crate::model::error::{Code, Error};
 use crate::model::stage::{SpawnFailure, Stage};
 
 pub(super) use bare::{end as end_bare, start as start_bare};
@@ -344,6 +348,7 @@ impl Orders<'_> {
             stage: AtomicU8::new(Stage::Clone as u8),
             errno: AtomicI32::new(0),
             which: AtomicUsize::new(0),
+            head: Head::new(),
         }
     }
 }
@@ -422,7 +427,8 @@ fn judge(launch: &Launch, orders: &Orders<'_>, child: Launched) -> Result<Launch
     if errno == 0 {
         return Err(tell::killed(stage, ended.map(|ended| ended.status)));
     }
-    Err(tell::failed(launch, stage, orders.which.load(Ordering::Relaxed), Errno::from_raw_os_error(errno)))
+    let which = orders.which.load(Ordering::Relaxed);
+    Err(tell::failed(launch, stage, which, Errno::from_raw_os_error(errno), orders.head.bytes()))
 }
 
 /// Says whether a child that came as far as calling `execve` was ended in it.
@@ -445,6 +451,23 @@ fn process_flags(stat: &[u8]) -> Option<u64> {
     // The name, in parentheses, may contain anything; the state follows it, and the flags are the seventh from there.
     let after_name = stat.get(memchr::memrchr(b')', stat)? + 1..)?;
     std::str::from_utf8(after_name.split(|byte| *byte == b' ').nth(7)?).ok()?.parse().ok()
+}
+
+/// Refuses a process to which `clone3` is forbidden, by asking for nothing: the kernel itself answers EINVAL. There, not even threads can
+/// be made with every C library, and errors about those would name no cause.
+///
+/// # Errors
+/// [`Code::Unsupported`].
+///
+/// # Kernel
+/// clone(2), seccomp(2): Docker's older profiles answer EPERM, newer ones ENOSYS.
+pub fn check_clone3() -> Result<(), Error> {
+    // SAFETY: no arguments, and no size of them: it is refused before anything is read.
+    #[allow(unsafe_code)]
+    let answer = unsafe { raw::syscall(libc::SYS_clone3, [0; 5]) };
+    let Err(errno @ (libc::EPERM | libc::ENOSYS)) = answer else { return Ok(()) };
+    let message = format!("start a process by clone3: {}", errno_text(Errno::from_raw_os_error(errno)));
+    Err(Error::new(Code::Unsupported, message).remedy(tell::NO_CLONE3))
 }
 
 /// Finds out by trying whether children can be born in cgroups here.
@@ -473,17 +496,19 @@ pub fn way_that_works(leaf: BorrowedFd<'_>) -> Result<Way, SpawnFailure> {
 ///
 /// A command or a directory with a zero byte is no path, and has no candidate.
 #[must_use]
-pub fn path_candidates(command: &str, path: &str) -> Vec<CString> {
+pub fn path_candidates(command: &str, path: &OsStr) -> Vec<CString> {
     if command.is_empty() {
         return Vec::new();
     }
     if command.contains('/') {
         return CString::new(command).into_iter().collect();
     }
-    path.split(':')
+    path.as_bytes()
+        .split(|byte| *byte == b':')
         .filter_map(|directory| {
-            let directory = if directory.is_empty() { "." } else { directory };
-            CString::new(format!("{}/{command}", directory.trim_end_matches('/'))).ok()
+            let end = directory.iter().rposition(|byte| *byte != b'/').map_or(0, |last| last + 1);
+            let directory = if directory.is_empty() { b"." } else { &directory[..end] };
+            CString::new([directory, b"/", command.as_bytes()].concat()).ok()
         })
         .collect()
 }
@@ -493,7 +518,7 @@ mod tests {
     use super::*;
 
     fn candidates(command: &str, path: &str) -> Vec<String> {
-        path_candidates(command, path).into_iter().map(|path| path.into_string().unwrap()).collect()
+        path_candidates(command, OsStr::new(path)).into_iter().map(|path| path.into_string().unwrap()).collect()
     }
 
     #[test]

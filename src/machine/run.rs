@@ -346,7 +346,9 @@ impl Machine {
 
 fn spawn_error(id: &AgentId, failure: &SpawnFailure) -> Error {
     let code = if failure.stage == Stage::Exec { Code::ExecFailed } else { Code::SpawnFailed };
-    let error = Error::new(code, format!("spawn {id}: {}", failure.message));
+    // What the kernel refused is told with the step that it refused.
+    let step = failure.errno.map(|_| format!("{} ", failure.stage)).unwrap_or_default();
+    let error = Error::new(code, format!("spawn {id}: {step}{}", failure.message));
     match &failure.remedy {
         Some(remedy) => error.remedy(remedy.clone()),
         None => error,

@@ -1,6 +1,7 @@
 //! The one error that reaches a user: what was asked, of what, why not, and what helps.
 
 use std::fmt;
+use std::path::Path;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -134,6 +135,30 @@ impl fmt::Display for Error {
             None => Ok(()),
         }
     }
+}
+
+/// How many bytes the path of a socket may have. The kernel takes 108 without a zero at the end; clients in most languages do not.
+const SOCKET_PATH_MAX: usize = 107;
+
+/// Refuses a path that is too long for a socket.
+///
+/// # Errors
+/// [`Code::BadValue`], with the length, the limit, and how long the directory may be.
+///
+/// # Kernel
+/// unix(7), `sun_path`.
+pub fn check_socket_path(path: &Path) -> Result<(), Error> {
+    let length = path.as_os_str().len();
+    if length <= SOCKET_PATH_MAX {
+        return Ok(());
+    }
+    let name = path.file_name().map_or(0, std::ffi::OsStr::len);
+    let room = SOCKET_PATH_MAX.saturating_sub(name + 1);
+    let shown = path.display();
+    let message = format!("socket path {shown} has {length} bytes, and the kernel takes {SOCKET_PATH_MAX} at most");
+    let remedy =
+        format!("give a --state-dir of at most {room} bytes, or a shorter --socket; a symbolic link can be one");
+    Err(Error::new(Code::BadValue, message).remedy(remedy))
 }
 
 impl std::error::Error for Error {}

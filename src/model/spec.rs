@@ -287,6 +287,14 @@ impl AgentSpec {
             }
         }
         for (field, path) in [("cwd", &self.cwd), ("stdin", &self.stdin)] {
+            if let Some(path) = path.as_ref().filter(|path| path.to_str().is_none()) {
+                return bad(
+                    field,
+                    format!(
+                        "{path:?} is not UTF-8: a specification is JSON, which holds text; make a link to it whose name is"
+                    ),
+                );
+            }
             if path.as_ref().is_some_and(|path| !path.is_absolute()) {
                 return bad(field, "the path is not absolute".to_owned());
             }

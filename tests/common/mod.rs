@@ -53,6 +53,8 @@ pub struct Own {
     /// What the daemon is started by.
     prefix: Vec<String>,
     pub dir: tempfile::TempDir,
+    /// The state directory.
+    pub state: PathBuf,
     pub cgroup: String,
     _watchdog: Sender<()>,
 }
@@ -78,7 +80,16 @@ pub fn herd_with(change: impl FnOnce(&mut Settings)) -> Own {
     change(&mut settings);
     let herd = Herd::start(settings).unwrap_or_else(|error| panic!("{error}"));
     alive().insert(cgroup.clone());
-    Own { herd: Some(herd), daemon: None, words: Vec::new(), prefix: Vec::new(), dir, cgroup, _watchdog: watchdog() }
+    Own {
+        herd: Some(herd),
+        daemon: None,
+        words: Vec::new(),
+        prefix: Vec::new(),
+        state: dir.path().join("state"),
+        dir,
+        cgroup,
+        _watchdog: watchdog(),
+    }
 }
 
 /// Starts a daemon in a process of its own, with these words on its command line.
@@ -109,7 +120,16 @@ pub fn daemon_to_be(words: &[&str]) -> Own {
     let cgroup = unique("daemon");
     alive().insert(cgroup.clone());
     let words = words.iter().map(|word| (*word).to_owned()).collect();
-    Own { herd: None, daemon: None, words, prefix: Vec::new(), dir, cgroup, _watchdog: watchdog() }
+    Own {
+        herd: None,
+        daemon: None,
+        words,
+        prefix: Vec::new(),
+        state: dir.path().join("state"),
+        dir,
+        cgroup,
+        _watchdog: watchdog(),
+    }
 }
 
 fn alive() -> std::sync::MutexGuard<'static, BTreeSet<String>> {
@@ -257,7 +277,7 @@ impl Own {
                 command
             }
         };
-        command.args(["daemon", "--cgroup", &self.cgroup, "--state-dir"]).arg(self.dir.path().join("state"));
+        command.args(["daemon", "--cgroup", &self.cgroup, "--state-dir"]).arg(&self.state);
         command.args(&self.words).stdout(std::process::Stdio::null());
         if std::env::var_os("TREEHERD_TEST_LOG").is_none() {
             command.stderr(std::process::Stdio::null());
@@ -378,7 +398,7 @@ impl Own {
     }
 
     pub fn socket(&self) -> PathBuf {
-        self.dir.path().join("state/treeherd.sock")
+        self.state.join("treeherd.sock")
     }
 
     pub fn follow(&self) -> EventStream {

@@ -97,7 +97,7 @@ impl Room {
             argv: argv.iter().map(|text| CString::new(*text).unwrap()).collect(),
             env: vec![c"PATH=/usr/bin:/bin".to_owned()],
             pid_variable: None,
-            search: path_candidates(argv[0], "/usr/bin:/bin"),
+            search: path_candidates(argv[0], std::ffi::OsStr::new("/usr/bin:/bin")),
             cwd: c"/".to_owned(),
             stdin: None,
             stdout: output.try_clone().unwrap(),

@@ -4,11 +4,13 @@
 //! made by hand, only on what was made ready before; no allocation, no lock, no panic, no libc, no `Drop`. What it has
 //! to tell it leaves in [`Orders`]: the step it is at, and the error number of the step that failed.
 
+use std::cell::UnsafeCell;
 use std::convert::Infallible;
 use std::ffi::{CStr, c_char, c_void};
 use std::sync::atomic::{AtomicI32, AtomicU8, AtomicUsize, Ordering};
 
 use super::entry::PidEntry;
+use super::needs::HEAD_MAX;
 use super::raw::{self, Answer};
 use crate::model::stage::Stage;
 
@@ -65,6 +67,29 @@ pub(super) struct Orders<'a> {
     pub errno: AtomicI32,
     /// Which one of several the step failed at: the index of a descriptor, a limit, a path.
     pub which: AtomicUsize,
+    /// The first bytes of the file that could not be executed.
+    pub head: Head,
+}
+
+/// Room for the first bytes of a file, which the child fills and its parent reads after it.
+pub(super) struct Head {
+    bytes: UnsafeCell<[u8; HEAD_MAX]>,
+    /// How many were read; none if that is `usize::MAX`.
+    length: AtomicUsize,
+}
+
+impl Head {
+    pub fn new() -> Self {
+        Self { bytes: UnsafeCell::new([0; HEAD_MAX]), length: AtomicUsize::new(usize::MAX) }
+    }
+
+    /// Returns what the child has read, if it has. Only for its parent, once the child has left its memory.
+    pub fn bytes(&self) -> Option<&[u8]> {
+        // SAFETY: the child, the only one that writes there, has ended when its parent goes on (CLONE_VFORK).
+        #[allow(unsafe_code)]
+        let bytes = unsafe { &*self.bytes.get() };
+        bytes.get(..self.length.load(Ordering::Relaxed))
+    }
 }
 
 impl Orders<'_> {
@@ -89,6 +114,7 @@ pub(super) extern "C" fn run(orders: *mut c_void) -> ! {
         raw::exit(0);
     }
     let Err((which, errno)) = steps(orders);
+    read_head(orders, which);
     orders.which.store(which, Ordering::Relaxed);
     orders.errno.store(errno, Ordering::Relaxed);
     raw::exit(127)
@@ -296,6 +322,27 @@ fn stdin(orders: &Orders<'_>) -> Result<(), Failed> {
         .and_then(|fd| call(libc::SYS_fcntl, [fd, int(libc::F_SETFL), 0, 0, 0]))
         .map(drop)
         .map_err(|errno| (0, errno))
+}
+
+/// Reads the first bytes of a file that could not be executed, with the rights that the program would have had: they say what it
+/// lacks.
+fn read_head(orders: &Orders<'_>, which: usize) {
+    let (true, Some(path)) = (orders.stage.load(Ordering::Relaxed) == Stage::Exec as u8, orders.search.get(which))
+    else {
+        return;
+    };
+    // Even a limit of three descriptors leaves one for this.
+    cannot_fail(call(libc::SYS_close, [0; 5]));
+    let flags = libc::O_RDONLY | libc::O_NOCTTY | libc::O_NONBLOCK;
+    let path = path.expose_provenance();
+    let Ok(fd) = call(libc::SYS_openat, [int(libc::AT_FDCWD), path, int(flags), 0, 0]) else { return };
+    let at = orders.head.bytes.get().expose_provenance();
+    // SAFETY: the buffer is as long as is said, the parent's that sleeps meanwhile, and nobody else's.
+    #[allow(unsafe_code)]
+    let read = unsafe { raw::syscall(libc::SYS_read, [fd, at, HEAD_MAX, 0, 0]) };
+    if let Ok(length) = read {
+        orders.head.length.store(length, Ordering::Relaxed);
+    }
 }
 
 /// Tries the candidates in turn as execvp does: a missing one is passed over, a forbidden one too but remembered.
