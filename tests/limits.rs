@@ -10,7 +10,7 @@ use treeherd::model::event::Kind;
 use treeherd::model::id::{AgentId, Level};
 use treeherd::model::limits::{Controller, Knob};
 use treeherd::model::request::LimitScope;
-use treeherd::model::status::{Cause, State};
+use treeherd::model::status::{Cause, Paused, State};
 
 /// Says whether a controller is there; a test without it is skipped.
 fn offers(controller: Controller) -> bool {
@@ -19,6 +19,100 @@ fn offers(controller: Controller) -> bool {
         skip(&format!("this host does not offer {controller}"));
     }
     is_there
+}
+
+/// What an agent of the tests below is: this binary again.
+#[test]
+fn role() {
+    if std::env::var(ROLE).is_ok_and(|role| role == "comets") {
+        comets();
+    }
+}
+
+/// Is processes that each start another one and end: whoever is found is gone before it can be moved.
+#[allow(unsafe_code)]
+fn comets() -> ! {
+    use std::io::Write;
+    for _ in 0..30 {
+        // SAFETY: the child makes no calls but fork and exit.
+        if unsafe { libc::fork() } == 0 {
+            loop {
+                // SAFETY: as above.
+                match unsafe { libc::fork() } {
+                    0 | -1 => {}
+                    // SAFETY: it ends this process without running anything of it.
+                    _ => unsafe { libc::_exit(0) },
+                }
+            }
+        }
+    }
+    println!("up");
+    std::io::stdout().flush().unwrap();
+    loop {
+        std::thread::park();
+    }
+}
+
+/// Reads the freezer of a cgroup below the herd.
+fn is_frozen(herd: &Own, place: &str) -> bool {
+    let dir = Host::discover().unwrap().cgroup2.join(&herd.cgroup).join("herd").join(place);
+    let read = |file: &str| std::fs::read_to_string(dir.join(file)).unwrap();
+    read("cgroup.freeze").trim() == "1" || read("cgroup.events").contains("frozen 1")
+}
+
+#[test]
+fn a_first_limit_on_a_running_fork_storm_is_set_and_the_storm_goes_on() {
+    if !offers(Controller::Memory) || !offers(Controller::Pids) {
+        return;
+    }
+    let herd = daemon(&[]);
+    let group = herd.group(None, "group");
+    let storm = herd.role(Some(&group), "storm", "comets", |_| {});
+    await_line(&herd, &storm, "up");
+    let scopes = [LimitScope::Agent(storm.clone()), LimitScope::Siblings(Level(1)), LimitScope::Herd];
+    for (scope, limit) in scopes.into_iter().zip(["memory_max=512MiB", "pids_max=20000", "memory_max=1GiB"]) {
+        herd.limit(scope, limits(&[limit])).unwrap_or_else(|error| panic!("{limit}: {error}"));
+    }
+    // Every process that is seen is in the mirror or has ended.
+    let mirror = |controller| match Host::discover().unwrap().binding(controller) {
+        Binding::V1 { .. } => Some(if controller == Controller::Memory { ":memory:" } else { ":pids:" }),
+        _ => None,
+    };
+    let place = format!("{}/herd/group", herd.cgroup);
+    for hierarchy in [Controller::Memory, Controller::Pids].into_iter().filter_map(mirror) {
+        for pid in herd.processes() {
+            let Ok(cgroup) = std::fs::read_to_string(format!("/proc/{pid}/cgroup")) else { continue };
+            let is_inside = |line: &str| !line.contains(hierarchy) || line.contains(&place);
+            assert!(cgroup.lines().all(is_inside), "{hierarchy} {cgroup}");
+        }
+    }
+    let places = ["", "group", "group/level-1", "group/level-1/storm"];
+    until("nothing stays frozen", || places.iter().all(|place| !is_frozen(&herd, place)));
+    assert_eq!(herd.agent_status(&storm).unwrap().paused, Paused::No);
+    let before: std::collections::BTreeSet<i32> = herd.processes().into_iter().collect();
+    until("the storm goes on", || herd.processes().iter().any(|pid| !before.contains(pid)));
+    herd.finish();
+}
+
+#[test]
+fn what_a_daemon_has_frozen_to_set_a_limit_and_died_is_thawed_and_what_was_paused_is_not() {
+    let mut herd = daemon(&[]);
+    let group = herd.group(None, "group");
+    let child = herd.sleeper(Some(&group), "child");
+    let paused = herd.sleeper(None, "paused");
+    herd.pause_agent(&paused).unwrap();
+    herd.crash();
+    let places = ["", "group", "group/level-1", "group/level-1/child"];
+    for place in places {
+        let dir = Host::discover().unwrap().cgroup2.join(&herd.cgroup).join("herd").join(place);
+        std::fs::write(dir.join("cgroup.freeze"), "1").unwrap();
+    }
+    herd.restart();
+    until("it is thawed", || places.iter().all(|place| !is_frozen(&herd, place)));
+    assert!(is_frozen(&herd, "paused"));
+    assert_eq!(herd.agent_status(&child).unwrap().paused, Paused::No);
+    assert_eq!(herd.agent_status(&paused).unwrap().paused, Paused::Own);
+    herd.finish();
 }
 
 /// Forks until it cannot, tells how far it came, and stays.

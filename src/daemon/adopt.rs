@@ -312,6 +312,7 @@ impl Supervisor {
         let mut mains = Vec::new();
         let mut places = Vec::new();
         let end = self.journal.last();
+        self.thaw_groups(&estate.heirs);
         for mut heir in estate.heirs {
             let key = heir.key();
             self.records.inherit(key, heir.mark);
@@ -347,6 +348,14 @@ impl Supervisor {
                 self.look_at_spool(key, stream);
             }
         }
+    }
+
+    /// Thaws the children of one agent together, which are never paused by themselves: the daemon before may have died while a limit was set there. Of agents the machine knows
+    /// what their freezers are to be.
+    fn thaw_groups(&self, heirs: &[Heir]) {
+        let has_level = |heir: &&Heir| heir.found.is_some_and(|found| found.has_level);
+        let levels = heirs.iter().filter(has_level).map(Heir::level_below);
+        levels.for_each(|place| self.tools.cgroups.thaw_group(&place).unwrap_or_else(|error| super::job::note(&error)));
     }
 
     /// Makes what the shell keeps of an agent.

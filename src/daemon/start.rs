@@ -386,6 +386,8 @@ fn try_and_look_up(cgroups: &Cgroups, binds: bool) -> Result<(Way, Option<u32>),
 
 /// Tries once whether a child can be cloned into a cgroup here.
 pub(super) fn canary(cgroups: &Cgroups) -> Result<Way, Error> {
+    // It would run nothing, if the daemon before has died while a limit was set for the whole herd.
+    cgroups.thaw_group(&Place::herd())?;
     let place = Place::herd().join(CANARY);
     let leaf = cgroups.make_leaf(&place)?;
     let way = spawn::way_that_works(leaf.as_fd()).map_err(Error::from);

@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -101,6 +101,8 @@ pub struct Cgroups {
     moved: Mutex<Option<root::Moved>>,
     /// Enabling, making and limiting exclude each other, so that an undo never takes away what another call relies on.
     changing: Mutex<()>,
+    /// The subtree that stands still while its processes are moved, and what its freezer is asked for when that is done.
+    stilled: Mutex<Option<(Place, Frozen)>>,
 }
 
 /// A v1 hierarchy.
@@ -160,11 +162,57 @@ impl Cgroups {
     /// 5.2; cgroup-v2.rst, "Core Interface Files", `cgroup.freeze`. The v1 freezer is never used: a process that it holds
     /// ignores SIGKILL.
     pub fn set_frozen(&self, place: &Place, frozen: Frozen) -> Result<()> {
+        let mut stilled = self.stilled.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, after)) = stilled.as_mut().filter(|(held, _)| held == place) {
+            *after = frozen;
+            if frozen == Frozen::Thawed {
+                return Ok(());
+            }
+        }
+        self.write_freezer(place, frozen)
+    }
+
+    fn write_freezer(&self, place: &Place, frozen: Frozen) -> Result<()> {
         let text = match frozen {
             Frozen::Frozen => "1",
             Frozen::Thawed => "0",
         };
         self.dir(place)?.write("cgroup.freeze", text)
+    }
+
+    /// Does something while a subtree is frozen, in which then nothing forks; afterwards its freezer is asked for what it was asked
+    /// for before, or by [`Cgroups::set_frozen`] meanwhile. A caller holds `changing`.
+    ///
+    /// # Errors
+    /// What the writes answered, other than that the cgroup is gone.
+    fn while_frozen<T>(&self, place: &Place, act: impl FnOnce() -> Result<T>) -> Result<T> {
+        let lock = || self.stilled.lock().unwrap_or_else(PoisonError::into_inner);
+        {
+            let mut stilled = lock();
+            *stilled = Some((place.clone(), self.asked_frozen(place)?));
+            self.write_freezer(place, Frozen::Frozen).inspect_err(|_| *stilled = None)?;
+        }
+        let outcome = act();
+        let mut stilled = lock();
+        let after = stilled.take().map_or(Frozen::Thawed, |(_, after)| after);
+        match self.write_freezer(place, after) {
+            Err(error) if !error.is_gone() => Err(error),
+            _ => outcome,
+        }
+    }
+
+    /// Thaws a place that is never paused by itself (the herd, the children of one agent together): an earlier daemon may have
+    /// ended while it moved processes there.
+    ///
+    /// # Errors
+    /// What the kernel answered, other than that the cgroup is gone.
+    pub fn thaw_group(&self, place: &Place) -> Result<()> {
+        match self.asked_frozen(place) {
+            Ok(Frozen::Frozen) => self.write_freezer(place, Frozen::Thawed),
+            Ok(Frozen::Thawed) => Ok(()),
+            Err(error) if error.is_gone() => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Reads what a place was last asked to do: its own `cgroup.freeze`, whatever a cgroup above it was asked.

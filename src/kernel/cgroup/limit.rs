@@ -84,7 +84,7 @@ impl Cgroups {
     /// where it was; what it takes from now on counts.
     ///
     /// # Errors
-    /// As [`Cgroups::make`]; EAGAIN if a subtree forks faster than it can be moved: freeze it first.
+    /// As [`Cgroups::make`]; EAGAIN if others move processes into the subtree faster than those are moved.
     pub fn set_limits(&self, place: &Place, limits: &Limits) -> std::result::Result<(), Error> {
         self.check_offered(limits)?;
         let _changing = self.changing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);

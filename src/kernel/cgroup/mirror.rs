@@ -8,7 +8,9 @@ use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
@@ -20,8 +22,12 @@ use crate::kernel::error::{KernelError, Result};
 use crate::model::limits::Controller;
 
 /// How often a subtree is read again while its processes are pulled into a new mirror; each round leaves only what was
-/// forked during the one before.
-const PULL_ROUNDS: usize = 32;
+/// forked during the one before. One that forks faster than it is moved is frozen after the first rounds.
+const RUNNING_ROUNDS: usize = 4;
+const FROZEN_ROUNDS: usize = 32;
+
+/// How long a subtree may take to freeze before its processes are moved as they are.
+const FROZEN_WITHIN: Duration = Duration::from_millis(500);
 
 impl Cgroups {
     /// Opens the `cgroup.procs` of the deepest mirror on a place's path, once for each v1 hierarchy that has one there: a
@@ -157,10 +163,44 @@ impl Cgroups {
     /// A process that is forked meanwhile is where its parent was: the subtree is read until nobody is left outside.
     pub(super) fn pull_in(&self, place: &Place, controller: Controller) -> Result<()> {
         let Some(mirror) = self.mirror(place, controller) else { return Ok(()) };
-        for _ in 0..PULL_ROUNDS {
-            let outside = self.outside(place, &mirror)?;
+        if self.pull(place, &mirror, RUNNING_ROUNDS)? == 0 {
+            return Ok(());
+        }
+        let left = self.while_frozen(place, || {
+            self.await_frozen(place)?;
+            self.pull(place, &mirror, FROZEN_ROUNDS)
+        })?;
+        if left == 0 {
+            return Ok(());
+        }
+        let object = format!("{left} processes of {place} into {}", mirror.label());
+        Err(KernelError::new("move", object, Errno::AGAIN)
+            .hint("processes are moved into the subtree from outside: end that"))
+    }
+
+    /// Waits until a subtree is frozen, for [`FROZEN_WITHIN`] at most: a task that hangs in the kernel does not fork either.
+    fn await_frozen(&self, place: &Place) -> Result<()> {
+        let events = self.events_fd(place)?;
+        let deadline = Instant::now() + FROZEN_WITHIN;
+        while !self.events(place)?.frozen {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let timeout = Timespec { tv_sec: 0, tv_nsec: left.subsec_nanos().into() };
+            match poll(&mut [PollFd::new(&events, PollFlags::PRI)], Some(&timeout)) {
+                Ok(0) => break,
+                Ok(_) => drop(rustix::io::pread(&events, &mut [0u8; 64], 0)),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(KernelError::new("poll", format!("{place}/cgroup.events"), errno)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves processes into a mirror in so many rounds at most. Returns how many are left outside.
+    fn pull(&self, place: &Place, mirror: &Dir, rounds: usize) -> Result<usize> {
+        for _ in 0..rounds {
+            let outside = self.outside(place, mirror)?;
             if outside.is_empty() {
-                return Ok(());
+                return Ok(0);
             }
             for pid in outside {
                 match mirror.write("cgroup.procs", &pid.to_string()) {
@@ -171,16 +211,7 @@ impl Cgroups {
                 }
             }
         }
-        let left: Vec<i32> = self.outside(place, &mirror)?.into_iter().filter(|pid| !is_zombie(*pid)).collect();
-        if left.is_empty() {
-            return Ok(());
-        }
-        Err(KernelError::new(
-            "move",
-            format!("{} processes of {place} into {}", left.len(), mirror.label()),
-            Errno::AGAIN,
-        )
-        .hint("the subtree forks faster than it is moved: freeze it first"))
+        Ok(self.outside(place, mirror)?.into_iter().filter(|pid| !is_zombie(*pid)).count())
     }
 
     fn outside(&self, place: &Place, mirror: &Dir) -> Result<BTreeSet<i32>> {

@@ -81,7 +81,18 @@ impl Cgroups {
         let [memory_above, pids_above] =
             [Controller::Memory, Controller::Pids].map(|controller| Outside::all(&host, &root, controller));
         let (moved, changing) = (Mutex::new(None), Mutex::new(()));
-        let cgroups = Self { host, root, mount, spine, hierarchies, memory_above, pids_above, moved, changing };
+        let cgroups = Self {
+            host,
+            root,
+            mount,
+            spine,
+            hierarchies,
+            memory_above,
+            pids_above,
+            moved,
+            changing,
+            stilled: Mutex::default(),
+        };
         cgroups.drop_orphaned_mirrors()?;
         for hierarchy in cgroups.each_hierarchy() {
             let herd = hierarchy.mount.descend(&cgroups.full(&Place::herd()));
