@@ -454,3 +454,39 @@ fn a_process_that_left_cgroup2_is_found_in_a_v1_mirror_and_ended() {
     assert!(matches!(process_state(pid), None | Some('Z' | 'X')), "it is ended where it is");
     herd.finish();
 }
+
+/// Starts an agent whose child has left the herd, and returns the agent and the child.
+fn spawn_leaver(herd: &Own, id: &str, elsewhere: &Elsewhere) -> (AgentId, i32) {
+    let script = format!("sleep 1000 & echo $! > {}; echo $!; echo up; exec sleep 1000", elsewhere.procs());
+    let id = herd.spawn(id, &script);
+    await_line(herd, &id, "up");
+    let said = String::from_utf8(output(herd, &id)).unwrap();
+    (id, said.lines().next().unwrap().parse().unwrap())
+}
+
+#[test]
+fn a_process_that_left_the_herd_and_lost_its_parent_is_named_in_the_receipt_and_reaped() {
+    let elsewhere = Elsewhere::new();
+    let mut herd = daemon(&[]);
+    let (id, first) = spawn_leaver(&herd, "first", &elsewhere);
+    let bystander = herd.spawn("bystander", "(sleep 1000 &) ; exec sleep 1000");
+    let receipt = terminate_now(&herd, &id);
+    let place = format!("/{}", elsewhere.0.file_name().unwrap().to_str().unwrap());
+    let outside: Vec<_> =
+        receipt.outside.iter().map(|it| (it.pid, it.comm.as_str(), it.place.ends_with(&place))).collect();
+    assert_eq!(outside, [(first, "sleep", true)], "{receipt:?}");
+    pidfd::signal(pidfd::open(first).unwrap().as_fd(), Signal::KILL).unwrap();
+    until("it is reaped", || process_state(first).is_none());
+    assert_eq!(
+        terminate_now(&herd, &bystander).outside,
+        [],
+        "an orphan in the herd is ended, and one that has ended is gone"
+    );
+    // The last receipt has it, too.
+    let (_, second) = spawn_leaver(&herd, "second", &elsewhere);
+    let shutdown = treeherd(&herd, &["shutdown", "--now"]);
+    let said = String::from_utf8(shutdown.stdout).unwrap();
+    assert!(said.contains(&format!("outside the herd, not ended: process {second} (sleep) in /")), "{said}");
+    herd.reap_daemon();
+    assert_eq!(process_state(second), Some('S'), "nobody has ended it");
+}

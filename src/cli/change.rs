@@ -131,6 +131,7 @@ fn show(receipt: &Receipt, screen: &mut Screen) -> std::io::Result<()> {
     for agent in &receipt.agents {
         agent.alive.iter().try_for_each(|it| screen.line(&format!("{}: not ended: {it}", agent.id)))?;
     }
+    receipt.outside.iter().try_for_each(|it| screen.line(&format!("outside the herd, not ended: {it}")))?;
     let (agents, processes) = (receipt.agents.len(), receipt.processes);
     screen.line(&format!("{agents} agents, {processes} processes ended in {:.1} ms", receipt.ms))
 }

@@ -110,13 +110,7 @@ impl Supervisor {
             Ok(Answer::Agents(statuses)) => {
                 return self.reply_list(to, ("[", "]"), Entries::Statuses(statuses.into_iter()));
             }
-            Ok(Answer::Receipt(mut receipt)) => {
-                let agents = std::mem::take(&mut receipt.agents);
-                let text = serde_json::to_string(&receipt).unwrap_or_default();
-                let around = text.split_once("[]").map(|(head, tail)| (format!("{head}["), format!("]{tail}")));
-                let (head, tail) = around.expect("a receipt without agents has an empty list");
-                return self.reply_list(to, (&head, &tail), Entries::Receipts(agents.into_iter()));
-            }
+            Ok(Answer::Receipt(receipt)) => return self.reply_receipt(to, receipt),
             Ok(Answer::Agent(status)) => result(&self.with_lines(*status)),
             Ok(Answer::Limits(limits)) => result(&limits),
             Ok(Answer::Done) => result(&Nothing {}),
@@ -125,7 +119,7 @@ impl Supervisor {
     }
 
     /// Answers a call with a list that is written as its reader takes it.
-    fn reply_list(&mut self, to: ReplyTo, around: (&str, &str), entries: Entries) {
+    pub(super) fn reply_list(&mut self, to: ReplyTo, around: (&str, &str), entries: Entries) {
         if let Some((client, id)) = self.call_is_over(to) {
             client.answer_list(&id, around, entries);
         }

@@ -16,6 +16,7 @@ use super::spawners::Attempt;
 use crate::kernel::cgroup::{Cgroups, Frozen, Place, Removal};
 use crate::kernel::error::KernelError;
 use crate::kernel::keeper::Keeper;
+use crate::kernel::orphans;
 use crate::kernel::peer::{self, Peer};
 use crate::kernel::program;
 use crate::kernel::rights::Stream;
@@ -28,6 +29,7 @@ use crate::model::limits::Limits;
 use crate::model::ready::Ready;
 use crate::model::spec::{AgentSpec, StopSignalTo};
 use crate::model::stage::{SpawnFailure, Stage};
+use crate::model::status::Receipt;
 use crate::model::time::Monotonic;
 use crate::output::{Dug, Hole, RuleSet, Store, Times};
 
@@ -110,6 +112,11 @@ pub(super) enum Job {
         agents: Vec<(AgentKey, Place)>,
         reply: Option<ReplyTo>,
     },
+    /// Find what lives outside the herd, for this receipt.
+    FindOutside {
+        to: ReplyTo,
+        receipt: Receipt,
+    },
     /// Give space of an agent's output back.
     Dig {
         agent: AgentKey,
@@ -188,6 +195,8 @@ pub(super) enum Outcome {
     Limited(u64, Vec<(Place, Limits)>),
     /// Who hangs, in words.
     Laggards { found: Vec<(AgentKey, String)>, reply: Option<ReplyTo> },
+    /// A receipt that is complete.
+    Receipt(ReplyTo, Receipt),
     /// Space of an agent's output is given back.
     Dug(AgentKey, Dug),
     /// A keeper of output pipes has ended, and with it its hold on them.
@@ -209,8 +218,14 @@ pub(super) enum Outcome {
 impl Job {
     /// Says whether it may be done before what was decided is written down: it changes nothing, or nobody could have it back.
     pub fn is_unrecorded(&self) -> bool {
-        let is_a_look =
-            matches!(self, Self::FindLaggards { .. } | Self::Survey { .. } | Self::Read(_) | Self::Sample { .. });
+        let is_a_look = matches!(
+            self,
+            Self::FindOutside { .. }
+                | Self::FindLaggards { .. }
+                | Self::Survey { .. }
+                | Self::Read(_)
+                | Self::Sample { .. }
+        );
         is_a_look || matches!(self, Self::TakeBack(..) | Self::Identify(_) | Self::Dig { .. } | Self::Trim)
     }
 
@@ -252,6 +267,10 @@ impl Job {
             Self::FindLaggards { agents, reply } => {
                 let found = agents.into_iter().map(|(key, place)| (key, laggards(cgroups, &place))).collect();
                 Outcome::Laggards { found, reply }
+            }
+            Self::FindOutside { to, mut receipt } => {
+                receipt.outside = orphans::outside_of(&cgroups.herd_path());
+                Outcome::Receipt(to, receipt)
             }
             Self::Dig { agent, hole } => Outcome::Dug(agent, hole.dig()),
             Self::Keep { agent, id } => match keep(tools, &id) {

@@ -51,6 +51,7 @@ mod perform;
 mod pressure;
 mod quota;
 mod reads;
+mod receipt;
 mod records;
 mod reread;
 mod restore;

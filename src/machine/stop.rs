@@ -146,7 +146,9 @@ impl Stop {
             }
         };
         let agents: Vec<AgentReceipt> = self.members.iter().chain(late).map(receipt).collect();
-        Receipt { processes: agents.iter().map(|agent| agent.processes).sum(), agents, ms: millis(now) }
+        let processes = agents.iter().map(|agent| agent.processes).sum();
+        // What lives outside the herd's cgroups the shell adds.
+        Receipt { processes, agents, ms: millis(now), outside: Vec::new() }
     }
 }
 

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::id::{AgentId, Level, Priority, Run, SessionId};
 use super::limits::Limits;
 use super::stage::Stage;
-use super::survivor::Survivor;
+use super::survivor::{Outsider, Survivor};
 use super::time::Wall;
 use super::units::Bytes;
 
@@ -484,6 +484,9 @@ pub struct Receipt {
     pub processes: u64,
     /// How long it took until the last was gone, in milliseconds.
     pub ms: f64,
+    /// Processes of the herd, whichever agent's, that live outside its cgroups and whose parents have ended; 16 at most.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outside: Vec<Outsider>,
 }
 
 /// One agent's part of a [`Receipt`].

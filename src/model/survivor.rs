@@ -1,4 +1,4 @@
-//! A process that outlives its kill: which one, where it is, and what holds it.
+//! A process that outlives its kill, or that no kill reaches: which one, where it is, and what holds it.
 
 use std::fmt;
 
@@ -41,6 +41,24 @@ pub enum SurvivalReason {
     Uninterruptible,
     /// Nothing that can be read holds it: its exit is under way, or the kernel did not take the signal.
     Unknown,
+}
+
+/// A process that was started in the herd, has left its cgroups and has lost its parents: it is a child of the supervisor, and no
+/// kill of an agent reaches it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Outsider {
+    /// Its process id.
+    pub pid: i32,
+    /// Its name, as the kernel knows it: 15 bytes at most, escaped for a terminal.
+    pub comm: String,
+    /// Its cgroup's path in cgroup2.
+    pub place: String,
+}
+
+impl fmt::Display for Outsider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "process {} ({}) in {}", self.pid, self.comm, self.place)
+    }
 }
 
 impl fmt::Display for Survivor {

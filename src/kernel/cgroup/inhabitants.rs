@@ -231,7 +231,7 @@ fn laggards_of(pid: i32) -> Vec<Laggard> {
 }
 
 /// Reads the name and the state from `/proc/PID/stat`. The name may itself contain parentheses and blanks.
-pub(super) fn comm_and_state(stat: &str) -> Option<(String, char)> {
+pub(in crate::kernel) fn comm_and_state(stat: &str) -> Option<(String, char)> {
     let (open, close) = (stat.find('(')?, stat.rfind(')')?);
     let state = stat.get(close + 1..)?.trim_start().chars().next()?;
     Some((stat.get(open + 1..close)?.to_owned(), state))

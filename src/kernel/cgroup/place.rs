@@ -62,7 +62,7 @@ impl Place {
 }
 
 /// Says whether a path is another one or below it, name by name.
-pub(super) fn is_within(path: &str, above: &str) -> bool {
+pub(in crate::kernel) fn is_within(path: &str, above: &str) -> bool {
     path.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
