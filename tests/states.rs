@@ -4,10 +4,12 @@
 mod common;
 
 use common::*;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::Duration;
 use treeherd::model::event::Kind;
 use treeherd::model::ready::Ready;
-use treeherd::model::spec::{OnMainExit, OnOom, RestartPolicy};
+use treeherd::model::spec::{AgentSpec, OnMainExit, OnOom, RestartPolicy};
 use treeherd::model::status::{Cause, State};
 
 /// What this binary does when it is started as an agent.
@@ -207,4 +209,118 @@ fn oom_kills_in_a_loop_are_counted_and_reported_in_ever_longer_intervals() {
     let most = (1..).find(|n| (1_u64 << n) > seconds + 1).unwrap() + 1;
     assert!(!told.is_empty() && told.len() <= most, "{} in {seconds} s", told.len());
     herd.finish();
+}
+
+/// A program that goes into the background as daemons do: the one that stays is forked by one that is forked, and named by a file.
+fn goes_into_the_background(file: &Path, then: &str) -> String {
+    let file = file.display();
+    format!("setsid sh -c '{then} & echo $! > {file}.new; mv {file}.new {file}' & wait; exit 0")
+}
+
+fn named_by(file: &Path) -> impl Fn(&mut AgentSpec) {
+    move |spec: &mut AgentSpec| spec.pid_file = Some(file.to_owned())
+}
+
+/// Waits until only a `sleep` is left of what was started, and returns it.
+fn sleeper_of(own: &Own) -> i32 {
+    until("its first process has ended", || matches!(own.processes()[..], [pid] if comm(pid) == "sleep"));
+    own.processes()[0]
+}
+
+fn comm(pid: i32) -> String {
+    std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()
+}
+
+#[test]
+fn a_program_in_the_background_is_known_by_its_pid_file_and_its_crash_is_a_failure() {
+    let mut own = daemon(&[]);
+    let mut events = own.follow();
+    let file = own.dir.path().join("server.pid");
+    let id = own.spawn_with("server", None, &goes_into_the_background(&file, "exec sleep 1000"), |spec| {
+        named_by(&file)(spec);
+        (spec.restart.policy, spec.restart.delay) = (RestartPolicy::OnFailure, Duration::ZERO);
+    });
+    await_event(&mut events, Kind::Ready, &id);
+    let status = own.agent_status(&id).unwrap();
+    let pid = status.pid.unwrap();
+    assert_eq!(status.state, State::Running);
+    until("it is the only one", || own.processes() == [pid] && comm(pid) == "sleep");
+    // Also in the eyes of a next daemon.
+    own.crash();
+    own.restart();
+    let mut events = own.follow();
+    assert_eq!(own.agent_status(&id).unwrap().pid, Some(pid));
+    assert!(std::process::Command::new("kill").args(["-SEGV", &pid.to_string()]).status().unwrap().success());
+    let exit = await_event(&mut events, Kind::Failed, &id).exit.unwrap();
+    assert_eq!((exit.cause, exit.signal.as_deref()), (Cause::Signal, Some("SIGSEGV")));
+    // The file still has the old number; the next run writes its own.
+    await_event(&mut events, Kind::Ready, &id);
+    let status = own.agent_status(&id).unwrap();
+    assert_eq!((status.run.0, status.state), (2, State::Running));
+    assert_ne!(status.pid, Some(pid));
+    own.finish();
+}
+
+#[test]
+fn a_pid_file_that_comes_later_is_waited_for_also_by_a_next_daemon_and_one_that_never_comes_is_a_failure() {
+    let mut own = daemon(&[]);
+    let dir = own.dir.path().join("later");
+    let file = dir.join("server.pid");
+    let later = own.spawn_with("later", None, "setsid sleep 1000 & exit 0", named_by(&file));
+    let pid = sleeper_of(&own);
+    assert_eq!(own.agent_status(&later).unwrap().state, State::Starting);
+    assert!(text(&treeherd(&own, &["explain", "later"])).contains("pid_file names its main process"));
+    own.crash();
+    own.restart();
+    let mut events = own.follow();
+    std::fs::create_dir(&dir).unwrap();
+    // Of another agent, of nobody, no number; then its own.
+    let victim = own.sleeper(None, "victim");
+    let other = own.agent_status(&victim).unwrap().pid.unwrap();
+    for text in [other.to_string(), "1".to_owned(), "no number".to_owned(), String::new()] {
+        std::fs::write(&file, text).unwrap();
+    }
+    assert_eq!(own.agent_status(&later).unwrap().state, State::Starting);
+    std::fs::write(&file, pid.to_string()).unwrap();
+    await_event(&mut events, Kind::Ready, &later);
+    assert_eq!(own.agent_status(&later).unwrap().pid, Some(pid));
+    let never = own.spawn_with("never", None, "setsid sleep 1000 & exit 0", |spec| {
+        named_by(&own.dir.path().join("never.pid"))(spec);
+        spec.ready_timeout = Some(Duration::from_millis(300));
+    });
+    let exit = await_event(&mut events, Kind::Failed, &never).exit.unwrap();
+    assert_eq!(exit.cause, Cause::Ready, "{exit}");
+    let nobody = own.spawn_with("nobody", None, "exit 0", named_by(&file));
+    let exit = await_event(&mut events, Kind::Failed, &nobody).exit.unwrap();
+    assert_eq!(exit.cause, Cause::Ready, "{exit}");
+    assert!(exit.to_string().contains("left no process"), "{exit}");
+    assert_eq!(own.agent_status(&victim).unwrap().state, State::Running);
+    own.finish();
+}
+
+#[test]
+fn a_pid_file_is_read_with_the_agents_rights() {
+    let own = daemon(&[]);
+    let mut events = own.follow();
+    let secret = own.dir.path().join("secret.pid");
+    std::fs::write(&secret, "").unwrap();
+    std::fs::set_permissions(&secret, PermissionsExt::from_mode(0o600)).unwrap();
+    let link = std::env::temp_dir().join(unique("link"));
+    std::os::unix::fs::symlink(&secret, &link).unwrap();
+    for (user, is_read) in [(None, true), (Some("65534".to_owned()), false)] {
+        let id = own.spawn_with(if is_read { "root" } else { "user" }, None, "setsid sleep 1000 & exit 0", |spec| {
+            named_by(&link)(spec);
+            (spec.user, spec.group) = (user.clone(), user.clone());
+            spec.ready_timeout = Some(Duration::from_secs(if is_read { 60 } else { 1 }));
+        });
+        std::fs::write(&secret, sleeper_of(&own).to_string()).unwrap();
+        // The link's directory is the one that is watched.
+        std::fs::write(link.with_extension("news"), "").unwrap();
+        let kind = if is_read { Kind::Ready } else { Kind::Failed };
+        await_event(&mut events, kind, &id);
+        own.terminate(ids(&[&id]), Some(Duration::ZERO)).unwrap();
+    }
+    std::fs::remove_file(&link).unwrap();
+    std::fs::remove_file(link.with_extension("news")).unwrap();
+    own.finish();
 }

@@ -143,6 +143,7 @@ fn facts(shown: &Shown) -> Vec<(&'static str, String)> {
     add("says", status.status_text.clone());
     let ready = |ready| format!("{ready}, within {}", duration(millis(spec.ready_deadline().unwrap_or_default())));
     add("ready", spec.ready.as_ref().map(ready));
+    add("pid file", spec.pid_file.as_ref().map(|path| path.display().to_string()));
     add("watchdog", spec.watchdog.map(|watchdog| format!("every {}", duration(millis(watchdog)))));
     add("stall", spec.stall.map(|stall| stall.to_string()));
     add("run timeout", spec.run_timeout.map(|timeout| duration(millis(timeout))));

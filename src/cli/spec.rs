@@ -184,6 +184,9 @@ struct HealthArgs {
     /// its program executes]
     #[arg(long, value_name = "HOW")]
     ready: Option<Ready>,
+    /// The file that names the main process of a program which goes into the background; it is ready then
+    #[arg(long, value_name = "PATH")]
+    pid_file: Option<PathBuf>,
     /// How long it may take to be ready before it has failed [default: 1m]
     #[arg(long, value_name = "TIME", value_parser = DurationText::parse)]
     ready_timeout: Option<Duration>,
@@ -304,6 +307,7 @@ impl SpawnArgs {
         spec.pressure = self.pressure;
         spec.rules = self.rules;
         spec.ready = self.health.ready;
+        spec.pid_file = self.health.pid_file.as_deref().map(absolute).transpose()?;
         spec.ready_timeout = self.health.ready_timeout;
         spec.watchdog = self.health.watchdog;
         spec.stall = self.health.stall;

@@ -340,6 +340,9 @@ impl Supervisor {
             self.listen_to(key, run, main);
         }
         for key in keys {
+            if let Some(run) = self.machine.run_of(key) {
+                self.await_pid_file(key, run);
+            }
             self.listen_at_home(key);
             if self.machine.has_cgroup(key) {
                 self.take_up_pressure(Some(key));

@@ -129,6 +129,7 @@ impl Supervisor {
         // The kernel holds news of one file back for up to 10 ms: a limit that it died of is told before its death.
         self.tell_all_hits(&home);
         self.feed(Input::Exited { agent: key, run, exit, rusage, oom, descendants });
+        self.await_pid_file(key, run);
     }
 
     /// The main process of an adopted agent has ended: whoever it was given to, PID 1 as a rule, reaps it. Until then procfs tells

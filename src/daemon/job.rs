@@ -9,6 +9,7 @@ use super::guard;
 use super::keepers::{END_MAX, Keepers};
 use super::launch::{self, Surroundings};
 use super::notify::Leaves;
+use super::pid_file::PidRead;
 use super::pressure;
 use super::reads::{Errand, Reading, Step};
 use super::rules::Rulebook;
@@ -207,6 +208,8 @@ pub(super) enum Outcome {
     Identified(Arrival, Result<Peer, Error>),
     /// What a client wanted to know.
     Read(Box<Reading>),
+    /// What the file says that is to name a run's main process.
+    PidRead(PidRead),
     /// There is more to do when the others of its queue have had their turn.
     Unfinished(Job),
     /// Something nobody waits for failed.

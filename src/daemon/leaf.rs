@@ -57,6 +57,7 @@ impl Supervisor {
         if self.is_empty(&place) {
             self.left_ended(key);
             self.forget_left(key);
+            self.forget_pid_file(key);
             self.when_drained(key, After::Emptied(run));
         }
     }

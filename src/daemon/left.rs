@@ -1,7 +1,7 @@
 //! What a main process leaves behind: a program that puts itself into the background lives on in these processes.
 //!
 //! Each has a pidfd, so that its end is known, whoever reaps it. When one ends, its run is read again: what it has forked by then is
-//! watched, too. The end of the last one is the run's, if it died of a signal. With `MAINPID=` a program names the one of them that is
+//! watched, too. The end of the last one is the run's, if it died of a signal. With `MAINPID=` or its `pid_file` a program names the one of them that is
 //! its main process from then on: that one's end is the run's as any main process's is.
 
 use std::os::fd::AsFd;
@@ -15,7 +15,7 @@ use super::supervisor::{Source, Supervisor};
 use crate::kernel::pidfd::{self, Held};
 use crate::machine::{AgentKey, Input};
 use crate::model::id::Run;
-use crate::model::spec::OnMainExit;
+use crate::model::spec::{AgentSpec, OnMainExit};
 use crate::model::status::Exit;
 
 /// How many processes of a run are watched one by one: what puts itself into the background is few.
@@ -31,7 +31,8 @@ pub(super) struct Left {
 impl Supervisor {
     /// Watches the processes of a run that is waited for, its main process apart.
     pub(super) fn watch_left(&mut self, key: AgentKey, run: Run) {
-        let is_waited_for = self.machine.spec_of(key).is_some_and(|spec| spec.on_main_exit == OnMainExit::Wait);
+        let waits = |spec: &Arc<AgentSpec>| spec.on_main_exit == OnMainExit::Wait || spec.pid_file.is_some();
+        let is_waited_for = self.machine.spec_of(key).is_some_and(waits);
         let Some(place) = self.bodies.get(&key).filter(|_| is_waited_for).map(|body| body.run_place(run)) else {
             return;
         };
@@ -84,13 +85,13 @@ impl Supervisor {
         self.watch_left(key, run);
     }
 
-    /// A process of a run names its main process, `MAINPID=`: it has to be one of this run.
+    /// A process of a run names its main process, `MAINPID=`, or its `pid_file` does: it has to be one of this run.
     pub(super) fn main_named(&mut self, key: AgentKey, run: Run, pid: i32) {
         if self.machine.main_pid(key, run) == Some(pid) {
             return;
         }
         let Some(process) = self.process_of(key, run, pid) else {
-            return tracing::warn!("MAINPID={pid} of {key} is not taken: no such process is in its run");
+            return tracing::warn!("main process {pid} of {key} is not taken: no such process is in its run");
         };
         let Some(body) = self.bodies.get_mut(&key) else { return };
         let (named, others): (Vec<Left>, Vec<Left>) =

@@ -48,6 +48,7 @@ mod outbox;
 mod outcome;
 mod output;
 mod perform;
+mod pid_file;
 mod pressure;
 mod quota;
 mod reads;

@@ -38,6 +38,7 @@ impl Supervisor {
             Outcome::Kept(agent, token) => self.pipes_kept(agent, token),
             Outcome::Identified(arrival, peer) => self.arrived(arrival, peer),
             Outcome::Read(reading) => self.take_reading(*reading),
+            Outcome::PidRead(read) => self.pid_read(&read),
             // A hand goes on with it by itself.
             Outcome::Unfinished(job) => self.hands.take(job),
             Outcome::Fault(error) => tracing::warn!("{error}"),

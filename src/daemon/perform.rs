@@ -167,6 +167,7 @@ fn write_down(shell: &mut Supervisor, mut record: AgentRecord) {
 /// Drops everything of an agent that the machine has forgotten.
 fn forget(shell: &mut Supervisor, key: AgentKey) {
     shell.records.append_gone(key);
+    shell.forget_pid_file(key);
     shell.forget_newline(key);
     let Some(body) = shell.bodies.remove(&key) else { return };
     for watch in body.home_watch.into_iter().chain(body.leaf_watch.map(|(_, watch)| watch)) {

@@ -22,6 +22,7 @@ use super::keepers::Keepers;
 use super::latency::Detection;
 use super::launch::Surroundings;
 use super::notify::{Leaves, Mailbox};
+use super::pid_file::PidFiles;
 use super::records::Records;
 use super::restore::{self, Door, Upkeep};
 use super::rules::Rulebook;
@@ -499,6 +500,7 @@ impl Parts {
             records,
             journal,
             upkeep,
+            pid_files: PidFiles::new(&sender, &waker),
             is_unwritable: false,
             detection,
             began: clock::monotonic(),

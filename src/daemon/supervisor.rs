@@ -23,6 +23,7 @@ use super::largest::Reads;
 use super::latency::{Detection, Late};
 use super::memory::Memory;
 use super::notify::Mailbox;
+use super::pid_file::PidFiles;
 use super::pressure::Triggers;
 use super::reads::Shared;
 use super::records::Records;
@@ -77,6 +78,8 @@ pub(super) enum Source {
     Zombie(u64),
     Left(AgentKey),
     Keeper(usize),
+    /// Directories in which files are to name main processes.
+    PidFiles,
 }
 
 impl Source {
@@ -96,6 +99,7 @@ impl Source {
             Self::Zombie(id) => number(10, id),
             Self::Left(key) => number(11, key.0),
             Self::Keeper(id) => number(12, id as u64),
+            Self::PidFiles => Token(13),
         }
     }
 
@@ -114,6 +118,7 @@ impl Source {
             9 => Self::Pressure(number),
             11 => Self::Left(AgentKey(number)),
             12 => Self::Keeper(token.0 >> 4),
+            13 => Self::PidFiles,
             _ => Self::Zombie(number),
         }
     }
@@ -156,6 +161,8 @@ pub(super) enum Chore {
     Write,
     /// Re-create what was deleted of the state directory.
     Restore,
+    /// Read the file that is to name an agent's main process.
+    PidFile(AgentKey),
     /// Accept connections that could not be accepted.
     Accept,
     /// Take the request of a client that was put off.
@@ -238,6 +245,7 @@ pub(super) struct Supervisor {
     pub records: Records,
     pub journal: Journal,
     pub upkeep: Upkeep,
+    pub pid_files: PidFiles,
     /// Whether it was told that these cannot be written.
     pub is_unwritable: bool,
     pub detection: Detection,
@@ -325,6 +333,7 @@ impl Supervisor {
                 Source::Pressure(id) => self.pressure_fired(id),
                 Source::Zombie(id) => self.zombie_moved(id),
                 Source::Keeper(number) => self.keeper_told(number),
+                Source::PidFiles => self.pid_files_came(),
                 Source::Waker => {}
                 Source::Signals | Source::Listener | Source::Client(_) => {}
                 Source::Notify | Source::Newline(_) => {}
@@ -520,6 +529,7 @@ impl Supervisor {
                 Some((_, Chore::Closers)) => self.receive_again(),
                 Some((_, Chore::Write)) => self.write_again(),
                 Some((_, Chore::Restore)) => self.restore_is_due(),
+                Some((_, Chore::PidFile(key))) => self.read_pid_file(key),
                 Some((_, Chore::Accept)) => self.accept(),
                 Some((_, Chore::Take(client))) => self.take_what_was_put_off(client),
                 Some((_, Chore::Trim)) => self.trim_is_due(),

@@ -13,6 +13,7 @@ mod lock;
 pub mod notify;
 pub mod orphans;
 pub mod peer;
+pub mod pid_file;
 pub mod pidfd;
 pub mod pressure;
 pub mod process;

@@ -6,6 +6,7 @@
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use rustix::io::Errno;
@@ -100,10 +101,23 @@ impl Watches {
         self.add(dir, ".", removed | WatchFlags::DELETE_SELF | WatchFlags::MOVE_SELF)
     }
 
+    /// Watches a directory for what is made in it, moved there or written to.
+    ///
+    /// # Errors
+    /// ENOENT, EACCES: what is wrong with the path. ENOSPC: too many watches.
+    pub fn add_arrivals(&self, dir: &Path) -> Result<WatchId> {
+        let arrivals = WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::CLOSE_WRITE;
+        self.add_path(dir, &dir.display().to_string(), arrivals | WatchFlags::ONLYDIR)
+    }
+
     fn add(&self, dir: BorrowedFd<'_>, file: &str, flags: WatchFlags) -> Result<WatchId> {
         let path = format!("/proc/self/fd/{}/{file}", dir.as_raw_fd());
-        inotify::add_watch(&self.inotify, path.as_str(), flags).map(WatchId).map_err(|errno| {
-            let error = KernelError::new("watch", file, errno);
+        self.add_path(Path::new(&path), file, flags)
+    }
+
+    fn add_path(&self, path: &Path, shown: &str, flags: WatchFlags) -> Result<WatchId> {
+        inotify::add_watch(&self.inotify, path, flags).map(WatchId).map_err(|errno| {
+            let error = KernelError::new("watch", shown, errno);
             match errno {
                 Errno::NOSPC => error.hint("raise the sysctl fs.inotify.max_user_watches"),
                 _ => error,
@@ -151,6 +165,9 @@ const CHANGES: ReadFlags = ReadFlags::MODIFY
     .union(ReadFlags::ATTRIB)
     .union(ReadFlags::DELETE)
     .union(ReadFlags::MOVED_FROM)
+    .union(ReadFlags::CREATE)
+    .union(ReadFlags::MOVED_TO)
+    .union(ReadFlags::CLOSE_WRITE)
     .union(ReadFlags::DELETE_SELF)
     .union(ReadFlags::MOVE_SELF);
 

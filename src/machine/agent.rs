@@ -403,6 +403,12 @@ impl Agent {
         self.has_run() || matches!(self.phase, Phase::Spawning { .. })
     }
 
+    /// Says whether its `pid_file` is to name the main process: the one that was started has ended well.
+    pub fn awaits_main(&self) -> bool {
+        let is_well = matches!(&self.phase, Phase::Draining { record, ladder: None } if record.is_success());
+        is_well && self.spec.pid_file.is_some() && self.voice.told == Told::Nothing
+    }
+
     /// Returns how often its run has to show that it lives.
     pub fn heartbeat(&self) -> Option<Duration> {
         self.voice.period.or(self.spec.watchdog).filter(|period| !period.is_zero())

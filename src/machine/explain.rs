@@ -165,6 +165,11 @@ fn waiting(machine: &Machine, agent: &Agent, now: Monotonic, told: &mut Explanat
                 at(told, now, *deadline, "a start that hangs is killed and has failed");
             }
         }
+        Phase::Draining { ladder: None, .. } if agent.awaits_main() => {
+            told.because.push(
+                "the process that was started has ended, as a program does that goes into the background".to_owned(),
+            );
+        }
         Phase::Draining { ladder: None, .. } => {
             told.because.push("its main process has ended, and on_main_exit is wait".to_owned());
             told.waiting_for.push("the processes that its main process left behind".to_owned());
@@ -242,9 +247,9 @@ fn telling(_: &Machine, agent: &Agent, _: Monotonic, told: &mut Explanation) {
     if !agent.has_run() {
         return;
     }
-    match (agent.voice.told, &agent.spec.ready) {
-        (Told::Nothing, Some(ready)) => told.waiting_for.push(format!("its readiness: {}", ready.sign())),
-        (Told::Ready, Some(ready)) => told.because.push(format!("it has told that it is ready: {}", ready.sign())),
+    match (agent.voice.told, agent.spec.ready_sign()) {
+        (Told::Nothing, Some(sign)) => told.waiting_for.push(format!("its readiness: {sign}")),
+        (Told::Ready, Some(sign)) => told.because.push(format!("it has told that it is ready: {sign}")),
         (Told::Stopping, _) => told.because.push("it said STOPPING=1: it is about to end by itself".to_owned()),
         _ => {}
     }

@@ -284,7 +284,7 @@ impl Machine {
                 self.exited(step, agent, run, run::Death { exit, rusage, oom, descendants });
             }
             Input::OomKilled { agent, run, kills, oom } => self.oom_killed(step, agent, run, kills, oom),
-            Input::MainNamed { agent, run, pid } => self.main_named(agent, run, pid),
+            Input::MainNamed { agent, run, pid } => self.main_named(step, agent, run, pid),
             Input::LeftEnded { agent, run, exit } => self.left_ended(agent, run, exit),
             Input::RunEmptied { agent, run } => self.run_emptied(step, agent, run),
             Input::Matched { agent, run, rule, found } => self.matched(step, agent, run, rule, *found),

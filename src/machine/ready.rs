@@ -85,7 +85,7 @@ impl Machine {
         }
     }
 
-    fn tell_ready(&mut self, step: &mut Step, key: AgentKey) {
+    pub(super) fn tell_ready(&mut self, step: &mut Step, key: AgentKey) {
         let agent = self.agent_mut(key);
         if agent.voice.told == Told::Nothing {
             agent.voice.told = Told::Ready;
@@ -98,9 +98,9 @@ impl Machine {
 
     fn publish_ready(&self, step: &mut Step, key: AgentKey) {
         let agent = &self.agents[&key];
-        if let (Some(ready), Some(began), true) = (&agent.spec.ready, agent.began, agent.is_unattended()) {
+        if let (Some(sign), Some(began), true) = (agent.spec.ready_sign(), agent.began, agent.is_unattended()) {
             let took = humantime::format_duration(Duration::from_millis(millis(step.now.mono.since(began.mono))));
-            let message = format!("after {took}: {}", ready.sign());
+            let message = format!("after {took}: {sign}");
             self.publish(step, Kind::Ready, key, |event| event.message = message);
         }
     }
@@ -108,7 +108,7 @@ impl Machine {
     /// The program of a run executes: it is ready now, has told so already, or has a time for that.
     pub(super) fn await_ready(&mut self, step: &mut Step, key: AgentKey) {
         let agent = self.agent_mut(key);
-        if agent.voice.told == Told::Nothing && agent.spec.ready.is_none() {
+        if agent.voice.told == Told::Nothing && agent.spec.ready_sign().is_none() {
             agent.voice.told = Told::Ready;
         }
         if agent.voice.told == Told::Ready {

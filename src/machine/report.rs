@@ -66,6 +66,12 @@ impl Machine {
         self.agents.get(&key).map(|agent| agent.run)
     }
 
+    /// Says whether a run waits for its `pid_file` to name its main process.
+    #[must_use]
+    pub fn awaits_main(&self, key: AgentKey, run: Run) -> bool {
+        self.agents.get(&key).is_some_and(|agent| agent.run == run && agent.awaits_main())
+    }
+
     /// Returns the main process of an agent's run, while that runs.
     #[must_use]
     pub fn main_pid(&self, key: AgentKey, run: Run) -> Option<i32> {

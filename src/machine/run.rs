@@ -9,6 +9,7 @@ use super::{Machine, Step};
 use crate::model::error::{Code, Error};
 use crate::model::event::Kind;
 use crate::model::id::{AgentId, Run};
+use crate::model::note::Told;
 use crate::model::request::Answer;
 use crate::model::spec::{OnMainExit, OnOom, StopSignalTo, signal_name};
 use crate::model::stage::{SpawnFailure, Stage};
@@ -45,6 +46,9 @@ impl Death {
         record
     }
 }
+
+/// What is wrong with a run whose `pid_file` could name nobody.
+const LEFT_NOTHING: &str = "it left no process that its pid_file could name";
 
 impl Machine {
     pub(super) fn spawned(&mut self, step: &mut Step, key: AgentKey, pid: Option<i32>) {
@@ -150,6 +154,10 @@ impl Machine {
             record.stage = Some(Stage::Killed);
             record.error = Some(self.did_not_start());
         }
+        let is_unnamed = agent.spec.pid_file.is_some() && agent.voice.told == Told::Nothing;
+        if is_unnamed && left_behind == 0 && record.is_success() {
+            record.judge(Cause::Ready, LEFT_NOTHING);
+        }
         self.stamp(step, key, &mut record);
         if left_behind == 0 {
             return self.run_is_over(step, key, record);
@@ -161,7 +169,8 @@ impl Machine {
         // A run that was found in a failure is on its way to its kill.
         let is_judged = agent.verdict.is_some();
         // What is left behind is ended now, unless the policy waits for it or a stop ends it anyway.
-        let ends_them = on_main_exit == OnMainExit::Terminate && !is_asked && !is_judged;
+        let goes_on = is_unnamed && !is_bad;
+        let ends_them = on_main_exit == OnMainExit::Terminate && !is_asked && !is_judged && !goes_on;
         let is_late = matches!(ladder, Some(Ladder::Late(_)));
         let ladder = if ends_them && !is_late { Some(Ladder::Polite(step.now.mono + grace)) } else { ladder };
         if ends_them && is_bad {
@@ -189,18 +198,20 @@ impl Machine {
         if agent.run == run {
             let mut record = record.as_ref().clone();
             // Whoever puts itself into the background leaves its work to these: their crash is the run's.
-            if let Some(Exit::Signal { number, core }) = agent.last_left.filter(|_| agent.is_unattended())
-                && record.is_success()
-            {
-                (record.cause, record.status, record.core) = (Cause::Signal, None, core);
-                record.signal = Some(signal_name(number));
+            match agent.last_left.filter(|_| agent.is_unattended() && record.is_success()) {
+                Some(Exit::Signal { number, core }) => {
+                    (record.cause, record.status, record.core) = (Cause::Signal, None, core);
+                    record.signal = Some(signal_name(number));
+                }
+                _ if agent.awaits_main() => record.judge(Cause::Ready, LEFT_NOTHING),
+                _ => {}
             }
             self.run_is_over(step, key, record);
         }
     }
 
     /// A run goes on in another main process than the one that was started.
-    pub(super) fn main_named(&mut self, key: AgentKey, run: Run, pid: i32) {
+    pub(super) fn main_named(&mut self, step: &mut Step, key: AgentKey, run: Run, pid: i32) {
         let Some(agent) = self.agents.get_mut(&key).filter(|agent| agent.run == run) else { return };
         match &mut agent.phase {
             Phase::Running { pid: main, .. } => *main = pid,
@@ -208,6 +219,9 @@ impl Machine {
             _ => return,
         }
         self.dirty.insert(key);
+        if self.agents[&key].spec.pid_file.is_some() {
+            self.tell_ready(step, key);
+        }
     }
 
     /// Some of those that a main process left behind have ended.

@@ -145,7 +145,14 @@ impl AgentSpec {
     /// Returns how long a run may take to be ready; none if it is ready as soon as its program executes.
     #[must_use]
     pub fn ready_deadline(&self) -> Option<Duration> {
-        self.ready.as_ref().map(|_| self.ready_timeout.unwrap_or(READY_TIMEOUT))
+        self.ready_sign().map(|_| self.ready_timeout.unwrap_or(READY_TIMEOUT))
+    }
+
+    /// Returns what shows that a run is ready; none if it is as soon as its program executes.
+    #[must_use]
+    pub fn ready_sign(&self) -> Option<&'static str> {
+        let named = self.pid_file.as_ref().map(|_| "its pid_file names its main process");
+        self.ready.as_ref().map(Ready::sign).or(named)
     }
 
     /// Says whether its processes have something to tell over `NOTIFY_SOCKET`.
@@ -158,11 +165,18 @@ impl AgentSpec {
     pub(super) fn check_ready(&self) -> Result<(), (&'static str, String)> {
         let given = [
             ("ready", self.ready.is_some()),
+            ("pid_file", self.pid_file.is_some()),
             ("ready_timeout", self.ready_timeout.is_some()),
             ("watchdog", self.watchdog.is_some()),
         ];
         if let Some((field, _)) = given.iter().find(|(_, is_given)| self.is_group() && *is_given) {
             return Err((field, "a group has no process that could tell it".to_owned()));
+        }
+        if self.pid_file.is_some() && self.ready.is_some() {
+            return Err((
+                "pid_file",
+                "with it a run is ready when its main process is named: leave out `ready`".to_owned(),
+            ));
         }
         if self.ready_timeout.is_some_and(|timeout| timeout.is_zero() || timeout > DURATION_MAX) {
             return Err(("ready_timeout", "it is more than 0 and a year at most".to_owned()));

@@ -156,8 +156,13 @@ pub struct AgentSpec {
     /// How it tells that it is ready; without this it is as soon as its program executes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready: Option<Ready>,
-    /// How long a run may take to be ready, paused time not counted; then it has failed. 60 s by default; without `ready` it
-    /// means nothing.
+    /// The file into which a program that puts itself into the background writes the number of its main process, absolute. It is read
+    /// with the agent's own rights when the process that was started has ended with status 0. The run is ready when it names a process
+    /// of the run, which is the main process from then on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid_file: Option<PathBuf>,
+    /// How long a run may take to be ready, paused time not counted; then it has failed. 60 s by default; without `ready` and
+    /// `pid_file` it means nothing.
     #[serde(default, with = "OptionalDurationText", skip_serializing_if = "Option::is_none")]
     pub ready_timeout: Option<Duration>,
     /// How often a run that is ready has to send `WATCHDOG=1` (sd_notify(3)), paused time not counted, 10 ms at least; if it
@@ -231,6 +236,7 @@ impl AgentSpec {
             pressure: Vec::new(),
             rules: Vec::new(),
             ready: None,
+            pid_file: None,
             ready_timeout: None,
             watchdog: None,
             stall: None,
@@ -286,7 +292,7 @@ impl AgentSpec {
                 );
             }
         }
-        for (field, path) in [("cwd", &self.cwd), ("stdin", &self.stdin)] {
+        for (field, path) in [("cwd", &self.cwd), ("stdin", &self.stdin), ("pid_file", &self.pid_file)] {
             if let Some(path) = path.as_ref().filter(|path| path.to_str().is_none()) {
                 return bad(
                     field,

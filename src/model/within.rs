@@ -118,6 +118,8 @@ pub fn is_within(child: &AgentSpec, asker: &AgentSpec, baseline: &Baseline) -> R
         command: _,
         cwd: _,
         stdin: _,
+        // Read with the identity above; it can name processes of the run only.
+        pid_file: _,
         env: _,
         // Every process may set its own.
         umask: _,

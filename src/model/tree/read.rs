@@ -62,7 +62,7 @@ pub(super) struct Drafts {
 }
 
 /// What only an agent with a process can have: a default for it is none for a group.
-const OF_PROCESSES: [&str; 5] = ["run_timeout", "ready", "ready_timeout", "watchdog", "stall"];
+const OF_PROCESSES: [&str; 6] = ["run_timeout", "ready", "pid_file", "ready_timeout", "watchdog", "stall"];
 
 /// What every agent has for itself.
 pub(super) const OWN: [&str; 5] = ["id", "parent", "after", "command", "level"];
