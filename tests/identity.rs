@@ -10,7 +10,7 @@ use rustix::net::{
     SendFlags, SocketAddrUnix, SocketType,
 };
 use serde_json::json;
-use std::io::{BufReader, IoSlice, Write};
+use std::io::{BufReader, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -21,10 +21,25 @@ use std::process::Command;
 use std::time::Duration;
 use treeherd::kernel::rights;
 use treeherd::model::event::Kind;
+use treeherd::model::ready::Ready;
+use treeherd::model::status::State;
 
 /// What the agents of the tests below are: this binary again.
 #[test]
 fn role() {
+    if std::env::var(ROLE).is_ok_and(|role| role == "barrier") {
+        // As systemd-notify does it: sd_notify(3), sd_notify_barrier(3).
+        let socket = std::os::unix::net::UnixDatagram::unbound().unwrap();
+        socket.connect(std::env::var("NOTIFY_SOCKET").unwrap()).unwrap();
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        send(&socket, b"READY=1", &[writer.as_fd()]).unwrap();
+        drop(writer);
+        assert_eq!(reader.read(&mut [0]).unwrap(), 0);
+        println!("\nreleased");
+        loop {
+            std::thread::park();
+        }
+    }
     if std::env::var(ROLE).is_ok_and(|role| role == "dead-connector") {
         let socket = std::env::var("SOCKET").unwrap();
         let ask = r#"{"jsonrpc":"2.0","id":1,"method":"pause","params":{"target":{"ids":["victim"]}}}"#;
@@ -144,7 +159,10 @@ fn outside_the_herd_a_maker_that_has_ended_is_served_only_where_the_kernel_prove
 /// A connection whose last close waits until the other side is gone: it has data that nobody reads.
 fn lingering() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    // A thousand of them take little memory.
+    rustix::net::sockopt::set_socket_recv_buffer_size(&listener, 4096).unwrap();
     let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    rustix::net::sockopt::set_socket_send_buffer_size(&socket, 4096).unwrap();
     let (other, _) = listener.accept().unwrap();
     socket.set_nonblocking(true).unwrap();
     while (&socket).write(&[0; 65536]).is_ok() {}
@@ -167,17 +185,69 @@ fn connect_notify(herd: &Own) -> std::os::unix::net::UnixDatagram {
 }
 
 #[test]
-fn the_kernel_refuses_descriptors_to_whoever_sends_them() {
+fn descriptors_are_refused_on_a_connection_and_closed_at_once_on_the_notify_socket() {
     let herd = herd();
-    let (_reader, writer) = std::io::pipe().unwrap();
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    send(connect_notify(&herd), b"BARRIER=1", &[writer.as_fd(); 253]).unwrap();
+    drop(writer);
+    assert_eq!(reader.read(&mut [0]).unwrap(), 0, "all copies are closed");
     if rights::refuse(UnixStream::pair().unwrap().0) == rights::Rights::Possible {
         return skip("the kernel has no SO_PASSRIGHTS");
     }
-    let refused = Err(rustix::io::Errno::PERM);
-    assert_eq!(send(connect_notify(&herd), b"STATUS=x", &[writer.as_fd()]), refused);
+    let (_reader, writer) = std::io::pipe().unwrap();
     let mut raw = Raw::connect(&herd.socket());
-    assert_eq!(send(&raw.stream, b"x", &[writer.as_fd()]), refused);
+    assert_eq!(send(&raw.stream, b"x", &[writer.as_fd()]), Err(rustix::io::Errno::PERM));
     assert!(raw.call("hello", &json!({}))["result"].is_object(), "and nothing of it was sent");
+    herd.finish();
+}
+
+/// Counts the descriptors, threads and children of a process.
+fn costs(pid: u32) -> [usize; 3] {
+    let count = |what: &str| std::fs::read_dir(format!("/proc/{pid}/{what}")).unwrap().count();
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let children = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+    [count("fd"), count("task"), children.map(|list| list.split_whitespace().count()).sum()]
+}
+
+#[test]
+fn a_thousand_messages_with_sockets_that_linger_hold_up_no_message_of_an_agent_and_cost_nothing() {
+    let herd = daemon(&[]);
+    let before = costs(herd.daemon_pid());
+    let notify = connect_notify(&herd);
+    let mut others = std::collections::VecDeque::new();
+    for number in 0..1000 {
+        let (socket, other) = lingering();
+        send(&notify, b"READY=1", &[socket.as_fd()]).unwrap();
+        others.push_back(other);
+        // Ours may be the last close after all.
+        std::thread::spawn(move || drop(socket));
+        if others.len() > 50 {
+            others.pop_front();
+        }
+        if number % 200 == 0 {
+            let mut events = herd.follow();
+            let id = herd.spawn(&format!("a{number}"), "exit 0");
+            await_event(&mut events, Kind::Completed, &id);
+        }
+    }
+    // Behind all of them.
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    send(&notify, b"BARRIER=1", &[writer.as_fd()]).unwrap();
+    drop(writer);
+    assert_eq!(reader.read(&mut [0]).unwrap(), 0);
+    let id = herd.role(None, "agent", "barrier", |spec| spec.ready = Some(Ready::Notify));
+    await_line(&herd, &id, "released");
+    assert_eq!(herd.agent_status(&id).unwrap().state, State::Running);
+    herd.terminate_agent(&id, None).unwrap();
+    // What a busy machine makes the daemon add for spawns is less than a tenth of what a thousand leaks are.
+    let most = [before[0] + 100, before[1] + 20, 0];
+    let mut after = before;
+    until("nothing of it is left", || {
+        after = costs(herd.daemon_pid());
+        after[2] == 0
+    });
+    assert!(after.iter().zip(most).all(|(now, most)| *now <= most), "{before:?}, {after:?}");
+    drop(others);
     herd.finish();
 }
 

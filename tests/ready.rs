@@ -384,3 +384,15 @@ fn what_can_never_be_told_is_refused() {
     assert!(hasty.message.contains("watchdog"), "{hasty}");
     herd.finish();
 }
+
+#[test]
+fn systemd_notify_tells_that_it_is_ready_and_ends_well() {
+    if Command::new("systemd-notify").arg("--version").output().is_err() {
+        return skip("no systemd-notify here");
+    }
+    let herd = herd();
+    let id = herd.spawn_with("script", None, "systemd-notify --ready; echo status $?; exec sleep 1000", notify);
+    await_line(&herd, &id, "status 0");
+    assert_eq!(status(&herd, &id).state, State::Running);
+    herd.finish();
+}

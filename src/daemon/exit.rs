@@ -33,7 +33,7 @@ pub(super) struct Zombies {
 }
 
 /// Reaps a child if that can be done; says whether there is nothing left to reap.
-fn is_reaped(process: &Held) -> bool {
+pub(super) fn is_reaped(process: &Held) -> bool {
     !matches!(pidfd::try_wait(process.as_fd()), Ok(None))
 }
 
@@ -91,6 +91,7 @@ impl Supervisor {
 
     /// The pidfd of a traced zombie became readable again: its tracer has ended or has released it.
     pub(super) fn zombie_moved(&mut self, id: u64) {
+        self.closer_ended(id);
         if self.zombies.traced.get(&id).is_some_and(is_reaped)
             && let Some(zombie) = self.zombies.traced.remove(&id)
         {

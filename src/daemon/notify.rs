@@ -4,18 +4,21 @@
 //! heard. A process of an agent below speaks for that agent and not for the one above. What was sent is read before an end or a
 //! deadline is looked at: a program that tells something and ends at once has told it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use mio::Interest;
 
 use super::accept::Owner;
+use super::exit::is_reaped;
 use super::supervisor::{Chore, Source, Supervisor};
 use crate::kernel::cgroup::Place;
 use crate::kernel::notify::{Inbox, Letter, Sender};
+use crate::kernel::pidfd::Held;
+use crate::kernel::spawn::Launched;
 use crate::kernel::{clock, rights};
 use crate::machine::{AgentKey, Input};
 use crate::model::id::Run;
@@ -24,6 +27,15 @@ use crate::model::record::AgentRecord;
 
 /// How many messages one turn takes in: 64 are read in less than 1 ms, and then everybody else has their turn.
 const LETTERS_A_TURN: usize = 64;
+
+/// How many of those that bring descriptors one turn takes in: each takes 0.1 ms.
+const TAKEN_A_TURN: usize = 8;
+
+/// How many children may hang in the close of what was sent before descriptors are refused to senders.
+const CLOSERS_HANGING_MAX: usize = 64;
+
+/// How many there may be until nothing is received any more: those that the socket's queue held when senders were refused, too.
+const CLOSERS_MAX: usize = 1024;
 
 /// How much of what is written to a descriptor for readiness one turn takes in, in reads.
 const READS_A_TURN: usize = 16;
@@ -39,11 +51,27 @@ pub(super) struct Mailbox {
     pub has_more: bool,
     /// How many messages were not heard.
     pub refused: u64,
+    /// Children that end with the descriptors that were sent to it, by the number of their source.
+    closers: BTreeMap<u64, Held>,
+    /// Whether so many of them hang that descriptors are refused to senders.
+    is_refusing: bool,
 }
 
 impl Mailbox {
     pub fn new(inbox: Inbox) -> Self {
-        Self { inbox, has_more: false, refused: 0 }
+        Self { inbox, has_more: false, refused: 0, closers: BTreeMap::new(), is_refusing: false }
+    }
+
+    /// Has descriptors refused to senders, or not any more.
+    fn refuse(&mut self, refuse: bool) {
+        if self.is_refusing != refuse && self.inbox.refuse_descriptors(refuse) {
+            self.is_refusing = refuse;
+            let what = if refuse { "are refused" } else { "are taken again" };
+            tracing::warn!(
+                "{} closes of descriptors that were sent to the notify socket hang: they {what}",
+                self.closers.len()
+            );
+        }
     }
 }
 
@@ -93,17 +121,53 @@ impl Supervisor {
     /// Reads what agents have sent.
     pub(super) fn read_letters(&mut self) {
         self.mailbox.has_more = false;
+        let mut taken = 0;
         for _ in 0..LETTERS_A_TURN {
-            if !rights::NOTIFY.has_room() {
+            if !rights::NOTIFY.has_room() || self.mailbox.closers.len() >= CLOSERS_MAX {
                 return self.wait_for_closers("no message of an agent is read");
             }
             match self.mailbox.inbox.receive() {
-                Ok(Some(letter)) => self.read_letter(&letter),
+                Ok(Some(mut letter)) => {
+                    if let Some(closer) = letter.closer.take() {
+                        self.await_closer(closer);
+                        taken += 1;
+                    }
+                    self.read_letter(&letter);
+                    if taken >= TAKEN_A_TURN {
+                        break;
+                    }
+                }
                 Ok(None) => return,
                 Err(error) => return tracing::error!("{error}"),
             }
         }
         self.mailbox.has_more = true;
+    }
+
+    /// Reaps a child that closes descriptors when it has ended. Most have by now.
+    fn await_closer(&mut self, closer: Launched) {
+        let process = Held { pid: closer.pid, fd: Arc::new(closer.pidfd) };
+        if is_reaped(&process) {
+            return;
+        }
+        let id = self.fresh();
+        self.poll_for(&process.fd, Source::Zombie(id), Interest::READABLE);
+        self.mailbox.closers.insert(id, process);
+        if self.mailbox.closers.len() >= CLOSERS_HANGING_MAX {
+            self.mailbox.refuse(true);
+        }
+    }
+
+    /// A child that closes descriptors has ended, if it was one.
+    pub(super) fn closer_ended(&mut self, id: u64) {
+        if self.mailbox.closers.get(&id).is_some_and(is_reaped) {
+            if let Some(process) = self.mailbox.closers.remove(&id) {
+                self.stop_polling(&process.fd);
+            }
+            if self.mailbox.closers.is_empty() {
+                self.mailbox.refuse(false);
+            }
+        }
     }
 
     /// Leaves a socket alone for a while: what comes over it could bring descriptors, and as many as may hang in a close

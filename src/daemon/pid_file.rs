@@ -11,13 +11,11 @@
 //! What a file names counts only if it is a process of the agent's own run.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
-use mio::unix::SourceFd;
 use mio::{Interest, Waker};
 
 use super::hands::STACK;
@@ -164,11 +162,7 @@ impl Supervisor {
             return Ok(watches.clone());
         }
         let watches = Arc::new(Watches::new()?);
-        let fd = watches.as_fd().as_raw_fd();
-        self.poll
-            .registry()
-            .register(&mut SourceFd(&fd), Source::PidFiles.token(), Interest::READABLE)
-            .map_err(|error| failed("poll watches", &error))?;
+        self.poll_for(&*watches, Source::PidFiles, Interest::READABLE);
         self.pid_files.watches = Some(watches.clone());
         Ok(watches)
     }

@@ -4,7 +4,7 @@
 //! every name that is to be there, on the thread of the disk. A file counts as deleted if nothing stands at its path: what somebody
 //! has put in its place stays.
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,6 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use mio::Interest;
-use mio::unix::SourceFd;
 
 use super::body::Watched;
 use super::disk::Doing;
@@ -277,10 +276,11 @@ impl Supervisor {
         if restored.is_dir_new {
             self.watch_state_dir();
         }
-        let doors = restored.door.take().map_or(Ok(()), |listener| self.take_door(listener));
-        let inbox = restored.inbox.take().map_or(Ok(()), |inbox| self.take_inbox(inbox));
-        if let Err(error) = doors.and(inbox) {
+        if let Some(Err(error)) = restored.door.take().map(|listener| self.take_door(listener)) {
             restored.fault.get_or_insert(error.to_string());
+        }
+        if let Some(inbox) = restored.inbox.take() {
+            self.take_inbox(inbox);
         }
         for (key, _) in &restored.agents {
             crate::model::stream::Stream::ALL.into_iter().for_each(|it| self.spool_due_in(*key, it, Duration::ZERO));
@@ -300,13 +300,13 @@ impl Supervisor {
 
     /// Listens on a socket in the place of the deleted one, whose last connections are accepted.
     fn take_door(&mut self, listener: UnixListener) -> Result<(), Error> {
-        let failed = |error: std::io::Error| Error::new(Code::Kernel, format!("poll the socket: {error}"));
+        let failed = |error| Error::new(Code::Kernel, format!("set up the socket: {error}"));
         listener.set_nonblocking(true).map_err(failed)?;
-        let mut listener = mio::net::UnixListener::from_std(listener);
-        self.poll.registry().register(&mut listener, Source::Listener.token(), Interest::READABLE).map_err(failed)?;
+        let listener = mio::net::UnixListener::from_std(listener);
+        self.poll_for(&listener, Source::Listener, Interest::READABLE);
         self.accept();
-        if let Some(mut before) = self.listener.replace(listener) {
-            self.poll.registry().deregister(&mut before).map_err(failed)?;
+        if let Some(before) = self.listener.replace(listener) {
+            self.stop_polling(&before);
             rights::close_listener(UnixListener::from(before).into());
         }
         self.upkeep.door.is_own = true;
@@ -314,11 +314,8 @@ impl Supervisor {
     }
 
     /// Hears agents on a socket in the place of the deleted one, whose last messages are read.
-    fn take_inbox(&mut self, inbox: Inbox) -> Result<(), Error> {
-        let failed = |error: std::io::Error| Error::new(Code::Kernel, format!("poll the notify socket: {error}"));
-        let socket = inbox.as_fd().as_raw_fd();
-        let token = Source::Notify.token();
-        self.poll.registry().register(&mut SourceFd(&socket), token, Interest::READABLE).map_err(failed)?;
+    fn take_inbox(&mut self, inbox: Inbox) {
+        self.poll_for(&inbox, Source::Notify, Interest::READABLE);
         self.mailbox.has_more = true;
         for _ in 0..LAST_ROUNDS {
             if self.mailbox.has_more {
@@ -327,6 +324,6 @@ impl Supervisor {
         }
         let before = std::mem::replace(&mut self.mailbox.inbox, inbox);
         self.mailbox.has_more = true;
-        self.poll.registry().deregister(&mut SourceFd(&before.as_fd().as_raw_fd())).map_err(failed)
+        self.stop_polling(&before);
     }
 }

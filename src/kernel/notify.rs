@@ -3,8 +3,9 @@
 //! What a message says of its sender is never believed. The kernel vouches for the pid (`SCM_CREDENTIALS`) and, from 6.5 on,
 //! for the process itself (`SCM_PIDFD`); its cgroup is then found even of a sender that has ended since.
 //!
-//! Descriptors that are sent along (`FDSTORE=1`, `BARRIER=1`) are refused to the sender from Linux 6.16 on (EPERM); before, they
-//! are closed when the message has been dealt with: [`rights`].
+//! Descriptors that are sent along (`BARRIER=1`, `FDSTORE=1`) are closed when the message has been taken, and whoever waits for that,
+//! as `systemd-notify` does, goes on. Where the kernel can refuse them to the sender (6.16), which is done when too many closes hang, a
+//! child takes such a message and ends with them ([`spawn::take_message`]); before, threads close them: [`rights`].
 //!
 //! What waits unread is bounded by the kernel: `net.unix.max_dgram_qlen` messages, each on its sender's account. A sender that
 //! finds the queue full waits.
@@ -16,11 +17,13 @@ use std::path::Path;
 use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::process::{Resource, getrlimit};
 
 use super::error::{KernelError, Result};
 use super::pidfd;
 use super::rights::{self, Rights};
 use super::socket::{StateDir, address_of, is_left_behind, unlink_stale};
+use super::spawn::{self, Launched};
 use crate::model::error::Error;
 use crate::model::note::NOTE_MOST;
 
@@ -46,6 +49,8 @@ pub struct Letter {
     pub text: Option<Vec<u8>>,
     /// Who sent it.
     pub sender: Sender,
+    /// A child that closes by its end what was sent along, to be reaped when it has ended.
+    pub closer: Option<Launched>,
     _descriptors: Unwanted,
 }
 
@@ -69,6 +74,8 @@ pub struct Sender {
     /// Its user.
     pub uid: u32,
     pidfd: Option<OwnedFd>,
+    /// Its cgroup, where there was a pidfd that is not ours.
+    taken: Option<Option<u64>>,
 }
 
 impl Inbox {
@@ -91,8 +98,8 @@ impl Inbox {
         let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)
             .map_err(|errno| failed("make socket", errno))?;
         rustix::net::sockopt::set_socket_passcred(&socket, true).map_err(|errno| failed("set up socket", errno))?;
-        pass_pidfd(&socket);
-        let rights = rights::refuse(&socket);
+        pass_pidfd(&socket, true);
+        let rights = if can_take() { rights::can_refuse(&socket) } else { rights::refuse(&socket) };
         rustix::net::bind(&socket, &address).map_err(|errno| failed("bind socket", errno))?;
         rustix::fs::chmod(path, Mode::from_raw_mode(0o666)).map_err(|errno| failed("chmod 0666 socket", errno))?;
         Ok(Self { socket: Some(socket), rights })
@@ -103,6 +110,9 @@ impl Inbox {
     /// # Errors
     /// None that is known.
     pub fn receive(&self) -> Result<Option<Letter>> {
+        if self.rights == Rights::Refusable && self.has_descriptors() {
+            return self.take();
+        }
         let mut text = vec![0; NOTE_MOST];
         let mut control = Control::default();
         let (length, flags) = match receive(self.as_fd(), &mut text, &mut control) {
@@ -112,8 +122,41 @@ impl Inbox {
         };
         text.truncate(length);
         let text = (flags & libc::MSG_TRUNC == 0).then_some(text);
-        Ok(Some(Letter { text, sender: control.sender, _descriptors: control.descriptors }))
+        Ok(Some(Letter { text, sender: control.sender, closer: None, _descriptors: control.descriptors }))
     }
+
+    /// Says whether descriptors come with the next message.
+    fn has_descriptors(&self) -> bool {
+        // With a pidfd there would have to be room for it, and that would be used for a descriptor.
+        pass_pidfd(self.as_fd(), false);
+        let has = peek(self.as_fd());
+        pass_pidfd(self.as_fd(), true);
+        has
+    }
+
+    /// Has a child take the next message.
+    fn take(&self) -> Result<Option<Letter>> {
+        let taken = match spawn::take_message(self.as_fd(), NOTE_MOST) {
+            Ok(taken) => taken,
+            Err(error) if matches!(error.errno, Errno::AGAIN | Errno::INTR) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let sender = Sender { pid: taken.pid, uid: taken.uid, pidfd: None, taken: Some(taken.cgroup) };
+        let text = (!taken.is_cut).then_some(taken.text);
+        Ok(Some(Letter { text, sender, closer: Some(taken.child), _descriptors: Unwanted::default() }))
+    }
+
+    /// Has the kernel refuse descriptors to senders, or not any more. Says whether it obeys.
+    pub fn refuse_descriptors(&self, refuse: bool) -> bool {
+        self.rights == Rights::Refusable && rights::set(self.as_fd(), refuse)
+    }
+}
+
+/// Says whether a process may have as many descriptors as come with a message, and those that it has by birth: what there is no room
+/// for would be closed where it is received.
+fn can_take() -> bool {
+    const DESCRIPTORS_MIN: u64 = 1024;
+    getrlimit(Resource::Nofile).current.is_none_or(|most| most >= DESCRIPTORS_MIN)
 }
 
 impl AsFd for Inbox {
@@ -125,7 +168,7 @@ impl AsFd for Inbox {
 impl Drop for Inbox {
     fn drop(&mut self) {
         // What waits unread is closed with the socket.
-        if self.rights == Rights::Possible {
+        if self.rights != Rights::Refused {
             rights::NOTIFY.take(self.socket.take());
         }
     }
@@ -136,6 +179,9 @@ impl Sender {
     /// not tell.
     #[must_use]
     pub fn cgroup_id(&self) -> Option<u64> {
+        if let Some(taken) = self.taken {
+            return taken;
+        }
         pidfd::cgroup_id(self.pidfd.as_ref()?.as_fd()).ok().flatten()
     }
 
@@ -143,6 +189,9 @@ impl Sender {
     /// there is no proof that its number is still its own.
     #[must_use]
     pub fn cgroup(&self) -> Option<String> {
+        if self.taken.is_some() {
+            return None;
+        }
         let path = pidfd::cgroup_of(self.pid)?;
         // Unreaped now, so unreaped then: the number was its own all the time.
         let is_its_own = |pidfd: &OwnedFd| pidfd::pid_of(pidfd.as_fd()) == Some(self.pid);
@@ -159,8 +208,9 @@ struct Control {
 
 /// Asks for pidfds; an older kernel gives none.
 #[allow(unsafe_code)]
-fn pass_pidfd(socket: &OwnedFd) {
-    let on: libc::c_int = 1;
+fn pass_pidfd(socket: impl AsFd, on: bool) {
+    let socket = socket.as_fd();
+    let on = libc::c_int::from(on);
     let length = libc::socklen_t::try_from(size_of_val(&on)).expect("the size of an int");
     // SAFETY: the option's value is an int that outlives the call, and its length is given.
     let answer = unsafe {
@@ -169,6 +219,25 @@ fn pass_pidfd(socket: &OwnedFd) {
     if answer < 0 {
         tracing::debug!("the kernel gives no pidfds of senders: {}", std::io::Error::last_os_error());
     }
+}
+
+/// Says whether descriptors come with the next message of a socket that gives no pidfds. Nothing is received: without room for them
+/// they stay in the socket.
+#[allow(unsafe_code)]
+fn peek(socket: BorrowedFd<'_>) -> bool {
+    #[repr(C, align(8))]
+    struct Space([u8; 32]);
+    const { assert!(size_of::<libc::cmsghdr>() + size_of::<libc::ucred>() <= 32) };
+    let (mut space, mut text) = (Space([0; 32]), [0_u8; 1]);
+    let mut part = libc::iovec { iov_base: text.as_mut_ptr().cast(), iov_len: 1 };
+    // SAFETY: all zeros is a `msghdr` without a name, without parts and without control data.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    (header.msg_iov, header.msg_iovlen) = (&raw mut part, 1);
+    (header.msg_control, header.msg_controllen) = (space.0.as_mut_ptr().cast(), 32);
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    // SAFETY: the header points to one buffer and one control buffer, each with its length, which outlive the call.
+    let length = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, flags) };
+    length >= 0 && header.msg_flags & libc::MSG_CTRUNC != 0
 }
 
 /// Receives one message; returns its length and flags.

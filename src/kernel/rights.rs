@@ -7,7 +7,7 @@
 //!
 //! | kernel | stream sockets | the notify socket |
 //! | --- | --- | --- |
-//! | 6.16 and later | `SO_PASSRIGHTS` 0: the sender gets EPERM, nothing arrives | the same |
+//! | 6.16 and later | `SO_PASSRIGHTS` 0: the sender gets EPERM, nothing arrives | taken by a child that ends with them; `SO_PASSRIGHTS` 0 while too many of those hang |
 //! | before | peeked before they are read: what carries a descriptor stays unread, and the socket is closed by a [`Closers`] thread | received with room for all, closed by a [`Closers`] thread |
 //!
 //! `SO_PASSRIGHTS` is inherited from the listening socket at `connect`. A connection that was made before a service
@@ -45,6 +45,8 @@ pub fn act_as_before_6_16() {
 pub enum Rights {
     /// The kernel refuses them to the sender.
     Refused,
+    /// They can, and the kernel refuses them when it is told to.
+    Refusable,
     /// They can.
     Possible,
 }
@@ -58,6 +60,17 @@ pub fn refuse(socket: impl AsFd) -> Rights {
         return Rights::Possible;
     }
     set_int(socket.as_fd(), SO_PASSRIGHTS, 0).map_or(Rights::Possible, |()| Rights::Refused)
+}
+
+/// Says whether the kernel could refuse descriptors, and leaves it at that.
+pub fn can_refuse(socket: impl AsFd) -> Rights {
+    let is_known = !IS_OLD.load(Ordering::SeqCst) && int(socket.as_fd(), SO_PASSRIGHTS).is_ok();
+    if is_known { Rights::Refusable } else { Rights::Possible }
+}
+
+/// Has the kernel refuse descriptors or not any more; says whether it does as it is told.
+pub(super) fn set(socket: impl AsFd, refuse: bool) -> bool {
+    set_int(socket.as_fd(), SO_PASSRIGHTS, i32::from(!refuse)).is_ok()
 }
 
 #[allow(unsafe_code)]

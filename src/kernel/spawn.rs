@@ -37,6 +37,7 @@ mod needs;
 mod newborn;
 mod raw;
 mod shed;
+mod taker;
 mod tell;
 
 use std::cell::RefCell;
@@ -59,6 +60,7 @@ use crate::model::error::{Code, Error};
 use crate::model::stage::{SpawnFailure, Stage};
 
 pub(super) use bare::{end as end_bare, start as start_bare};
+pub(super) use taker::take as take_message;
 
 /// How a child comes into its leaf.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
