@@ -60,7 +60,7 @@ impl Open {
 
     /// Starts an agent that asks for all of this, one after the other, and returns the answers.
     fn ask(&self, id: &str, before: &[&str], requests: &[String], change: impl FnOnce(&mut AgentSpec)) -> Vec<Value> {
-        let command = [before, &[self.program.to_str().unwrap(), "--exact", "role", "--nocapture"]].concat();
+        let command = [before, &[self.program.to_str().unwrap()], &AS_ROLE[..]].concat();
         let id = self.herd.program(None, id, &command, |spec| {
             spec.env.insert(ROLE.to_owned(), "asker".to_owned());
             spec.env.insert("SOCKET".to_owned(), self.herd.socket().to_str().unwrap().to_owned());

@@ -20,9 +20,6 @@ use treeherd::model::spec::StopSignalTo;
 use treeherd::model::status::{Cause, Receipt, State};
 use treeherd::model::survivor::SurvivalReason;
 
-/// Arguments with which this binary plays a role.
-const AS_ROLE: [&str; 3] = ["--exact", "role", "--nocapture"];
-
 /// What the agents of the tests below are: this binary again.
 #[test]
 fn role() {

@@ -9,7 +9,7 @@ use assert_cmd::cargo::cargo_bin;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{ROLE, leftovers, process_state, processes_in, unique, until};
+use super::{AS_ROLE, ROLE, leftovers, process_state, processes_in, unique, until};
 
 /// A foreground herd, or any other process with one, and where it is.
 pub struct Foreground {
@@ -44,7 +44,7 @@ impl Foreground {
         let dir = tempfile::tempdir().unwrap();
         let cgroup = unique("guarded");
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "role", "--nocapture"]);
+        command.args(AS_ROLE);
         command.env(ROLE, role).env("CGROUP", &cgroup).env("STATE", dir.path().join("state"));
         let mut own = Self::start(command, cgroup, dir);
         own.await_text("up");
@@ -52,14 +52,14 @@ impl Foreground {
     }
 
     pub fn await_text(&mut self, text: &str) {
-        let mut line = String::new();
-        while self.stdout.read_line(&mut line).unwrap() > 0 {
-            if line.contains(text) {
+        let mut said = String::new();
+        loop {
+            let before = said.len();
+            assert_ne!(self.stdout.read_line(&mut said).unwrap(), 0, "{text:?} was never said, but: {said}");
+            if said[before..].contains(text) {
                 return;
             }
-            line.clear();
         }
-        panic!("{text:?} was never said");
     }
 
     pub fn await_processes(&self, count: usize) {

@@ -32,6 +32,9 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// How long a test may take altogether before everything is killed: a request that is never answered must not hang a build.
 const TEST_MOST: Duration = Duration::from_secs(150);
 
+/// The arguments with which a test binary plays a role. With one thread it would say the test's name before, on the same line.
+pub const AS_ROLE: [&str; 4] = ["--exact", "role", "--nocapture", "--test-threads=2"];
+
 /// The variable that tells a test binary, started again, what it is to be.
 pub const ROLE: &str = "TREEHERD_TEST_ROLE";
 
@@ -341,7 +344,7 @@ impl Own {
     /// Starts this test binary as an agent, in a role.
     pub fn role(&self, parent: Option<&AgentId>, id: &str, role: &str, change: impl FnOnce(&mut AgentSpec)) -> AgentId {
         let binary = std::env::current_exe().unwrap();
-        self.program(parent, id, &[binary.to_str().unwrap(), "--exact", "role", "--nocapture"], |spec| {
+        self.program(parent, id, &[&[binary.to_str().unwrap()], &AS_ROLE[..]].concat(), |spec| {
             spec.env.insert(ROLE.to_owned(), role.to_owned());
             change(spec);
         })

@@ -36,6 +36,10 @@ const RETRY_MAX_MS: i64 = 1_600;
 /// How long a supervisor may take to die, in seconds.
 const DYING_MAX: i64 = 60;
 
+/// How many times the state directory is walked: before Linux 6.6 a walk through a tmpfs that removes what it finds passes over about half
+/// of the rest, since a place in a directory is a count of the names before it.
+const STATE_PASSES_MAX: u32 = 32;
+
 /// How much of a list of processes is read at once.
 const PROCS: usize = 4_096;
 
@@ -235,7 +239,7 @@ fn clear_up(orders: &Orders) {
     if orders.state.length > 0 {
         let mut state = orders.state;
         if let Some(name) = state.head(orders.state.length) {
-            walk::remove(fd(ABOVE_STATE), name, &mut RemoveFiles);
+            let _is_gone = (0..STATE_PASSES_MAX).any(|_| walk::remove(fd(ABOVE_STATE), name, &mut RemoveFiles));
         }
     }
 }
