@@ -92,6 +92,8 @@ impl World {
         }
         // What was sent and not read goes with whoever was to read it.
         self.letters.clear();
+        self.kernel.left.clear();
+        self.observer.left.clear();
         self.orders.clear();
         self.answers.clear();
     }
@@ -212,7 +214,7 @@ impl Kernel {
         let home = self.dirs.get(&key).map(|dir| FoundHome { freeze: dir.freeze, has_level: dir.nursery.is_some() });
         let others = self.in_run(key, run).count() as u64;
         let is_running = matches!(record.course.standing, Standing::Running { .. });
-        let left = if is_running && self.in_run(key, run).any(|(_, it)| it.is_main) {
+        let left = if is_running && self.has_main(key, run) {
             Left::Main
         } else if others > 0 {
             Left::Others(others)

@@ -30,6 +30,8 @@ pub struct Process {
     pub temper: Temper,
     /// It moved itself from the run's leaf into the agent's own cgroup.
     pub has_strayed: bool,
+    /// It is a main process that left the herd's cgroups: a signal or kill of its run reaches it by its pidfd, and nothing else does.
+    pub has_departed: bool,
     pub is_stopped: bool,
     /// In D state: it neither freezes nor dies.
     pub is_jammed: bool,
@@ -125,6 +127,8 @@ pub struct Kernel {
     pub heard: BTreeSet<(AgentKey, Run)>,
     /// What each run has done.
     pub work: BTreeMap<(AgentKey, Run), Sample>,
+    /// How processes have ended that were no main ones, until the shell has looked.
+    pub left: Vec<(AgentKey, Run, Exit)>,
     pub herd: Limits,
     /// Whether processes freeze one by one, when chance says so.
     pub freezes_slowly: bool,
@@ -146,7 +150,8 @@ impl Kernel {
     }
 
     pub fn within(&self, top: AgentKey) -> impl Iterator<Item = (u64, &Process)> {
-        self.processes.iter().filter(move |(_, it)| self.is_within(it.agent, top)).map(|(pid, it)| (*pid, it))
+        let is_in = move |it: &Process| !it.has_departed && self.is_within(it.agent, top);
+        self.processes.iter().filter(move |(_, it)| is_in(it)).map(|(pid, it)| (*pid, it))
     }
 
     /// Says whether every process of a subtree stands still.
@@ -155,8 +160,29 @@ impl Kernel {
     }
 
     pub fn in_run(&self, agent: AgentKey, run: Run) -> impl Iterator<Item = (u64, &Process)> {
-        let is_in = move |it: &Process| it.agent == agent && it.run == run && !it.has_strayed;
+        let is_in = move |it: &Process| it.agent == agent && it.run == run && !it.has_strayed && !it.has_departed;
         self.processes.iter().filter(move |(_, it)| is_in(it)).map(|(pid, it)| (*pid, it))
+    }
+
+    /// The main process of a run, if it left the herd.
+    fn departed(&self, agent: AgentKey, run: Run) -> impl Iterator<Item = (u64, &Process)> {
+        let is_it = move |it: &Process| it.has_departed && it.agent == agent && it.run == run;
+        self.processes.iter().filter(move |(_, it)| is_it(it)).map(|(pid, it)| (*pid, it))
+    }
+
+    /// The processes that a signal or kill of a run reaches.
+    fn reach(&self, agent: AgentKey, run: Run) -> impl Iterator<Item = (u64, &Process)> {
+        self.in_run(agent, run).chain(self.departed(agent, run))
+    }
+
+    /// Says whether a process of a run lives, the main one wherever it is.
+    pub fn lives(&self, agent: AgentKey, run: Run) -> bool {
+        self.reach(agent, run).next().is_some()
+    }
+
+    /// Says whether the main process of a run lives, wherever it is.
+    pub fn has_main(&self, agent: AgentKey, run: Run) -> bool {
+        self.reach(agent, run).any(|(_, it)| it.is_main)
     }
 
     fn tally(&mut self, agent: AgentKey) -> &mut Tally {
@@ -168,7 +194,7 @@ impl Kernel {
         let frost: Vec<_> = self.dirs.keys().map(|key| (*key, self.is_to_freeze(*key))).collect();
         for (key, is_to_freeze) in frost {
             let slowly = self.freezes_slowly;
-            for process in self.processes.values_mut().filter(|process| process.agent == key) {
+            for process in self.processes.values_mut().filter(|it| it.agent == key && !it.has_departed) {
                 match is_to_freeze {
                     true if !slowly && !process.is_jammed => process.is_stopped = true,
                     true => {}
@@ -283,6 +309,7 @@ impl Kernel {
             is_main: false,
             temper,
             has_strayed: false,
+            has_departed: false,
             is_stopped: false,
             is_jammed: false,
             is_hollow: false,
@@ -309,7 +336,7 @@ impl Kernel {
 
     /// Time passes: whatever is not stopped ticks, half as much as is no work.
     pub fn tick(&mut self, time: Duration) {
-        let awake = self.processes.values().filter(|process| !process.is_stopped && !process.has_strayed);
+        let awake = self.processes.values().filter(|it| !it.is_stopped && !it.has_strayed && !it.has_departed);
         let runs: BTreeSet<_> = awake.map(|process| (process.agent, process.run)).collect();
         for run in runs {
             self.work(run, time / IDLE_SHARE / 2, 0);
@@ -341,6 +368,10 @@ impl Kernel {
         self.tally(agent).strays += 1;
     }
 
+    pub fn depart(&mut self, pid: u64) {
+        self.processes.get_mut(&pid).unwrap().has_departed = true;
+    }
+
     /// A process ends by itself.
     pub fn exit(&mut self, pid: u64, exit: Exit, is_oom: bool) {
         let agent = self.processes[&pid].agent;
@@ -360,6 +391,8 @@ impl Kernel {
         if process.is_main {
             self.deaths.insert((process.agent, process.run), death);
             self.notices.insert(Notice::Exit(process.agent, process.run));
+        } else if !process.has_strayed {
+            self.left.push((process.agent, process.run, death.exit));
         }
     }
 
@@ -382,7 +415,7 @@ impl Kernel {
 
     pub fn signal(&mut self, agent: AgentKey, run: Run) -> u64 {
         assert!(self.runs_ever.contains(&(agent, run)), "{agent}: a signal for run {run}, which never was");
-        let pids: Vec<_> = self.in_run(agent, run).map(|(pid, it)| (pid, it.temper)).collect();
+        let pids: Vec<_> = self.reach(agent, run).map(|(pid, it)| (pid, it.temper)).collect();
         for (pid, temper) in &pids {
             match temper {
                 Temper::Plain => self.strike(*pid, 15),
@@ -396,7 +429,7 @@ impl Kernel {
     /// Kills one run; says whether a spawn hung in it.
     pub fn kill_run(&mut self, agent: AgentKey, run: Run, force: Force) -> bool {
         assert!(self.runs_ever.contains(&(agent, run)), "{agent}: a kill for run {run}, which never was");
-        for pid in self.in_run(agent, run).filter(|(_, it)| is_hit(it, force)).map(|(pid, _)| pid).collect::<Vec<_>>() {
+        for pid in self.reach(agent, run).filter(|(_, it)| is_hit(it, force)).map(|(pid, _)| pid).collect::<Vec<_>>() {
             self.strike(pid, 9);
         }
         let hangs = self.hanging.get(&agent).copied().filter(|hanging| hanging.run == run);
@@ -413,9 +446,11 @@ impl Kernel {
             !self.hanging.keys().any(|key| self.is_within(*key, top)),
             "{top}: killed while a spawn into it is on its way"
         );
-        let count = |(agent, run): &(AgentKey, Run)| (*agent, self.in_run(*agent, *run).count() as u64);
+        let count = |(agent, run): &(AgentKey, Run)| (*agent, self.reach(*agent, *run).count() as u64);
         let counts = runs.iter().map(count).filter(|(_, count)| *count > 0).collect();
-        for pid in self.within(top).filter(|(_, it)| is_hit(it, force)).map(|(pid, _)| pid).collect::<Vec<_>>() {
+        let departed = runs.iter().flat_map(|(agent, run)| self.departed(*agent, *run));
+        let hit = self.within(top).filter(|(_, it)| is_hit(it, force)).chain(departed);
+        for pid in hit.map(|(pid, _)| pid).collect::<Vec<_>>() {
             self.strike(pid, 9);
         }
         counts
@@ -423,7 +458,7 @@ impl Kernel {
 
     /// Names the processes that live in these runs and cgroups.
     pub fn survey(&self, survey: &Survey) -> Vec<(AgentKey, Vec<Survivor>)> {
-        let runs = survey.runs.iter().map(|(key, run)| (*key, self.in_run(*key, *run).map(survivor).collect()));
+        let runs = survey.runs.iter().map(|(key, run)| (*key, self.reach(*key, *run).map(survivor).collect()));
         let homes = survey.homes.iter().map(|key| (*key, self.within(*key).map(survivor).collect()));
         runs.chain(homes).collect()
     }

@@ -89,6 +89,7 @@ fn faults(chance: &mut Chance) -> Faults {
         jams: some(&[0, 0, 10]),
         hollows: some(&[0, 0, 20]),
         strays: some(&[0, 0, 20]),
+        departs: some(&[0, 0, 10]),
         hours: some(&[0, 0, 1]),
     }
 }
@@ -236,6 +237,7 @@ fn live_on(world: &mut World) {
     }
     let pid = world.chance.of(&free);
     let (agent, is_main) = (world.kernel.processes[&pid].agent, world.kernel.processes[&pid].is_main);
+    let has_departed = world.kernel.processes[&pid].has_departed;
     let can_tell = world.machine.spec_of(agent).is_some_and(|spec| spec.ready.is_some() || spec.watchdog.is_some());
     if can_tell && world.chance.comes(60) {
         if world.chance.comes(20) {
@@ -253,6 +255,8 @@ fn live_on(world: &mut World) {
         world.kernel.processes.get_mut(&pid).unwrap().is_hollow = true;
     } else if !is_main && world.chance.comes(world.faults.strays) {
         world.kernel.stray(pid);
+    } else if is_main && !has_departed && world.chance.comes(world.faults.departs) {
+        world.depart(pid);
     } else if world.chance.comes(20) && !rules_of(world, pid).is_empty() {
         let rules = rules_of(world, pid);
         let rule = world.chance.pick(rules.len());
@@ -260,7 +264,7 @@ fn live_on(world: &mut World) {
         if world.chance.comes(40) {
             world.kernel.exit(pid, Exit::Status(0), false);
         }
-    } else if world.chance.comes(50) && world.kernel.processes.len() < 60 {
+    } else if !has_departed && world.chance.comes(50) && world.kernel.processes.len() < 60 {
         let temper = world.some_temper();
         world.kernel.fork(pid, temper);
     } else {
@@ -351,6 +355,8 @@ fn swarm() {
         "stood still",
         "process:stuck",
         "answered late",
+        "departed",
+        "crash of what was left behind",
     ];
     for name in expected {
         assert!(seeds < 1000 || seen.contains_key(name), "the swarm reaches {name:?}");

@@ -10,6 +10,7 @@ use treeherd::model::id::Run;
 use treeherd::model::note::Note;
 use treeherd::model::request::Request;
 use treeherd::model::rule::{Action, Found};
+use treeherd::model::spec::OnMainExit;
 use treeherd::model::stage::{SpawnFailure, Stage};
 use treeherd::model::status::{Exit, Oom, Rusage};
 use treeherd::model::stream::Stream;
@@ -47,6 +48,7 @@ pub struct Faults {
     pub jams: u32,
     pub hollows: u32,
     pub strays: u32,
+    pub departs: u32,
     pub hours: u32,
 }
 
@@ -225,7 +227,7 @@ impl World {
             if process.is_jammed {
                 moves.push(Move::Unjam(*pid));
             } else if !process.is_stopped {
-                if self.kernel.freezes_slowly && self.kernel.is_to_freeze(process.agent) {
+                if self.kernel.freezes_slowly && !process.has_departed && self.kernel.is_to_freeze(process.agent) {
                     moves.push(Move::Stop(*pid));
                 }
                 if process.is_asked {
@@ -238,6 +240,7 @@ impl World {
 
     /// Lets one thing happen; returns what the machine said to it.
     pub fn make(&mut self, chosen: Move) -> Vec<Effect> {
+        self.look_at_left();
         if self.tells {
             eprintln!("       {chosen:?}");
         }
@@ -282,6 +285,25 @@ impl World {
         }
     }
 
+    /// Tells how those have ended that a main process has left behind, where they are waited for.
+    fn look_at_left(&mut self) {
+        for (agent, run, exit) in std::mem::take(&mut self.kernel.left) {
+            let is_waited_for = self.machine.spec_of(agent).is_some_and(|spec| spec.on_main_exit == OnMainExit::Wait);
+            if is_waited_for && self.observer.is_headless(agent, run) {
+                self.letters.push_back(Input::LeftEnded { agent, run, exit });
+            }
+        }
+    }
+
+    /// A main process leaves the herd's cgroups.
+    pub fn depart(&mut self, pid: u64) {
+        self.kernel.depart(pid);
+        if self.tells {
+            eprintln!("       {pid} departs");
+        }
+        *self.observer.seen.entry("departed".to_owned()).or_default() += 1;
+    }
+
     pub fn some_exit(&mut self) -> Exit {
         self.chance.of(&[Exit::Status(0), Exit::Status(3), Exit::Signal { number: 11, core: true }])
     }
@@ -316,7 +338,7 @@ impl World {
         let process = &self.kernel.processes[&pid];
         let run = (process.agent, process.run);
         // The account of who has left its run's cgroup is another one: nobody sees it work.
-        let cpu = if process.has_strayed { Duration::ZERO } else { cpu };
+        let cpu = if process.has_strayed || process.has_departed { Duration::ZERO } else { cpu };
         self.kernel.work(run, cpu, bytes);
         if !cpu.is_zero() || bytes > 0 {
             self.observer.worked(run.0, run.1);
@@ -436,7 +458,10 @@ impl World {
                 }
                 matched(agent, run, rule)
             }
-            Notice::Run(agent, run) if self.kernel.in_run(agent, run).next().is_none() => {
+            // As long as the main process lives nobody looks, wherever it is.
+            Notice::Run(agent, run)
+                if self.kernel.in_run(agent, run).next().is_none() && !self.kernel.has_main(agent, run) =>
+            {
                 Input::RunEmptied { agent, run }
             }
             Notice::Subtree(agent) if self.kernel.within(agent).next().is_none() => Input::SubtreeEmptied(agent),

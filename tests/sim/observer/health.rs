@@ -27,6 +27,8 @@ pub(super) struct Health {
     was_told: bool,
     /// Its supervisor died before it told of its beginning, or wrote a pause of it down.
     has_unseen_age: bool,
+    /// It was not held to a time in which its supervisor stood still: the next one does not know of that.
+    is_forgiven: bool,
     /// The heartbeat that it asked for.
     period: Option<Duration>,
     age: Duration,
@@ -88,7 +90,7 @@ impl Observer {
     pub(super) fn remember(&mut self, key: AgentKey, run: Run, course: &Course) {
         self.health.retain(|(it, of), _| *it != key || *of <= run);
         let health = self.health.entry((key, run)).or_default();
-        health.has_unseen_age |= !health.is_going;
+        health.has_unseen_age |= !health.is_going || health.is_forgiven;
         health.is_going =
             matches!(course.standing, Standing::Running { .. } | Standing::Draining { .. }) && course.told < Some(run);
         health.is_ready = course.account == Told::Ready || health.is_ready && course.account == Told::Stopping;
@@ -136,6 +138,7 @@ impl Observer {
             health.is_going && machine.run_of(*key) == Some(*run) && machine.key_of_paused(*key) == Some(Paused::No)
         };
         for (_, health) in self.health.iter_mut().filter(|(of, health)| ages(of, health)) {
+            health.is_forgiven = true;
             let Health { age, since_start, since_beat, since_stopping, since_work, .. } = health;
             for clock in [age, since_start, since_beat, since_stopping, since_work] {
                 *clock = clock.saturating_sub(time);
@@ -149,7 +152,7 @@ impl Observer {
         let is_below = |it: &AgentKey| *it != key && machine.is_within(*it, key);
         let runs = kernel.dirs.keys().copied().filter(is_below).filter_map(|it| Some((it, machine.run_of(it)?)));
         let mut started = runs.filter(|run| self.started.contains(run));
-        started.any(|(it, run)| kernel.in_run(it, run).next().is_some())
+        started.any(|(it, run)| kernel.lives(it, run))
     }
 
     /// A run uses CPU or writes output.
@@ -185,7 +188,7 @@ impl Observer {
         let Some((spec, run)) = machine.spec_of(key).zip(machine.run_of(key)) else { return false };
         let is_going = self.health.get(&(key, run)).is_some_and(|health| health.is_going);
         let fails = spec.stall.is_some_and(|rule| rule.action == Action::Fail);
-        fails && is_going && kernel.in_run(key, run).next().is_some() && !self.has_run_below(machine, kernel, key)
+        fails && is_going && kernel.lives(key, run) && !self.has_run_below(machine, kernel, key)
     }
 
     /// Whoever is found in a failure has earned it.
@@ -222,7 +225,7 @@ impl Observer {
     /// Says whether the present run of an agent has to show that it lives.
     pub(super) fn is_watched(&self, machine: &Machine, kernel: &Kernel, key: AgentKey) -> bool {
         let Some((spec, run)) = machine.spec_of(key).zip(machine.run_of(key)) else { return false };
-        if kernel.in_run(key, run).next().is_none() {
+        if !kernel.lives(key, run) {
             return false;
         }
         let asked = self.health.get(&(key, run)).filter(|health| health.is_going).map(|health| health.period);

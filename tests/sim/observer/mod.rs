@@ -21,7 +21,7 @@ use treeherd::model::event::Kind;
 use treeherd::model::id::{AgentId, Level, Run};
 use treeherd::model::request::Request;
 use treeherd::model::spec::AgentSpec;
-use treeherd::model::status::{Paused, State};
+use treeherd::model::status::{Exit, Paused, State};
 use treeherd::model::time::Monotonic;
 
 use super::kernel::{Kernel, Tally};
@@ -83,6 +83,8 @@ pub struct Observer {
     reading: BTreeMap<(AgentKey, Run), Monotonic>,
     /// Runs whose main process's end was told, and whether the end of the run had been asked for by then.
     exits: BTreeMap<(AgentKey, Run), bool>,
+    /// Of those that main processes have left behind, how the last that is known of has ended.
+    pub left: BTreeMap<(AgentKey, Run), Exit>,
     spawning: BTreeSet<AgentKey>,
     removing: BTreeSet<AgentKey>,
     /// Agents that are ended since the one above them has ended.
@@ -126,6 +128,7 @@ impl Observer {
             judged: BTreeSet::new(),
             reading: BTreeMap::new(),
             exits: BTreeMap::new(),
+            left: BTreeMap::new(),
             spawning: BTreeSet::new(),
             removing: BTreeSet::new(),
             cascading: BTreeSet::new(),
@@ -150,6 +153,11 @@ impl Observer {
 
     pub fn is_spawning(&self, key: AgentKey) -> bool {
         self.spawning.contains(&key)
+    }
+
+    /// Says whether the end of a run's main process was told.
+    pub fn is_headless(&self, key: AgentKey, run: Run) -> bool {
+        self.exits.contains_key(&(key, run))
     }
 
     /// The agents that are known by name, ended ones included.
@@ -202,6 +210,7 @@ impl Observer {
                 let is_asked = self.is_asked(*agent, *run);
                 self.exits.entry((*agent, *run)).or_insert(is_asked);
             }
+            Input::LeftEnded { agent, run, exit } => drop(self.left.insert((*agent, *run), *exit)),
             Input::Notified { agent, run, notes } => self.heard(machine, *agent, *run, notes),
             Input::ReadySeen { agent, run } => self.saw_ready(machine, *agent, *run),
             Input::StoodStill(since) => self.stay_young(machine, now.mono.since(*since)),

@@ -96,6 +96,8 @@ impl Observer {
             }
             let live: Vec<_> = kernel.within(*key).collect();
             assert!(live.is_empty(), "{key}: a receipt, and of it live {live:?}");
+            let has_departed = kernel.processes.values().any(|it| it.agent == *key && it.has_departed);
+            assert!(!has_departed, "{key}: a receipt, and its main process lives outside");
             assert!(!kernel.hanging.contains_key(key) && !self.spawning.contains(key), "{key}: a receipt, and a spawn");
             assert!(!kernel.dirs.contains_key(key), "{key}: a receipt, and its cgroup is there");
             let ended = self.forgotten.contains(key) || machine.key_of_state(*key).is_none_or(State::has_ended);
@@ -244,8 +246,15 @@ impl Observer {
             self.note("lost");
             return;
         }
-        let is_good = death.exit == Exit::Status(0) && !death.is_oom;
+        let has_crashed = matches!(self.left.get(&(key, run)), Some(Exit::Signal { .. }));
         let is_asked = self.is_asked(key, run);
+        let is_good = death.exit == Exit::Status(0) && !death.is_oom;
+        if is_good && has_crashed && !was_asked && !is_asked {
+            // Whoever puts itself into the background has its work done by those that it leaves behind.
+            assert_eq!((event.kind, exit.cause), (Kind::Failed, Cause::Signal), "{key}: run {run}: {exit:?}");
+            self.note("crash of what was left behind");
+            return;
+        }
         let allowed: &[Kind] = match (was_asked, is_asked, is_good) {
             // Nobody asked: it ended by itself, and that is what is told.
             (false, false, true) => &[Kind::Completed],
