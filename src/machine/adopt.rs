@@ -200,7 +200,10 @@ impl Machine {
         };
         match (&agent.phase, left) {
             (Phase::Running { .. }, Left::Others(_) | Left::Nothing) => {
-                let death = Death { exit: Exit::Unknown, rusage: Rusage::default(), oom: None, descendants: others };
+                // Whoever is stopped now is stopped for another one that was found to be over.
+                let is_unasked = agent.recorded.as_ref().is_some_and(|it| it.ending.is_none() && it.cycle.is_none());
+                let (exit, rusage) = (Exit::Unknown, Rusage::default());
+                let death = Death { exit, rusage, oom: None, descendants: others, is_unasked };
                 self.exited(step, key, run, death);
             }
             (Phase::Draining { .. }, Left::Nothing) => self.run_emptied(step, key, run),

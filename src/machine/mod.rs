@@ -281,7 +281,7 @@ impl Machine {
             Input::Spawned { agent, pid } => self.spawned(step, agent, pid),
             Input::SpawnFailed { agent, failure } => self.spawn_failed(step, agent, failure),
             Input::Exited { agent, run, exit, rusage, oom, descendants } => {
-                self.exited(step, agent, run, run::Death { exit, rusage, oom, descendants });
+                self.exited(step, agent, run, run::Death { exit, rusage, oom, descendants, is_unasked: false });
             }
             Input::OomKilled { agent, run, kills, oom } => self.oom_killed(step, agent, run, kills, oom),
             Input::MainNamed { agent, run, pid } => self.main_named(step, agent, run, pid),

@@ -21,6 +21,8 @@ pub(super) struct Death {
     pub rusage: Rusage,
     pub oom: Option<Oom>,
     pub descendants: u64,
+    /// Whether it came before any request that there is now for the end of the run.
+    pub is_unasked: bool,
 }
 
 impl Death {
@@ -141,11 +143,11 @@ impl Machine {
         if agent.run != run {
             return;
         }
-        let left_behind = death.descendants;
+        let (left_behind, is_unasked) = (death.descendants, death.is_unasked);
         let mut record = death.record();
         if let Some(verdict) = &agent.verdict {
             record.judge(verdict.cause, &verdict.why);
-        } else if let Some(by) = agent.down.as_ref().map(|down| &down.by).or(agent.cycle.as_ref()) {
+        } else if let Some(by) = agent.down.as_ref().map(|it| &it.by).or(agent.cycle.as_ref()).filter(|_| !is_unasked) {
             record.cause = Cause::Terminated;
             record.by = Some(by.to_string());
         } else if let (Some(Ladder::Late(_)), Cause::Signal) = (ladder, record.cause) {
