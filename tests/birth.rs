@@ -163,3 +163,21 @@ fn what_an_agent_is_born_with_can_be_asked_for() {
     assert_eq!((&*seen["umask"], &*seen["nice"], &*seen["nofile"]), ("0027", "7", "100"));
     herd.finish();
 }
+
+#[test]
+fn a_daemon_with_a_real_time_policy_keeps_it_in_every_thread_and_gives_it_to_no_agent() {
+    let prefix = ["chrt", "--rr", "2"];
+    if !std::process::Command::new(prefix[0]).args(&prefix[1..]).arg("true").status().is_ok_and(|it| it.success()) {
+        return skip("no real-time policy can be taken here");
+    }
+    let herd = daemon_by(&prefix, &[]);
+    assert_eq!(look(&herd, "a", |_| {})["policy"], "0");
+    let policy_of = |task: std::fs::DirEntry| {
+        let stat = std::fs::read_to_string(task.path().join("stat")).ok()?;
+        stat.rsplit_once(") ")?.1.split(' ').nth(38)?.parse::<i32>().ok()
+    };
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", herd.pid())).unwrap();
+    let policies: Vec<i32> = tasks.filter_map(|task| policy_of(task.unwrap())).collect();
+    assert!(policies.len() > 5 && policies.iter().all(|it| *it == libc::SCHED_RR), "{policies:?}");
+    herd.finish();
+}
