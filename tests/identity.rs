@@ -19,6 +19,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
+use treeherd::kernel::host::{Host, KernelVersion};
 use treeherd::kernel::rights;
 use treeherd::model::event::Kind;
 use treeherd::model::ready::Ready;
@@ -229,6 +230,10 @@ fn a_thousand_messages_with_sockets_that_linger_hold_up_no_message_of_an_agent_a
             let id = herd.spawn(&format!("a{number}"), "exit 0");
             await_event(&mut events, Kind::Completed, &id);
         }
+    }
+    // Before Linux 6.16 eight threads close what is sent, and a barrier may wait behind those that hang.
+    if Host::discover().unwrap().kernel < (KernelVersion { major: 6, minor: 16, patch: 0 }) {
+        others.clear();
     }
     // Behind all of them.
     let (mut reader, writer) = std::io::pipe().unwrap();

@@ -37,11 +37,13 @@ impl Supervisor {
             return;
         };
         for pid in self.tools.cgroups.processes(&place).unwrap_or_default() {
-            let known = &self.bodies[&key].left;
-            if known.len() >= LEFT_MAX {
+            let body = &self.bodies[&key];
+            if body.left.len() >= LEFT_MAX {
                 return;
             }
-            if known.iter().any(|left| left.process.pid == pid) {
+            let known = body.left.iter().map(|left| &left.process);
+            // A main process that was named is one of them no more: its exit can be read once.
+            if known.chain(body.process.as_ref().map(|(_, process)| process)).any(|process| process.pid == pid) {
                 continue;
             }
             if let Some(process) = self.process_of(key, run, pid) {

@@ -90,7 +90,7 @@ impl Surroundings {
         // The first process of a container has made room at the top for a herd.
         let own = if cgroup::is_first_leaf(host) { "" } else { host.own_cgroup.trim_matches('/') }.to_owned();
         let directory = host.cgroup2.join(&own);
-        let limits = cgroup::limits_above(host, &format!("{own}/{}", Place::herd()));
+        let limits = cgroup::limits_above(host, &own);
         let below_top = |path: &Path| path.starts_with(&host.cgroup2) && path != host.cgroup2;
         let tasks = default_tasks();
         let counts = |limit: &LimitAbove| below_top(Path::new(&limit.path)) && !is_default(limit, tasks);

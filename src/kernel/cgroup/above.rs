@@ -17,8 +17,8 @@ use crate::model::units::{Bytes, Max};
 /// The limits that are looked for.
 const KNOBS: [Knob; 5] = [Knob::MemoryMax, Knob::MemoryHigh, Knob::PidsMax, Knob::CpuMax, Knob::CpusetCpus];
 
-/// Lists the limits above a root cgroup, which need not be there, for each knob the nearest first: in cgroup2 those of the cgroups
-/// above it, on v1 those of this process's cgroup, below which mirrors are made, and of the ones above that.
+/// Lists the limits above a herd, whose root cgroup need not be there, for each knob the nearest first: in cgroup2 those of the root and
+/// of the cgroups above it, on v1 those of this process's cgroup, below which mirrors are made, and of the ones above that.
 ///
 /// What cannot be read is left out.
 #[must_use]
@@ -66,15 +66,13 @@ fn read(world: World, dir: &Dir, knob: Knob) -> Option<Setting> {
     controllers::read(&Seat { world, dir }, knob).ok().flatten()
 }
 
-/// Opens the cgroups above a root in the hierarchy of a controller, the nearest first and the mount point's last.
+/// Opens the cgroups above a herd in the hierarchy of a controller, the nearest first and the mount point's last. On cgroup2 the root is
+/// one of them: the herd is below it, and what is set there a service manager or an engine has set.
 fn chain(host: &Host, root: &str, controller: Controller) -> (World, Vec<(Dir, PathBuf)>) {
     let (world, mount, nearest) = match host.binding(controller) {
         Binding::V1 { mount } => (World::V1, mount.as_path(), host.own_v1.get(mount).map_or("", String::as_str)),
         // What is not handed down to us is limited above all the same.
-        Binding::V2 | Binding::Absent { .. } => {
-            let above = root.trim_matches('/').rsplit_once('/').map_or("", |(above, _)| above);
-            (World::V2, host.cgroup2.as_path(), above)
-        }
+        Binding::V2 | Binding::Absent { .. } => (World::V2, host.cgroup2.as_path(), root),
     };
     let mut dirs = Vec::new();
     let Ok(top) = Dir::mount(mount) else { return (world, dirs) };
