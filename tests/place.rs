@@ -9,8 +9,11 @@ use std::process::Command;
 use assert_cmd::cargo::cargo_bin;
 use common::foreground::{Foreground, lives};
 use common::*;
+use treeherd::daemon::Settings;
+use treeherd::herd::Herd;
 use treeherd::kernel::host::{Binding, Host};
 use treeherd::model::limits::Controller;
+use treeherd::model::spec::AgentSpec;
 
 /// A cgroup with a limit on memory, as an engine makes one for a job, and the cgroup in it for the job's first process.
 struct Allocation {
@@ -155,6 +158,39 @@ fn a_herd_in_an_agent_ends_with_the_agent() {
     assert!(receipt.processes >= 3, "the supervisor, its guardian and its agent: {}", receipt.processes);
     // What was killed with its guardian has nobody to clear up.
     std::fs::remove_dir_all(format!("/run/treeherd-run-{supervisor}")).unwrap();
+    herd.finish();
+}
+
+/// What this binary does when it is started as an agent: a program with a herd of its own, which says nothing of cgroups.
+#[test]
+fn role() {
+    if std::env::var(ROLE).is_err() {
+        return;
+    }
+    let herd = Herd::start(Settings::new(std::env::var("STATE").unwrap())).unwrap_or_else(|error| panic!("{error}"));
+    let inner = herd.spawn_child_agent(None, AgentSpec::new(name("inner"), ["sleep", "1000"])).unwrap();
+    println!("\ninner {}", inner.pid.unwrap());
+    loop {
+        std::thread::park();
+    }
+}
+
+#[test]
+fn a_librarys_herd_in_an_agent_is_within_the_agents_cgroup_and_ends_with_it() {
+    let herd = daemon(&[]);
+    let state = herd.dir.path().join("inner");
+    let outer = herd.role(None, "outer", "library", |spec| {
+        spec.env.insert("STATE".to_owned(), state.to_str().unwrap().to_owned());
+    });
+    let said = || String::from_utf8_lossy(&output(&herd, &outer)).into_owned();
+    let inner = || said().lines().find_map(|line| line.strip_prefix("inner ")?.parse::<i32>().ok());
+    until("the inner agent runs", || inner().is_some());
+    let inner = inner().unwrap();
+    let cgroup = std::fs::read_to_string(format!("/proc/{inner}/cgroup")).unwrap();
+    let leaf = format!("{}/herd/outer/run-1/treeherd/herd/inner/run-1", herd.cgroup);
+    assert!(cgroup.lines().any(|line| line.starts_with("0::") && line.ends_with(&leaf)), "{cgroup}");
+    herd.terminate_agent(&outer, Some(std::time::Duration::ZERO)).unwrap();
+    assert!(!lives(inner));
     herd.finish();
 }
 

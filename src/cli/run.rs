@@ -78,7 +78,8 @@ pub(super) fn run(global: &Global, args: RunArgs, screen: &mut Screen) -> Done {
     settings.herd = tree.config;
     settings.socket.clone_from(&global.socket);
     let seat = daemon::choose_seat(args.cgroup.as_deref(), &own_name())?;
-    (settings.cgroup, settings.residence) = (seat.cgroup, seat.residence);
+    // A path, and no name whose place is still to be chosen.
+    (settings.cgroup, settings.residence) = (format!("/{}", seat.cgroup), seat.residence);
     settings.is_transient = place.is_ours;
     settings.ends_with = match args.end_with_parent {
         true => EndsWith::Parent,

@@ -71,7 +71,7 @@ fn check(name: &str, outcome: Finding, detail: String, remedy: Option<String>) -
 
 /// Says whether the root cgroup can be made where it is to be.
 fn root(host: &Host, settings: &Settings) -> Check {
-    let root = host.cgroup2.join(settings.cgroup.trim_matches('/'));
+    let root = host.cgroup2.join(settings.cgroup());
     let nearest = root.ancestors().find(|place| place.is_dir()).unwrap_or(&host.cgroup2);
     let name = "root cgroup";
     match rustix::fs::access(nearest, rustix::fs::Access::WRITE_OK) {
@@ -85,7 +85,7 @@ fn root(host: &Host, settings: &Settings) -> Check {
 
 /// Lists the limits that hold for the herd from outside.
 fn above(host: &Host, settings: &Settings) -> Check {
-    let limits = cgroup::limits_above(host, &settings.cgroup);
+    let limits = cgroup::limits_above(host, settings.cgroup());
     let shown: Vec<String> = limits.iter().map(ToString::to_string).collect();
     let detail = if shown.is_empty() { "none".to_owned() } else { shown.join(", ") };
     check("limits above", Finding::Good, detail, None)
@@ -95,7 +95,7 @@ fn above(host: &Host, settings: &Settings) -> Check {
 fn canary(host: &Host, settings: &Settings) -> Check {
     let name = "clone into a cgroup";
     // Where the root cgroup is or is to be: elsewhere nothing may be made.
-    let root = host.cgroup2.join(settings.cgroup.trim_matches('/'));
+    let root = host.cgroup2.join(settings.cgroup());
     let place = root.ancestors().find(|place| place.is_dir()).unwrap_or(&host.cgroup2);
     let place = place.strip_prefix(&host.cgroup2).unwrap_or(place);
     let root = place.join(format!("treeherd-doctor-{}", std::process::id())).display().to_string();

@@ -28,7 +28,8 @@ use crate::model::event::Kind;
 use crate::model::id::AgentId;
 use crate::model::time::Monotonic;
 
-/// How long after a removal the rest is looked at: an `rm -r` that is under way would stumble over what is re-created.
+/// How long after the last removal the rest is checked, if that comes within a second: an `rm -r` that is under way would fail at
+/// what is re-created.
 const DAMPING: Duration = Duration::from_millis(100);
 
 /// How often something is re-created at most, and how often a directory is checked that the kernel gives no watch for.
@@ -93,6 +94,8 @@ pub(super) struct Upkeep {
     /// Whether a look is due, and when the last one began.
     is_due: bool,
     last: Option<Monotonic>,
+    /// When something was removed, the first time since that look and the last time.
+    removed: [Monotonic; 2],
     doing: Option<Doing<Restored>>,
     fault: Option<String>,
     /// Whether it is reported that the directory has no watch.
@@ -118,7 +121,8 @@ impl Upkeep {
     pub fn new(claim: &Arc<StateDir>, door: Door) -> Self {
         let claim = Arc::downgrade(claim);
         let (watch, doing, last, fault) = (None, None, None, None);
-        Self { claim, door, watch, is_due: false, last, doing, fault, is_degraded: false }
+        let removed = [Monotonic::default(); 2];
+        Self { claim, door, watch, is_due: false, last, removed, doing, fault, is_degraded: false }
     }
 
     /// Returns why something could not be re-created, if so.
@@ -232,8 +236,11 @@ impl Supervisor {
 
     /// Something of the state directory was removed: has it checked soon.
     pub(super) fn restore_soon(&mut self) {
+        let now = clock::monotonic();
+        self.upkeep.removed[1] = now;
         if !std::mem::replace(&mut self.upkeep.is_due, true) {
-            let soon = clock::monotonic() + DAMPING;
+            self.upkeep.removed[0] = now;
+            let soon = now + DAMPING;
             let at = self.upkeep.last.map_or(soon, |last| soon.max(last + EVERY));
             self.chores.insert((at, Chore::Restore));
         }
@@ -241,8 +248,13 @@ impl Supervisor {
 
     /// Checks the state directory.
     pub(super) fn restore_is_due(&mut self) {
+        let (now, [first, last]) = (clock::monotonic(), self.upkeep.removed);
+        if now < last + DAMPING && now < first + EVERY {
+            self.chores.insert((last + DAMPING, Chore::Restore));
+            return;
+        }
         self.upkeep.is_due = false;
-        self.upkeep.last = Some(clock::monotonic());
+        self.upkeep.last = Some(now);
         if self.upkeep.doing.is_some() {
             return self.restore_soon();
         }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::kernel::guardian::EndsWith;
 use crate::model::config::{Flags, HerdConfig};
+use crate::model::error::Error;
 
 /// What the root cgroup of a daemon is called.
 pub const DEFAULT_CGROUP: &str = "treeherd";
@@ -16,7 +17,9 @@ pub struct Settings {
     pub herd: HerdConfig,
     /// The directory of the socket, the journal and the output. Made if its parent is there.
     pub state_dir: PathBuf,
-    /// The root cgroup's path below the cgroup2 mount point: `treeherd`, `system.slice/treeherd.service`.
+    /// The root cgroup's path below the cgroup2 mount point: `/treeherd`, `system.slice/treeherd.service`. The default, `treeherd`, is only a
+    /// name for [`Herd::start`](crate::herd::Herd::start): where it is, it chooses as a daemon does, within whatever this process was put
+    /// into.
     pub cgroup: String,
     /// The socket; `treeherd.sock` in the state directory if none is given.
     pub socket: Option<PathBuf>,
@@ -39,9 +42,9 @@ pub struct Settings {
 /// Where the supervising process itself lives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Residence {
-    /// In a fresh leaf beside the herd: a daemon.
+    /// In a fresh leaf beside the herd: a daemon, and whoever is in the cgroup that becomes the root.
     OwnLeaf,
-    /// Where it is: a program that uses the library.
+    /// Where it is.
     #[default]
     Stay,
 }
@@ -70,6 +73,20 @@ impl Settings {
     pub fn notify_socket(&self) -> PathBuf {
         // There is a working directory, or the state directory cannot be made either.
         std::path::absolute(&self.state_dir).unwrap_or_else(|_| self.state_dir.clone()).join("notify")
+    }
+
+    /// Chooses the place of the root cgroup, if none is given.
+    pub(super) fn seated(self) -> Result<Self, Error> {
+        if self.cgroup != DEFAULT_CGROUP {
+            return Ok(self);
+        }
+        let seat = super::choose_seat(None, DEFAULT_CGROUP)?;
+        Ok(Self { cgroup: seat.cgroup, residence: seat.residence, ..self })
+    }
+
+    /// Returns the root cgroup's path, without slashes around it.
+    pub(super) fn cgroup(&self) -> &str {
+        self.cgroup.trim_matches('/')
     }
 
     /// Returns the socket's path.

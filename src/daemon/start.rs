@@ -173,6 +173,7 @@ fn remove_root(cgroups: &Cgroups) {
 impl Herdsman {
     fn build(settings: Settings, manner: Manner) -> Result<Self, Error> {
         settings.herd.check()?;
+        let settings = if manner == Manner::Library { settings.seated()? } else { settings };
         check_socket_path(&settings.socket())?;
         check_socket_path(&settings.notify_socket())?;
         // Before there are other threads.
@@ -188,11 +189,11 @@ impl Herdsman {
         let host = Arc::new(Host::discover()?);
         let not_offered = check_offers(&host, &settings)?;
         // Only what is ours is taken back.
-        let (cgroups, root_claim) = take_root(&host, &settings.cgroup)?;
+        let (cgroups, root_claim) = take_root(&host, settings.cgroup())?;
         let mut cgroups = Undo(Some(cgroups));
         let own = cgroups.0.as_ref().expect("it was just put there");
         check_pressure(own, &settings)?;
-        let root = settings.cgroup.trim_matches('/').to_owned();
+        let root = settings.cgroup().to_owned();
         let records = Records::new(&settings.state_dir, clock::boot_id()?, root);
         let legacy = adopt::read(&settings.state_dir, &records, &host)?;
         let herd = adopt::with_limits_in_force(&settings.herd, &records, legacy.as_ref());
@@ -208,8 +209,7 @@ impl Herdsman {
                 settings.state_dir.display()
             );
         }
-        let residence = settings.residence;
-        if residence == Residence::OwnLeaf {
+        if manner == Manner::Daemon {
             super::guard::protect();
         }
         let (watches, surroundings) = (Watches::new()?, Surroundings::look(&settings, manner)?);
@@ -231,10 +231,10 @@ impl Herdsman {
             rulebook: Rulebook::default(),
             is_disk_slow: AtomicBool::new(false),
         };
-        let root = format!("{}/{}", host.cgroup2.display(), settings.cgroup.trim_matches('/'));
+        let root = format!("{}/{}", host.cgroup2.display(), settings.cgroup());
         let mut machine = Machine::new(herd, root.clone(), not_offered, clock::wall().0);
         machine.restore_applied(applied);
-        for above in machine.set_limits_above(cgroup::limits_above(&host, &settings.cgroup)) {
+        for above in machine.set_limits_above(cgroup::limits_above(&host, settings.cgroup())) {
             tracing::warn!("the herd's own {} is wider than a limit that it is in: {above}", above.knob);
         }
         machine.set_baseline(super::launch::baseline());
@@ -250,9 +250,9 @@ impl Herdsman {
         supervisor.memory.take_outside_as_told(&supervisor.tools.cgroups);
         supervisor.watch_forks_above();
         supervisor.announce(estate, ended);
-        let sparse = match residence {
-            Residence::OwnLeaf => super::guard::hold_memory(),
-            Residence::Stay => None,
+        let sparse = match manner {
+            Manner::Daemon => super::guard::hold_memory(),
+            Manner::Library => None,
         };
         Ok(Self {
             _sparse: sparse,
