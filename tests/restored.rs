@@ -42,6 +42,13 @@ fn start_ready(own: &Own, id: &str) {
     until("it is ready", || own.agent_status(&name(id)).unwrap().state == State::Running);
 }
 
+/// Lists the keepers of output pipes.
+fn keepers(own: &Own) -> Vec<i32> {
+    let root = treeherd::kernel::host::Host::discover().unwrap().cgroup2.join(&own.cgroup);
+    let name = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    processes_in(root.to_str().unwrap()).into_iter().filter(|pid| name(pid) == "treeherd-keeper\n").collect()
+}
+
 /// Counts how often something was reported, in the whole journal.
 fn count(own: &Own, kind: Kind) -> usize {
     let out = treeherd(own, &["events", "--since", "0", "--json"]);
@@ -69,6 +76,8 @@ fn a_state_directory_that_is_deleted_is_there_again_with_all_that_a_next_daemon_
         let restored = await_kind(&mut events, Kind::StateRestored);
         missing.retain(|what| !restored.message.contains(what));
     }
+    // What has the content of the records writes them, a moment later where the disk is slow.
+    until("the records are there", || state(&own).join("records").exists());
     let modes = ["", "treeherd.sock", "notify", "lock", "records"].map(|it| mode(&state(&own).join(it)));
     assert_eq!(modes, [0o711, 0o660, 0o666, 0o600, 0o600]);
     // New clients are served, agents are heard, and another daemon is refused.
@@ -82,14 +91,16 @@ fn a_state_directory_that_is_deleted_is_there_again_with_all_that_a_next_daemon_
         own.restart_agent(id).unwrap();
     }
     await_line(&own, &speaks, "before");
-    let before = own.processes();
+    let pids = |own: &Own| own.agents().unwrap().iter().map(|agent| agent.pid).collect::<Vec<_>>();
+    let (before, keeping) = (pids(&own), keepers(&own));
     own.crash();
     own.restart();
+    assert_eq!((keepers(&own), keeping.len()), (keeping, 2), "the next daemon has found them");
     assert_eq!(own.agents().unwrap().len(), 4);
-    assert_eq!(own.processes(), before, "the records were complete: nobody was ended");
+    assert_eq!(pids(&own), before, "the records were complete: nobody was ended");
     assert_eq!(own.agent_status(&lives).unwrap().state, State::Running);
     assert!(own.events_of(&lives).iter().any(|event| event.kind == Kind::Started), "the journal has its old events");
-    assert_eq!(count(&own, Kind::StateRestored), 1);
+    assert!(count(&own, Kind::StateRestored) >= 1, "the event is in the journal");
     own.finish();
 }
 

@@ -135,6 +135,7 @@ impl Order {
             DRAIN => Self::Drain { token, ticket },
             FORGET => Self::Forget { token },
             SWEEP => Self::Sweep,
+            LISTEN => Self::Listen,
             QUIT => Self::Quit,
             _ => return None,
         })
@@ -179,6 +180,7 @@ mod tests {
             Order::Drain { token, ticket },
             Order::Forget { token },
             Order::Sweep,
+            Order::Listen,
             Order::Quit,
         ];
         for order in orders {
