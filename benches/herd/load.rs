@@ -397,20 +397,28 @@ const SUDDEN: [(&str, usize, usize, Shake); 3] = [
     }),
 ];
 
-/// What 100 clients ask for at once, without a pause.
-const ASKED: [(&str, &str); 11] = [
-    ("ps", "{}"),
-    ("show", r#"{"id":"loud"}"#),
-    ("explain", r#"{"id":"loud"}"#),
-    ("stats", r#"{"agents":true}"#),
-    ("events", r#"{"since":0,"agent":"nobody"}"#),
-    ("logs", r#"{"id":"loud","lines":1000000}"#),
-    ("doctor", "{}"),
-    ("process", r#"{"pid":1}"#),
-    ("config", "{}"),
-    ("pause", r#"{"target":{"ids":["nobody"]}}"#),
-    ("limit", r#"{"scope":{"agent":"loud"},"limits":{"pids_max":1000}}"#),
-];
+/// The worst that 100 clients can ask for at once, without a pause, of each method there is.
+fn worst(method: &str) -> String {
+    let params = match method {
+        "hello" | "ps" | "config" | "doctor" => "{}",
+        "show" | "explain" => r#"{"id":"loud"}"#,
+        "stats" => r#"{"agents":true}"#,
+        "events" => r#"{"since":0,"agent":"nobody"}"#,
+        "logs" => r#"{"id":"loud","lines":1000000}"#,
+        "follow" => r#"{"target":"all","lines":1000}"#,
+        "process" => r#"{"pid":1}"#,
+        "pause" | "resume" | "terminate" | "cleanup" => r#"{"target":{"ids":["nobody"]}}"#,
+        "restart" => r#"{"id":"nobody"}"#,
+        "wait" => r#"{"ids":["loud"]}"#,
+        "shutdown" => r#"{"grace_ms":-1}"#,
+        "limit" => r#"{"scope":{"agent":"loud"},"limits":{"pids_max":1000}}"#,
+        "declare" => return format!(r#"{{"file":"{}","applied":{{}}}}"#, "f".repeat(60_000)),
+        // A name that is taken: all of it has to be parsed to be refused.
+        "spawn" => return format!(r#"{{"id":"loud","command":["true"],"metadata":{{"k":"{}"}}}}"#, "x".repeat(50_000)),
+        other => panic!("what is the worst of {other}?"),
+    };
+    params.to_owned()
+}
 
 /// How late a death is told while clients do their worst, beside the daemon that nobody asks in the same run.
 pub fn cost(plan: &Plan, table: &mut Table) {
@@ -422,7 +430,8 @@ pub fn cost(plan: &Plan, table: &mut Table) {
     (0..ASKED_ABOUT).for_each(|_| drop(field.daemon.group(None)));
     settle();
     field.single(plan.rounds(100)).tell("a death, nobody asks", table);
-    for (method, params) in ASKED {
+    for method in Call::METHODS {
+        let params = worst(method);
         let line = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"{method}","params":{params}}}"#);
         let socket = field.daemon.dir.path().join("state/treeherd.sock");
         let (command, (variable, value)) = guest::role(&format!("ask:{} {line}", socket.display()));
