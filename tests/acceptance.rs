@@ -239,7 +239,7 @@ fn item_7_a_grandchild_holds_stdout() {
     assert_eq!((exit.status, exit.descendants), (Some(3), 1), "told while the pipe's other end is held");
     assert_eq!(output(&herd, &id), b"done\n");
     let [holder] = herd.processes()[..] else { panic!("one process is left") };
-    assert!(std::fs::read_link(format!("/proc/{holder}/fd/1")).unwrap().ends_with("a/stdout"));
+    assert!(std::fs::read_link(format!("/proc/{holder}/fd/1")).unwrap().ends_with("a/stdout.pipe"));
     assert_eq!(herd.stats().unwrap().detection.late, 0);
     herd.terminate_agent(&id, None).unwrap();
     assert_eq!(herd.ends_of(&id).len(), 1);

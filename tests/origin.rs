@@ -190,7 +190,7 @@ mod spawning {
         open.sort_by_key(std::fs::DirEntry::file_name);
         assert_eq!(open.iter().map(|entry| entry.file_name()).collect::<Vec<_>>(), ["0", "1", "2"]);
         let spool = herd.dir.path().join("state/agents/a");
-        assert_eq!((link("fd/1"), link("fd/2")), (spool.join("stdout"), spool.join("stderr")));
+        assert_eq!((link("fd/1"), link("fd/2")), (spool.join("stdout.pipe"), spool.join("stderr.pipe")));
         let stat = text("stat");
         let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
         assert_eq!((fields[2], fields[3]), (&*pid.to_string(), &*pid.to_string()), "its own group and session");

@@ -200,7 +200,6 @@ fn a_killed_keeper_is_replaced_and_takes_no_byte_along() {
     let (mut last, mut last_holder) = (None, None);
     for round in 0..4 {
         let splices = round % 2 == 0;
-        // Nothing is promised if both are gone at once: the successor of the last one has to be there.
         let both = (await_keeper(&herd, last), await_one(&herd, false, last_holder));
         let keeper = if splices { both.0 } else { both.1 };
         signal(keeper, "KILL");
@@ -213,6 +212,28 @@ fn a_killed_keeper_is_replaced_and_takes_no_byte_along() {
     assert!(output(&herd, &a) == all.as_bytes(), "not a byte is missing or doubled");
     let b = spawn(&herd, "b", "echo of one that came later");
     assert_eq!(said(&herd, &b).0, "of one that came later\n");
+    herd.finish();
+}
+
+#[test]
+fn agents_that_write_while_every_keeper_is_killed_live_and_lose_nothing() {
+    let herd = daemon(&[]);
+    let a = spawn(&herd, "a", "i=0; while [ $i -lt 30000 ]; do i=$((i+1)); echo $i; done; echo end >&2");
+    let mut last = Vec::new();
+    for _ in 0..5 {
+        let mut both = Vec::new();
+        until("there are two new keepers", || {
+            both = [keepers(&herd, true), keepers(&herd, false)].concat();
+            both.len() == 2 && both.iter().all(|pid| !last.contains(pid))
+        });
+        both.iter().for_each(|pid| signal(*pid, "KILL"));
+        last = both;
+    }
+    let ended = herd.wait(std::slice::from_ref(&a)).unwrap();
+    assert_eq!(ended[0].exit.as_ref().unwrap().status, Some(0), "it was no SIGPIPE");
+    until("all is written", || errors(&herd, &a) == b"end\n");
+    let all: String = (1..=30_000).map(|number| format!("{number}\n")).collect();
+    until("not a byte is missing or doubled", || output(&herd, &a) == all.as_bytes());
     herd.finish();
 }
 

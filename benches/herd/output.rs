@@ -2,6 +2,7 @@
 //! whose file a bare loop keeps as short. The kernel frees pages under the lock that each write takes: what that loop costs its
 //! writer, nobody who bounds a file can spare it.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
@@ -13,6 +14,7 @@ use rustix::fs::{FallocateFlags, fallocate};
 use rustix::time::{ClockId, clock_gettime};
 use treeherd::model::event::Kind;
 use treeherd::model::spec::AgentSpec;
+use treeherd::model::stream::Output;
 use treeherd::output::CAP_DEFAULT;
 
 use crate::Plan;
@@ -43,7 +45,10 @@ pub fn output(plan: &Plan, table: &mut Table) {
             let id = daemon.fresh();
             let before = cpu_ns(pid);
             let began = Instant::now();
-            daemon.spawn(AgentSpec::new(id.clone(), ["/bin/sh", "-c", &write]));
+            let mut spec = AgentSpec::new(id.clone(), ["/bin/sh", "-c", &write]);
+            // As the floor has it.
+            spec.output = Output::File;
+            daemon.spawn(spec);
             events.await_event(&[Kind::Completed], &id);
             let rate = flood.rate(began);
             costs.push((cpu_ns(pid) - before) as f64 / 1e9 / gigabytes);
@@ -65,6 +70,60 @@ pub fn output(plan: &Plan, table: &mut Table) {
         table.compare(&format!("CPU for giving back, {name}"), "s/GB", costs, Target::Ratio(1.2));
         let peaks = (0..plan.rounds(10)).map(|_| peak(&mut daemon, &write, count * piece)).collect();
         table.tell(&format!("disk over the cap at most, {name}"), "MiB", Spread::of(peaks), Target::Most(16.0));
+        let mut modes = Modes { daemon, events, write, bytes: count * piece, costs: Default::default() };
+        modes.compare(plan, table, name);
+    }
+}
+
+/// An agent that writes to a file, and one that writes to a pipe, in turn.
+struct Modes {
+    daemon: Daemon,
+    events: Follower,
+    write: String,
+    bytes: u64,
+    /// The CPU time of all who have a part in it, in seconds per GB: of files, and of pipes.
+    costs: [Vec<f64>; 2],
+}
+
+impl Modes {
+    fn compare(self, plan: &Plan, table: &mut Table, name: &str) {
+        let modes = RefCell::new(self);
+        let of = |output| modes.borrow_mut().run(output);
+        let spreads = alternate(plan.rounds(10), || of(Output::File), || of(Output::Pipe));
+        table.compare(&format!("through a pipe, beside a file, {name}"), "MB/s", spreads, Target::None);
+        let [file, pipe] = modes.into_inner().costs.map(Spread::of);
+        let what = format!("CPU of the writer, daemon and keepers, beside a file, {name}");
+        table.compare(&what, "s/GB", (file, pipe), Target::None);
+    }
+
+    fn run(&mut self, output: Output) -> f64 {
+        let id = self.daemon.fresh();
+        let mut spec = AgentSpec::new(id.clone(), ["/bin/sh", "-c", &self.write]);
+        spec.output = output;
+        let (before, began) = (self.cpu_seconds(), Instant::now());
+        self.daemon.spawn(spec);
+        let (event, _) = self.events.await_event(&[Kind::Completed], &id);
+        let seconds = began.elapsed().as_secs_f64();
+        let writer = event.exit.unwrap().rusage;
+        let writer = Duration::from_micros(writer.user_us + writer.system_us).as_secs_f64();
+        let cost = writer + self.cpu_seconds() - before;
+        self.costs[usize::from(output == Output::Pipe)].push(cost / (self.bytes as f64 / 1e9));
+        self.daemon.forget();
+        self.bytes as f64 / 1e6 / seconds
+    }
+
+    /// Adds up what the daemon and its keepers have used so far.
+    fn cpu_seconds(&self) -> f64 {
+        let daemon = self.daemon.pid();
+        let tasks = std::fs::read_dir(format!("/proc/{daemon}/task")).unwrap().flatten();
+        let children = tasks.map(|task| std::fs::read_to_string(task.path().join("children")).unwrap_or_default());
+        let children: Vec<u32> =
+            children.flat_map(|pids| pids.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<_>>()).collect();
+        let is_keeper = |pid: &u32| {
+            std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "treeherd-keeper\n")
+        };
+        let all = children.into_iter().filter(is_keeper).chain([daemon]);
+        all.map(cpu_ns).sum::<u64>() as f64 / 1e9
     }
 }
 

@@ -165,7 +165,7 @@ pub(super) struct SpawnArgs {
     rules: Vec<Rule>,
     #[command(flatten)]
     health: HealthArgs,
-    /// What its stdout and stderr are: pipe, file or null [default: file]
+    /// What its stdout and stderr are: pipe, file or null [default: pipe]
     #[arg(long, value_name = "WHAT", value_parser = word::<Output>)]
     output: Option<Output>,
     /// How much of each of its streams is kept [default: 16MiB]

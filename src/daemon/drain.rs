@@ -93,7 +93,7 @@ impl Supervisor {
                 Report::Fault { token, errno } => self.output_is_stuck(token, errno),
                 Report::Refused { token } => {
                     tracing::error!("a keeper has refused an agent's output pipes: another keeper may have them");
-                    self.tools.keepers.forget(token);
+                    self.forget_pipes(token);
                 }
                 Report::Has { .. } | Report::Ready { .. } => {}
             }
@@ -118,8 +118,15 @@ impl Supervisor {
     pub(super) fn pipes_kept(&mut self, key: AgentKey, token: Option<u64>) {
         match (self.bodies.get_mut(&key), token) {
             (Some(body), _) => body.pipes = token,
-            (None, Some(token)) => self.tools.keepers.forget(token),
+            (None, Some(token)) => self.forget_pipes(token),
             (None, None) => {}
+        }
+    }
+
+    /// Has an agent's pipes forgotten: it is.
+    pub(super) fn forget_pipes(&mut self, token: u64) {
+        if let Some(ends) = self.tools.keepers.forget(token) {
+            self.disk.act(move || drop(ends));
         }
     }
 

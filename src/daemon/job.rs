@@ -482,7 +482,7 @@ impl SpawnJob {
         }
         if self.make_spool {
             let noted = attempt.note(|made| made.pipes = Some(token));
-            noted.inspect_err(|_| tools.keepers.forget(token))?;
+            noted.inspect_err(|_| drop(tools.keepers.forget(token)))?;
         }
         Ok(())
     }
@@ -500,7 +500,7 @@ impl Made {
             remove(tools, &place);
         }
         if let Some(token) = self.pipes {
-            tools.keepers.forget(token);
+            drop(tools.keepers.forget(token));
         }
         if let Some(id) = self.spool
             && let Err(error) = tools.store.remove(&id)

@@ -1,11 +1,12 @@
 //! The keepers of the herd's output pipes: as many pairs as it takes, where a process may have few descriptors. Of each pair one
-//! splices, and the other one holds the pipes, so that the end of one leaves nobody without a reader.
+//! splices, and the other one holds the pipes, so that the end of one leaves nobody without a reader. The daemon holds them as well
+//! while it has descriptors to spare, so that the end of both does not, either.
 //!
 //! A keeper outlives the daemon; the next one finds it by its socket in the state directory. Shared by all hands: an agent's pipes
 //! are given to a keeper on the thread that starts the agent, and a keeper is started where the last one has no room.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -17,6 +18,7 @@ use rustix::io::Errno;
 use super::supervisor::Source;
 use crate::kernel::error::KernelError;
 use crate::kernel::keeper::{Keeper, Order, Report, Streams};
+use crate::kernel::process;
 use crate::kernel::socket::is_missing;
 use crate::model::error::{Code, Error};
 use crate::output::Pipes;
@@ -26,6 +28,22 @@ const PAIRS_MAX: usize = 32;
 
 /// How long the end of a keeper may take when the herd has ended: it writes what is left.
 pub(super) const END_MAX: Duration = Duration::from_secs(2);
+
+/// The daemon holds pipes itself until it has used this part of the descriptors that it may have.
+const HELD_PART: u64 = 4;
+
+/// The read ends of an agent's pipes, as the daemon holds them. Closing them waits for whoever splices, and so for the disk: never
+/// on the loop.
+#[derive(Debug)]
+#[must_use]
+pub(super) struct Ends([OwnedFd; 2]);
+
+impl Ends {
+    fn are_affordable(&self) -> bool {
+        let Self([_, err]) = self;
+        process::is_among_first(err.as_fd(), HELD_PART)
+    }
+}
 
 /// All keepers.
 #[derive(Debug)]
@@ -57,11 +75,12 @@ struct Pair {
 }
 
 /// Who keeps an agent's pipes. They stay with their pair, as long as one of it lives: no two keepers may splice from one pipe.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 struct Place {
     pair: usize,
     /// Whether this daemon has given them to both.
     is_sure: bool,
+    ends: Option<Ends>,
 }
 
 /// What a keeper had to tell.
@@ -129,7 +148,9 @@ impl Keepers {
             let kept = held.and_then(|()| splices.keep(&streams).map_err(|error| (2 * pair, &splices, error)));
             match kept {
                 Ok(()) => {
-                    self.book().whose.entry(token).and_modify(|place| place.is_sure = true);
+                    let surplus = self.book().note_kept(token, Ends(streams.pipes));
+                    // Not while the book is locked: this may wait.
+                    drop(surplus);
                     return Ok(());
                 }
                 Err((number, keeper, error)) if matches!(error.errno, Errno::PIPE | Errno::CONNRESET) => {
@@ -137,7 +158,7 @@ impl Keepers {
                     keeper.reap(END_MAX);
                 }
                 Err((_, _, error)) => {
-                    self.note_gone(token);
+                    drop(self.note_gone(token));
                     return Err(error.into());
                 }
             }
@@ -170,15 +191,16 @@ impl Keepers {
         splices.is_some_and(|keeper| keeper.send(&Order::Drain { token, ticket }).is_ok())
     }
 
-    /// Has what is in an agent's pipes written, and the pipes closed.
-    pub fn forget(&self, token: u64) {
+    /// Has what is in an agent's pipes written, and the pipes closed by their keepers. What the daemon has of them is the caller's to
+    /// close.
+    pub fn forget(&self, token: u64) -> Option<Ends> {
         for keeper in self.pair_of(token).into_iter().flatten().flatten() {
             if let Err(error) = keeper.send(&Order::Forget { token }) {
                 // It has ended, or keeps an agent too many until the next daemon sweeps.
                 tracing::debug!("{error}");
             }
         }
-        self.note_gone(token);
+        self.note_gone(token)
     }
 
     fn pair_of(&self, token: u64) -> Option<[Option<Arc<Keeper>>; 2]> {
@@ -186,11 +208,11 @@ impl Keepers {
         Some(book.pairs[book.whose.get(&token)?.pair].keepers.clone())
     }
 
-    fn note_gone(&self, token: u64) {
+    fn note_gone(&self, token: u64) -> Option<Ends> {
         let mut book = self.book();
-        if let Some(Place { pair, .. }) = book.whose.remove(&token) {
-            book.pairs[pair].agents -= 1;
-        }
+        let Place { pair, ends, .. } = book.whose.remove(&token)?;
+        book.pairs[pair].agents -= 1;
+        ends
     }
 
     /// Has the keepers forget what was not kept since this daemon began: it is nobody's.
@@ -201,7 +223,9 @@ impl Keepers {
             }
         }
         let mut book = self.book();
-        let unsure: Vec<u64> = book.whose.iter().filter(|(_, place)| !place.is_sure).map(|(token, _)| *token).collect();
+        let is_nobodys = |place: &Place| !place.is_sure && place.ends.is_none();
+        let unsure: Vec<u64> =
+            book.whose.iter().filter(|(_, place)| is_nobodys(place)).map(|(token, _)| *token).collect();
         for token in unsure {
             if let Some(Place { pair, .. }) = book.whose.remove(&token) {
                 book.pairs[pair].agents -= 1;
@@ -321,9 +345,22 @@ impl Book {
 
     /// Notes that a pair has these pipes, or is to have them.
     fn note(&mut self, token: u64, pair: usize) {
-        if self.whose.insert(token, Place { pair, is_sure: false }).is_none() {
-            self.pairs[pair].agents += 1;
+        let (before, pairs) = (self.whose.remove(&token), &mut self.pairs);
+        if before.is_none() {
+            pairs[pair].agents += 1;
         }
+        self.whose.insert(token, Place { pair, is_sure: false, ends: before.and_then(|place| place.ends) });
+    }
+
+    /// Notes that both keepers have these pipes, and holds them, too, if there are descriptors to spare. Returns what is not held.
+    fn note_kept(&mut self, token: u64, ends: Ends) -> Option<Ends> {
+        let Some(place) = self.whose.get_mut(&token) else { return Some(ends) };
+        place.is_sure = true;
+        if place.ends.is_some() || !ends.are_affordable() {
+            return Some(ends);
+        }
+        place.ends = Some(ends);
+        None
     }
 
     fn pair_that_has(&self, token: u64) -> Option<usize> {

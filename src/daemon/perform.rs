@@ -184,7 +184,7 @@ fn forget(shell: &mut Supervisor, key: AgentKey) {
     shell.forget_pressure(key);
     shell.end_follows(key);
     if let Some(token) = body.pipes {
-        shell.tools.keepers.forget(token);
+        shell.forget_pipes(token);
     }
     if body.spool.is_some() {
         // Before a new agent of this name makes its own: while the disk stalls, none is let in.

@@ -70,6 +70,13 @@ pub fn is_among_last(descriptor: BorrowedFd<'_>, reserve: u64) -> bool {
     getrlimit(Resource::Nofile).current.is_some_and(|most| number.saturating_add(reserve) >= most)
 }
 
+/// Says whether this descriptor is in the first `part`th of those that this process may have, as [`is_among_last`] does.
+#[must_use]
+pub fn is_among_first(descriptor: BorrowedFd<'_>, part: u64) -> bool {
+    let number = u64::from(descriptor.as_raw_fd().unsigned_abs());
+    getrlimit(Resource::Nofile).current.is_none_or(|most| number < most / part)
+}
+
 /// Says whether this process acts as root.
 #[must_use]
 pub fn is_root() -> bool {

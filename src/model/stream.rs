@@ -40,12 +40,24 @@ impl fmt::Display for Stream {
 #[serde(rename_all = "kebab-case")]
 pub enum Output {
     /// Pipes, which a keeper empties into the spool files: nothing that the agent does to them takes bytes or space away.
+    #[default]
     Pipe,
     /// The spool files themselves: no process stands in between, and whoever opens `/dev/stdout` for writing truncates them.
-    #[default]
     File,
     /// `/dev/null`: nothing is kept.
     Null,
+}
+
+impl Output {
+    /// Returns its name, as a specification has it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pipe => "pipe",
+            Self::File => "file",
+            Self::Null => "null",
+        }
+    }
 }
 
 /// Which of the two streams something is about.

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 
 use super::spec::{AgentSpec, IoClass, IoNice, Rlimit};
+use super::stream::Output;
 use super::units::Max;
 
 /// How many characters of a value a refusal shows: it is an event, and the asker chooses the value.
@@ -105,6 +106,7 @@ pub fn is_within(child: &AgentSpec, asker: &AgentSpec, baseline: &Baseline) -> R
         oom_score_adj,
         rlimits,
         grace,
+        output,
         // Where it stands, and how it is called: decided by what is below the asker.
         id: _,
         parent: _,
@@ -142,7 +144,6 @@ pub fn is_within(child: &AgentSpec, asker: &AgentSpec, baseline: &Baseline) -> R
         watchdog: _,
         stall: _,
         on_oom: _,
-        output: _,
         output_max: _,
         admission: _,
     } = child;
@@ -189,6 +190,10 @@ pub fn is_within(child: &AgentSpec, asker: &AgentSpec, baseline: &Baseline) -> R
         if let Some(has) = has.filter(|has| wish.hard.is_wider_than(has)) {
             return Err(Wider::new(format!("rlimits.{name} (hard)"), wish.hard, has));
         }
+    }
+    // Whoever has the file itself can have it take up disk beyond `output_max`; pipes and nothing are anybody's.
+    if *output == Output::File && asker.output != Output::File {
+        return Err(Wider::new("output", output.name(), asker.output.name()));
     }
     Ok(())
 }
@@ -257,7 +262,7 @@ mod tests {
 
     #[test]
     fn each_field_that_is_wider_by_one_is_refused_with_both_values() {
-        let table: [(Change, &str, &str, &str); 17] = [
+        let table: [(Change, &str, &str, &str); 18] = [
             (|it| it.user = Some("root".into()), "user", "root", "nobody"),
             (|it| it.user = Some("65534".into()), "user", "65534", "nobody"),
             (|it| it.group = Some("0".into()), "group", "0", "4"),
@@ -290,6 +295,7 @@ mod tests {
             (|it| limit(it, Rlimit::Core, "0:11"), "rlimits.core (hard)", "11", "10"),
             (|it| limit(it, Rlimit::Nofile, "0:4097"), "rlimits.nofile (hard)", "4097", "4096"),
             (|it| limit(it, Rlimit::Nofile, "max"), "rlimits.nofile (hard)", "max", "4096"),
+            (|it| it.output = Output::File, "output", "file", "pipe"),
         ];
         for (child, field, wish, has) in table {
             assert_eq!(asked(nobody, child), Some((field.into(), wish.into(), has.into())));
@@ -312,6 +318,10 @@ mod tests {
         for child in table {
             assert_eq!(asked(nobody, child), None);
         }
+        let outputs: [Change; 3] =
+            [|it| it.output = Output::Pipe, |it| it.output = Output::File, |it| it.output = Output::Null];
+        let allowed = outputs.map(|asker| outputs.map(|child| asked(asker, child).is_none()));
+        assert_eq!(allowed, [[true, false, true], [true, true, true], [true, false, true]], "pipe, file, null");
     }
 
     #[test]

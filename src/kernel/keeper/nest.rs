@@ -25,6 +25,7 @@ const FIRST_LINK: i32 = 1;
 const LISTENER_TOLD: u64 = u64::MAX;
 const LINK_TOLD: u64 = u64::MAX - 1;
 const TIMER_TOLD: u64 = u64::MAX - 2;
+const TICK_TOLD: u64 = u64::MAX - 3;
 
 /// How many events one wait takes in.
 const EVENTS: usize = 64;
@@ -34,6 +35,16 @@ const SPLICES_A_TURN: usize = 8;
 
 /// More than any pipe holds: what is there is taken at once.
 const SPLICE_MOST: usize = 64 << 20;
+
+/// A splice that moves less has come too early to be worth its price: what follows gathers until the next tick.
+const SPLICE_MIN: usize = 4096;
+
+/// How long bytes gather in a pipe. A wakeup for each write of 100 bytes costs more than the write; what one CPU writes in that
+/// time in such pieces fits into a pipe of 64 KiB.
+const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000 };
+
+/// How many times in a row the bytes of a pipe are taken at once at most, where it fills up faster than that.
+const HURRY_MAX: u8 = 64;
 
 /// After which time what could not be written is tried again.
 const RETRY: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
@@ -53,7 +64,7 @@ pub(super) struct Birth {
 /// All memory of the process besides its stack. All zero is a valid one: what is never touched is never there.
 struct Memory {
     table: Table,
-    /// The streams that have bytes, or a file that takes none: numbers as [`stream_number`] makes them.
+    /// The streams that have bytes, or may have, or a file that takes none: numbers as [`stream_number`] makes them.
     waiting: [u32; 2 * AGENTS_MAX],
 }
 
@@ -62,20 +73,36 @@ struct Nest<'a> {
     birth: Birth,
     table: &'a mut Table,
     waiting: &'a mut [u32],
-    /// How many of them there are, and how many of those are stuck.
+    /// How many of them there are, and how many of those are stuck, and gather.
     waits: usize,
     stuck: usize,
+    gathering: usize,
     epoll: BorrowedFd<'static>,
+    /// For what is stuck, and for what gathers.
     timer: BorrowedFd<'static>,
     listener: i32,
+    tick: BorrowedFd<'static>,
     /// The daemon's connection.
     link: Option<i32>,
+}
+
+/// Why a stream is spliced.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Why {
+    /// It has bytes, or had some when it was spliced last.
+    Turn,
+    /// Somebody waits until what was written before is in its file.
+    Drain,
 }
 
 /// What splicing a stream has come to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Spliced {
+    /// Its pipe was empty.
     All,
+    /// Its pipe was nearly empty.
+    Few,
+    /// It has used up its turn.
     NotAll,
     Failed(i32),
 }
@@ -137,22 +164,29 @@ impl Nest<'_> {
             &mut *at.cast::<Memory>()
         };
         let epoll = at(epoll::create(CreateFlags::CLOEXEC).ok()?.into_raw_fd());
-        let timer = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
-        let timer = at(rustix::time::timerfd_create(TimerfdClockId::Monotonic, timer).ok()?.into_raw_fd());
+        let make_timer = || {
+            let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+            Some(at(rustix::time::timerfd_create(TimerfdClockId::Monotonic, flags).ok()?.into_raw_fd()))
+        };
+        let (timer, tick) = (make_timer()?, make_timer()?);
         // Here and not by whoever started us: its peers are to see our credentials.
         rustix::net::listen(at(FIRST_LISTENER), 8).ok()?;
         epoll::add(epoll, at(FIRST_LISTENER), EventData::new_u64(LISTENER_TOLD), EventFlags::IN).ok()?;
         epoll::add(epoll, at(FIRST_LINK), EventData::new_u64(LINK_TOLD), EventFlags::IN).ok()?;
         epoll::add(epoll, timer, EventData::new_u64(TIMER_TOLD), EventFlags::IN).ok()?;
+        // Told each time it expires, and never read.
+        epoll::add(epoll, tick, EventData::new_u64(TICK_TOLD), EventFlags::IN | EventFlags::ET).ok()?;
         Some(Self {
             birth,
             table: &mut memory.table,
             waiting: &mut memory.waiting,
             waits: 0,
             stuck: 0,
+            gathering: 0,
             epoll,
             timer,
             listener: FIRST_LISTENER,
+            tick,
             link: Some(FIRST_LINK),
         })
     }
@@ -162,7 +196,7 @@ impl Nest<'_> {
         let mut events = [MaybeUninit::uninit(); EVENTS];
         let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
         while self.link.is_some() || self.table.len() > 0 {
-            let timeout = (self.waits > self.stuck).then_some(&at_once);
+            let timeout = (self.waits > self.stuck + self.gathering).then_some(&at_once);
             let Ok((events, _)) = epoll::wait(self.epoll, &mut events, timeout) else { continue };
             // Orders first: somebody may wait for them.
             for event in events.iter() {
@@ -177,6 +211,7 @@ impl Nest<'_> {
                 match event.data.u64() {
                     LISTENER_TOLD | LINK_TOLD => {}
                     TIMER_TOLD => self.retry(),
+                    TICK_TOLD => self.take_gathered(),
                     number => self.stream_told(usize::try_from(number).unwrap_or(usize::MAX), flags),
                 }
             }
@@ -187,7 +222,7 @@ impl Nest<'_> {
     fn stream_told(&mut self, number: usize, flags: EventFlags) {
         let (place, stream) = (number / 2, number % 2);
         if self.table.at(place).is_some_and(|it| it.streams[stream].state == State::Idle) {
-            self.splice(place, stream);
+            self.splice(place, stream, Why::Turn);
         }
         if flags.contains(EventFlags::HUP) {
             self.close_if_deserted(place, stream);
@@ -195,30 +230,90 @@ impl Nest<'_> {
     }
 
     /// Splices a stream for one turn, and notes what it waits for then.
-    fn splice(&mut self, place: usize, stream: usize) {
+    fn splice(&mut self, place: usize, stream: usize, why: Why) {
         let Some(it) = self.table.at(place) else { return };
         let token = it.token;
-        let before = it.streams[stream].state;
-        let spliced = move_bytes(it.streams[stream]);
+        let it = &mut it.streams[stream];
+        let before = it.state;
+        let is_tick = before == State::Gathering && why == Why::Turn;
+        let most = if is_tick { nearly_full(it.pipe) } else { usize::MAX };
+        let (first, spliced) = move_bytes(*it, why == Why::Drain || it.hurry > 0);
+        if is_tick {
+            // Its writer had to wait, or nearly. That can be chance, and is found out again, less and less often.
+            it.hurried = if first < most { 0 } else { (it.hurried * 2).clamp(1, HURRY_MAX) };
+            it.hurry = it.hurried;
+        }
         let after = match spliced {
-            Spliced::All => State::Idle,
             Spliced::NotAll => State::Busy,
             Spliced::Failed(_) => State::Stuck,
+            _ if why == Why::Drain && before == State::Gathering => State::Gathering,
+            _ if why == Why::Drain || first == 0 => State::Idle,
+            Spliced::Few | Spliced::All if it.hurry == 0 => State::Gathering,
+            Spliced::Few | Spliced::All => {
+                it.hurry -= 1;
+                State::Idle
+            }
         };
-        it.streams[stream].state = after;
-        let waited = matches!(before, State::Busy | State::Stuck);
-        if !waited && after != State::Idle && self.waits < self.waiting.len() {
+        self.enter(place, stream, after);
+        if let (Spliced::Failed(errno), true) = (spliced, before != State::Stuck) {
+            self.report(Report::Fault { token, errno });
+            set_timer(self.timer, RETRY);
+        }
+    }
+
+    /// Notes what a stream waits for.
+    fn enter(&mut self, place: usize, stream: usize, after: State) {
+        let Some(it) = self.table.at(place) else { return };
+        let it = &mut it.streams[stream];
+        let before = std::mem::replace(&mut it.state, after);
+        let pipe = it.pipe;
+        if before == after {
+            return;
+        }
+        let waits = |state| matches!(state, State::Busy | State::Gathering | State::Stuck);
+        if !waits(before) && waits(after) && self.waits < self.waiting.len() {
             self.waiting[self.waits] = u32::try_from(stream_number(place, stream)).unwrap_or(u32::MAX);
             self.waits += 1;
         }
-        match (before == State::Stuck, after == State::Stuck) {
-            (false, true) => self.stuck += 1,
-            (true, false) => self.stuck -= 1,
+        self.uncount(before);
+        match after {
+            State::Stuck => self.stuck += 1,
+            State::Gathering => {
+                self.gathering += 1;
+                self.listen(place, stream, pipe, EventFlags::empty());
+                if self.gathering == 1 {
+                    set_timer(self.tick, TICK);
+                }
+            }
             _ => {}
         }
-        if let (Spliced::Failed(errno), true) = (spliced, before != State::Stuck) {
-            self.report(Report::Fault { token, errno });
-            self.set_timer(RETRY);
+        if before == State::Gathering {
+            // What was written since is told.
+            self.listen(place, stream, pipe, EventFlags::IN);
+        }
+    }
+
+    fn uncount(&mut self, state: State) {
+        match state {
+            State::Stuck => self.stuck -= 1,
+            State::Gathering => self.gathering -= 1,
+            _ => {}
+        }
+    }
+
+    /// Has a stream told of when it has bytes, or only when its last writer is gone, which always is.
+    fn listen(&self, place: usize, stream: usize, pipe: i32, wanted: EventFlags) {
+        let data = EventData::new_u64(stream_number(place, stream));
+        if epoll::modify(self.epoll, at(pipe), data, wanted | EventFlags::ET).is_err() {
+            // It cannot fail: the pipe is in it.
+        }
+    }
+
+    /// Takes what has gathered in pipes.
+    fn take_gathered(&mut self) {
+        self.visit(State::Gathering);
+        if self.gathering > 0 {
+            set_timer(self.tick, TICK);
         }
     }
 
@@ -235,7 +330,7 @@ impl Nest<'_> {
         }
         self.visit(State::Stuck);
         if self.stuck > 0 {
-            self.set_timer(RETRY);
+            set_timer(self.timer, RETRY);
         }
         if self.link.is_none() {
             self.close_deserted();
@@ -251,9 +346,11 @@ impl Nest<'_> {
             let (place, stream) = (number as usize / 2, number as usize % 2);
             let is_due = self.table.at(place).is_some_and(|it| it.streams[stream].state == state);
             if is_due {
-                self.splice(place, stream);
+                self.splice(place, stream, Why::Turn);
             }
-            let waits = |it: &mut super::table::Place| matches!(it.streams[stream].state, State::Busy | State::Stuck);
+            let waits = |it: &mut super::table::Place| {
+                matches!(it.streams[stream].state, State::Busy | State::Gathering | State::Stuck)
+            };
             if self.table.at(place).is_some_and(waits) {
                 self.waiting[left] = number;
                 left += 1;
@@ -262,14 +359,6 @@ impl Nest<'_> {
             }
         }
         self.waits = left;
-    }
-
-    fn set_timer(&self, after: Timespec) {
-        let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let new = Itimerspec { it_interval: zero, it_value: after };
-        if rustix::time::timerfd_settime(self.timer, TimerfdTimerFlags::empty(), &new).is_err() {
-            // It cannot fail with these arguments.
-        }
     }
 
     /// Takes in a daemon: the newest one is the one that is served.
@@ -390,7 +479,7 @@ impl Nest<'_> {
     fn drain(&mut self, place: usize) {
         for stream in 0..2 {
             if self.table.at(place).is_some_and(|it| !matches!(it.streams[stream].state, State::Closed | State::Held)) {
-                self.splice(place, stream);
+                self.splice(place, stream, Why::Drain);
             }
         }
     }
@@ -422,7 +511,7 @@ impl Nest<'_> {
             given.into_iter().for_each(close);
             return self.report(Report::Refused { token });
         }
-        let stream = |pipe, spool| Stream { pipe, spool, state };
+        let stream = |pipe, spool| Stream { pipe, spool, state, hurry: 0, hurried: 0 };
         let has_room = self.table.len() < self.birth.capacity;
         let added = has_room.then(|| self.table.add(token, [stream(out, out_file), stream(err, err_file)])).flatten();
         let Some(place) = added else {
@@ -453,9 +542,7 @@ impl Nest<'_> {
             if stream.state == State::Closed {
                 continue;
             }
-            if stream.state == State::Stuck {
-                self.stuck -= 1;
-            }
+            self.uncount(stream.state);
             close(stream.pipe);
             close(stream.spool);
         }
@@ -493,7 +580,7 @@ impl Nest<'_> {
             return;
         }
         let Some(it) = self.table.at(place) else { return };
-        let Stream { pipe, spool, state } = it.streams[stream];
+        let Stream { pipe, spool, state, .. } = it.streams[stream];
         if matches!(state, State::Idle | State::Held) {
             let now = Timespec { tv_sec: 0, tv_nsec: 0 };
             let pipe_at = at(pipe);
@@ -502,7 +589,7 @@ impl Nest<'_> {
             if !is_asked || asked[0].revents() != PollFlags::HUP {
                 if state == State::Held && asked[0].revents().contains(PollFlags::HUP) {
                     // Its last bytes are another keeper's to splice: that it has done so nobody reports.
-                    self.set_timer(RETRY);
+                    set_timer(self.timer, RETRY);
                 }
                 return;
             }
@@ -527,16 +614,37 @@ impl Nest<'_> {
     }
 }
 
-/// Splices what is in a pipe into its file, for one turn.
-fn move_bytes(stream: Stream) -> Spliced {
+fn set_timer(timer: BorrowedFd<'static>, after: Timespec) {
+    let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let new = Itimerspec { it_interval: zero, it_value: after };
+    if rustix::time::timerfd_settime(timer, TimerfdTimerFlags::empty(), &new).is_err() {
+        // It cannot fail with these arguments.
+    }
+}
+
+/// Returns what a pipe holds at least that has no page left for a write.
+fn nearly_full(pipe: i32) -> usize {
+    rustix::pipe::fcntl_getpipe_size(at(pipe)).unwrap_or(0).saturating_sub(SPLICE_MIN)
+}
+
+/// Splices what is in a pipe into its file, for one turn, and until it is empty where that is wanted. Returns how many bytes the
+/// first splice moved: all that were there before.
+fn move_bytes(stream: Stream, until_empty: bool) -> (usize, Spliced) {
+    let mut first = 0;
     for _ in 0..SPLICES_A_TURN {
         let flags = SpliceFlags::NONBLOCK | SpliceFlags::MOVE;
         match splice(at(stream.pipe), None, at(stream.spool), None, SPLICE_MOST, flags) {
             // No writer, and nothing in it.
-            Ok(0) | Err(Errno::AGAIN) => return Spliced::All,
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(errno) => return Spliced::Failed(errno.raw_os_error()),
+            Ok(0) | Err(Errno::AGAIN) => return (first, Spliced::All),
+            Ok(moved) => {
+                first = if first == 0 { moved } else { first };
+                if moved < SPLICE_MIN && !until_empty {
+                    return (first, Spliced::Few);
+                }
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => return (first, Spliced::Failed(errno.raw_os_error())),
         }
     }
-    Spliced::NotAll
+    (first, Spliced::NotAll)
 }

@@ -27,6 +27,10 @@ pub(super) struct Stream {
     pub pipe: i32,
     pub spool: i32,
     pub state: State,
+    /// How many more times its bytes are taken at once, as its pipe was full when they were left to gather.
+    pub hurry: u8,
+    /// How many times it was the last time.
+    pub hurried: u8,
 }
 
 /// What a stream waits for.
@@ -39,6 +43,8 @@ pub(super) enum State {
     Idle,
     /// For its next turn: there are bytes.
     Busy,
+    /// For the next tick: bytes gather in its pipe, and writes wake nobody.
+    Gathering,
     /// For its file to take bytes again.
     Stuck,
     /// For nothing: another keeper splices it, and it is held open here.
@@ -108,7 +114,7 @@ fn walk(token: u64) -> impl Iterator<Item = usize> {
 mod tests {
     use super::*;
 
-    const STREAM: Stream = Stream { pipe: 3, spool: 4, state: State::Idle };
+    const STREAM: Stream = Stream { pipe: 3, spool: 4, state: State::Idle, hurry: 0, hurried: 0 };
 
     /// Tests with an empty table, on a stack that holds it.
     fn with_table(test: fn(&mut Table)) {

@@ -235,14 +235,15 @@ fn spare_files_become_an_agents_own_and_what_stands_in_their_way_goes() {
         world.store.stock(|_| Ok(())).unwrap();
     }
     assert_eq!(names(), [".spare-0", ".spare-1", ".spare-2", ".spare-3", "a"], "a bounded number of them");
-    let spare = fs::metadata(world.state.path().join("agents/.spare-0/stdout")).unwrap().ino();
+    let spare = fs::metadata(world.state.path().join("agents/.spare-0/stdout.pipe")).unwrap().ino();
     let b = "b".parse().unwrap();
     let inlet = world.store.create(&b, Output::default()).unwrap();
     assert_eq!(names(), [".spare-1", ".spare-2", ".spare-3", "a", "b"]);
     assert_eq!(rustix::fs::fstat(&inlet.stdout).unwrap().st_ino, spare);
-    assert_eq!(fs::metadata(world.state.path().join("agents/b/stdout")).unwrap().ino(), spare);
+    assert_eq!(inlet.token, Some(spare), "pipes, as by default");
+    assert_eq!(fs::metadata(world.state.path().join("agents/b/stdout.pipe")).unwrap().ino(), spare);
     world.write(Stdout, "of an earlier one");
-    world.store.create(&world.id, Output::File).unwrap();
+    world.store.create(&world.id, Output::Pipe).unwrap();
     assert_eq!(fs::metadata(world.path(Stdout)).unwrap().len(), 0);
     assert_eq!(names().len(), 5, "the spare that found its place taken is still there");
     // A daemon that was killed has left its spares; the next one begins with none.
