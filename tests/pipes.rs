@@ -238,6 +238,28 @@ fn agents_that_write_while_every_keeper_is_killed_live_and_lose_nothing() {
 }
 
 #[test]
+fn agents_for_whose_pipes_one_keeper_has_too_few_descriptors_are_kept_by_several() {
+    let few = ["sh", "-c", "ulimit -n 512; exec \"$@\"", "sh"];
+    let mut herd = daemon_by(&few, &["--max-agents-per-level", "1000", "--max-children", "1000"]);
+    let agents: Vec<AgentId> = (0..150)
+        .map(|number| spawn(&herd, &format!("a{number}"), &format!("echo {number}; exec sleep 1000")))
+        .collect();
+    // Four descriptors for each agent: 125 of 512.
+    assert_eq!((keepers(&herd, true).len(), keepers(&herd, false).len()), (2, 2));
+    let all_have_written = |herd: &Own| {
+        for (number, id) in agents.iter().enumerate() {
+            until("it has written", || output(herd, id) == format!("{number}\n").as_bytes());
+        }
+    };
+    all_have_written(&herd);
+    herd.crash();
+    herd.restart();
+    assert_eq!((keepers(&herd, true).len(), keepers(&herd, false).len()), (2, 2), "the same ones");
+    all_have_written(&herd);
+    herd.finish();
+}
+
+#[test]
 fn a_keeper_that_stands_still_holds_up_no_end_and_loses_nothing() {
     let herd = daemon(&[]);
     let a = spawn(&herd, "a", "head -c 1000000 /dev/zero; echo end >&2");

@@ -117,8 +117,9 @@ impl Modes {
         let daemon = self.daemon.pid();
         let tasks = std::fs::read_dir(format!("/proc/{daemon}/task")).unwrap().flatten();
         let children = tasks.map(|task| std::fs::read_to_string(task.path().join("children")).unwrap_or_default());
-        let children: Vec<u32> =
-            children.flat_map(|pids| pids.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<_>>()).collect();
+        let children: Vec<u32> = children
+            .flat_map(|pids| pids.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<_>>())
+            .collect();
         let is_keeper = |pid: &u32| {
             std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "treeherd-keeper\n")
         };

@@ -65,9 +65,8 @@ impl Ledger {
             if self.open.remove(&run) {
                 self.counts.ends += 1;
             } else {
-                assert!(
-                    event.kind == Kind::Terminated || event.exit.as_ref().is_some_and(|it| it.cause == Cause::Exec)
-                );
+                let was_never_started = event.exit.as_ref().is_some_and(|it| it.cause == Cause::Exec);
+                assert!(event.kind == Kind::Terminated || was_never_started, "{event:?}");
             }
             self.check_exit(event, &run.0);
         }
