@@ -172,6 +172,36 @@ fn on_a_full_disk_nothing_is_begun_that_a_next_daemon_could_not_go_on_with() {
 }
 
 #[test]
+fn what_is_written_while_the_disk_is_full_waits_in_the_pipe_and_is_lost_by_nobody() {
+    let mut own = daemon_to_be(&[]);
+    let Some(memory) = Mount::memory(&own, "12m") else { return skip("no mounts here") };
+    own.restart();
+    let mut events = own.follow();
+    let go = own.dir.path().join("go");
+    let script = |id: &str, script: &str| {
+        own.spawn_with(id, None, &format!("until [ -e {} ]; do sleep 0.05; done; {script}", go.display()), |_| {})
+    };
+    let (all, last) = (script("all", "seq 30000; exec sleep 1000"), script("last", "echo last words; exit 3"));
+    let filler = memory.fill();
+    std::fs::write(&go, "").unwrap();
+    let is_stuck = |event: &Event| event.kind == Kind::Notice && event.message.contains("its output cannot be written");
+    let notice = events.by_ref().filter_map(|note| note.event).find(is_stuck).unwrap();
+    assert!(notice.message.contains("ENOSPC"), "{}", notice.message);
+    let ended = own.wait(std::slice::from_ref(&last)).unwrap();
+    assert_eq!(ended[0].exit.as_ref().unwrap().status, Some(3), "its end is told all the same");
+    assert!(output(&own, &all).len() < 100_000 && output(&own, &last).is_empty());
+    own.crash();
+    own.restart();
+    std::fs::remove_file(filler).unwrap();
+    let numbers: String = (1..=30_000).map(|number| format!("{number}\n")).collect();
+    until("all is written", || output(&own, &all) == numbers.as_bytes());
+    until("the last words are written", || output(&own, &last) == b"last words\n");
+    own.terminate_agent(&all, Some(Duration::ZERO)).unwrap();
+    own.end();
+    drop(memory);
+}
+
+#[test]
 fn records_that_are_cut_end_nobody() {
     let mut own = daemon(&[]);
     own.sleeper(None, "first");

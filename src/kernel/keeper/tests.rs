@@ -65,6 +65,50 @@ fn process_of(keeper: &Keeper) -> String {
     info.lines().find_map(|line| line.strip_prefix("Pid:")).unwrap().trim().to_owned()
 }
 
+/// Counts how often a process has gone to sleep.
+fn switches(process: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    line.unwrap().trim().parse().unwrap()
+}
+
+#[test]
+fn what_is_written_in_small_pieces_without_a_pause_wakes_no_keeper_for_each() {
+    const PIECES: u64 = 100_000;
+    let yard = Yard::new();
+    let keeper = Keeper::start(&yard.socket()).unwrap();
+    let ([mut out, _err], streams) = yard.agent("a");
+    keeper.keep(&streams).unwrap();
+    let process = process_of(&keeper);
+    let before = switches(&process);
+    for _ in 0..PIECES {
+        out.write_all(&[b'x'; 100]).unwrap();
+    }
+    drain(&keeper, streams.token, 1);
+    let wakeups = switches(&process) - before;
+    println!("{wakeups} wakeups");
+    assert!(wakeups < PIECES / 20, "{wakeups} wakeups for {PIECES} writes");
+    assert_eq!(yard.spool("a.stdout").len() as u64, 100 * PIECES);
+    // A single line is there at once, and nothing is left that ticks.
+    writeln!(out, "line").unwrap();
+    loop_until(|| yard.spool("a.stdout").ends_with(b"line\n"));
+    drain(&keeper, streams.token, 2);
+    std::thread::park_timeout(Duration::from_millis(20));
+    let before = switches(&process);
+    std::thread::park_timeout(Duration::from_millis(300));
+    assert_eq!(switches(&process), before, "an idle pipe costs no wakeup");
+    keeper.send(&Order::Quit).unwrap();
+    assert!(keeper.reap(LONG));
+}
+
+fn loop_until(is_so: impl Fn() -> bool) {
+    let end = std::time::Instant::now() + LONG;
+    while !is_so() {
+        assert!(std::time::Instant::now() < end);
+        std::thread::yield_now();
+    }
+}
+
 #[test]
 fn what_is_in_a_pipe_is_in_its_file_when_it_is_drained() {
     let yard = Yard::new();
@@ -173,6 +217,10 @@ fn a_file_that_takes_nothing_is_reported_and_nothing_is_lost() {
     assert_eq!(rustix::io::ioctl_fionread(&streams.pipes[0]), Ok(16));
     // Told once, and no reason not to answer.
     drain(&keeper, streams.token, 9);
+    let process = process_of(&keeper);
+    let before = switches(&process);
+    std::thread::park_timeout(Duration::from_millis(300));
+    assert!(switches(&process) <= before + 1, "it is tried again each second, and not all the time");
     keeper.send(&Order::Forget { token: streams.token }).unwrap();
     keeper.send(&Order::Quit).unwrap();
     assert!(keeper.reap(LONG));
@@ -188,21 +236,16 @@ fn an_idle_keeper_costs_no_wakeup_and_little_memory() {
     }
     drain(&keeper, agents[0].1.token, 1);
     let process = process_of(&keeper);
-    let switches = || {
-        let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
-        let of = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
-        (of("voluntary_ctxt_switches:"), of("VmRSS:"))
-    };
-    let before = switches();
+    let before = switches(&process);
     std::thread::park_timeout(Duration::from_millis(300));
-    assert_eq!(switches().0, before.0);
+    assert_eq!(switches(&process), before);
     let rollup = fs::read_to_string(format!("/proc/{process}/smaps_rollup")).unwrap();
     let private: u64 = rollup
         .lines()
         .filter_map(|line| line.strip_prefix("Private_Dirty:"))
         .filter_map(|rest| rest.trim().strip_suffix(" kB")?.parse::<u64>().ok())
         .sum();
-    println!("{} resident, {private} KiB its own", before.1);
+    println!("{private} KiB its own");
     assert!(private < 512, "{private} KiB of its own");
     keeper.send(&Order::Quit).unwrap();
     assert!(keeper.reap(LONG));
