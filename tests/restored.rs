@@ -127,6 +127,14 @@ fn each_file_that_is_deleted_alone_is_there_again() {
     start_ready(&own, "new");
     own.restart_agent(&id).unwrap();
     await_line(&own, &id, "said");
+    // What a run writes after that is in the new file.
+    let go = own.dir.path().join("go");
+    let script = format!("until [ -e {} ]; do sleep 0.05; done; echo later; exec sleep 1000", go.display());
+    let piped = own.spawn_with("piped", None, &script, |spec| spec.output = Output::Pipe);
+    std::fs::remove_file(state(&own).join("agents/piped/stdout")).unwrap();
+    await_kind(&mut events, Kind::StateRestored);
+    std::fs::write(go, "").unwrap();
+    await_line(&own, &piped, "later");
     own.finish();
 }
 

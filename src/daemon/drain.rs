@@ -116,10 +116,20 @@ impl Supervisor {
 
     /// An agent's pipes are kept: it may have ended, and been forgotten, meanwhile.
     pub(super) fn pipes_kept(&mut self, key: AgentKey, token: Option<u64>) {
-        match (self.bodies.get_mut(&key), token) {
-            (Some(body), _) => body.pipes = token,
-            (None, Some(token)) => self.forget_pipes(token),
-            (None, None) => {}
+        // Where somebody has deleted them, the run that has them open goes on, and the next one has others.
+        if token.is_some() {
+            self.enter_pipes(key, token);
+        }
+    }
+
+    /// Takes note of what an agent's output is from now on. Pipes that it had before are forgotten.
+    pub(super) fn enter_pipes(&mut self, key: AgentKey, pipes: Option<u64>) {
+        let before = match self.bodies.get_mut(&key) {
+            Some(body) => std::mem::replace(&mut body.pipes, pipes).filter(|before| pipes != Some(*before)),
+            None => pipes,
+        };
+        if let Some(before) = before {
+            self.forget_pipes(before);
         }
     }
 

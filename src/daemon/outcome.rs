@@ -98,9 +98,7 @@ impl Supervisor {
         let key = born.agent;
         self.watch_limits(&born.limited);
         self.watch_pressure(Some(key));
-        if let Some(body) = self.bodies.get_mut(&key) {
-            body.pipes = born.pipes;
-        }
+        self.enter_pipes(key, born.pipes);
         if born.pipes.is_some_and(|token| !self.tools.keepers.has(token)) {
             // Who kept them has ended in between.
             self.keep_again();

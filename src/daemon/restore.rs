@@ -15,7 +15,7 @@ use mio::Interest;
 
 use super::body::Watched;
 use super::disk::Doing;
-use super::job::Tools;
+use super::job::{Job, Tools};
 use super::settings::Settings;
 use super::supervisor::{Chore, Source, Supervisor, now};
 use crate::kernel::notify::Inbox;
@@ -294,8 +294,12 @@ impl Supervisor {
         if let Some(inbox) = restored.inbox.take() {
             self.take_inbox(inbox);
         }
-        for (key, _) in &restored.agents {
+        for (key, id) in &restored.agents {
             crate::model::stream::Stream::ALL.into_iter().for_each(|it| self.spool_due_in(*key, it, Duration::ZERO));
+            if self.bodies.get(key).is_some_and(|body| body.pipes.is_some()) {
+                // Its keeper goes on into the new files.
+                self.hands.take(Job::Keep { agent: *key, id: id.clone() });
+            }
         }
         self.upkeep.fault = restored.fault.take();
         if !restored.names.is_empty() || !restored.agents.is_empty() {

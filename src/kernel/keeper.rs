@@ -212,7 +212,8 @@ impl Keeper {
         has_ended
     }
 
-    /// Gives the keeper the streams of an agent; what it has already of this agent it keeps. Waits while the keeper has much to read.
+    /// Gives the keeper the streams of an agent; of what it has already of this agent it
+    /// takes spool files that are other ones. Waits while the keeper has much to read.
     ///
     /// # Errors
     /// EPIPE, ECONNRESET: it has ended.

@@ -280,7 +280,7 @@ impl Nest<'_> {
             State::Stuck => self.stuck += 1,
             State::Gathering => {
                 self.gathering += 1;
-                self.listen(place, stream, pipe, EventFlags::empty());
+                self.set_wanted(place, stream, pipe, EventFlags::empty());
                 if self.gathering == 1 {
                     set_timer(self.tick, TICK);
                 }
@@ -289,7 +289,7 @@ impl Nest<'_> {
         }
         if before == State::Gathering {
             // What was written since is told.
-            self.listen(place, stream, pipe, EventFlags::IN);
+            self.set_wanted(place, stream, pipe, EventFlags::IN);
         }
     }
 
@@ -302,7 +302,7 @@ impl Nest<'_> {
     }
 
     /// Has a stream told of when it has bytes, or only when its last writer is gone, which always is.
-    fn listen(&self, place: usize, stream: usize, pipe: i32, wanted: EventFlags) {
+    fn set_wanted(&self, place: usize, stream: usize, pipe: i32, wanted: EventFlags) {
         let data = EventData::new_u64(stream_number(place, stream));
         if epoll::modify(self.epoll, at(pipe), data, wanted | EventFlags::ET).is_err() {
             // It cannot fail: the pipe is in it.
@@ -496,17 +496,12 @@ impl Nest<'_> {
             let is_so = |it: State| it != State::Closed && (it == State::Held) == (state == State::Held);
             let is_open = |it: &mut super::table::Place| it.streams.iter().all(|it| is_so(it.state));
             if self.table.at(place).is_some_and(is_open) {
-                given.into_iter().for_each(close);
-                if let Some(it) = self.table.at(place) {
-                    it.is_kept = true;
-                }
-                return;
+                [out, err].into_iter().for_each(close);
+                return self.keep_on(place, [out_file, err_file]);
             }
             self.drain(place);
             self.forget(place);
         }
-        // Another keeper of this file, which the daemon does not know of, would write to the same offsets.
-        let lock = |file| rustix::fs::flock(at(file), FlockOperation::NonBlockingLockExclusive);
         if state != State::Held && [out_file, err_file].into_iter().try_for_each(lock).is_err() {
             given.into_iter().for_each(close);
             return self.report(Report::Refused { token });
@@ -529,6 +524,18 @@ impl Nest<'_> {
             self.report(Report::Refused { token });
         }
         // What was written before is told by the first wait.
+    }
+
+    /// Goes on with the streams of an agent, into other files if those before were deleted.
+    fn keep_on(&mut self, place: usize, spools: [i32; 2]) {
+        let Some(it) = self.table.at(place) else { return spools.into_iter().for_each(close) };
+        it.is_kept = true;
+        for (stream, spool) in it.streams.iter_mut().zip(spools) {
+            let is_new = spool >= 0 && stream.state != State::Held && !is_same_file(stream.spool, spool);
+            let before =
+                if is_new && lock(spool).is_ok() { std::mem::replace(&mut stream.spool, spool) } else { spool };
+            close(before);
+        }
     }
 
     /// Closes what is open of an agent.
@@ -612,6 +619,16 @@ impl Nest<'_> {
             // A daemon that does not read waits for nothing longer than it has decided to.
         }
     }
+}
+
+/// Locks a spool file: another keeper of it, which the daemon does not know of, would write to the same offsets.
+fn lock(file: i32) -> Result<(), Errno> {
+    rustix::fs::flock(at(file), FlockOperation::NonBlockingLockExclusive)
+}
+
+fn is_same_file(one: i32, other: i32) -> bool {
+    let of = |file| rustix::fs::fstat(at(file)).map(|stat| (stat.st_dev, stat.st_ino));
+    of(one).is_ok_and(|one| of(other) == Ok(one))
 }
 
 fn set_timer(timer: BorrowedFd<'static>, after: Timespec) {
