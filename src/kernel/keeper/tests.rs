@@ -153,6 +153,24 @@ fn a_keeper_outlives_its_daemon_and_serves_the_next_one() {
 }
 
 #[test]
+fn a_keeper_whose_socket_was_deleted_is_found_at_its_new_one() {
+    let yard = Yard::new();
+    let keeper = Keeper::start(&yard.socket()).unwrap();
+    let (_both, streams) = yard.agent("a");
+    keeper.keep(&streams).unwrap();
+    let process = process_of(&keeper);
+    fs::remove_file(yard.socket()).unwrap();
+    assert!(Keeper::find(&yard.socket()).unwrap().is_none());
+    keeper.listen_at(&yard.socket()).unwrap();
+    drain(&keeper, streams.token, 1);
+    drop(keeper);
+    let keeper = Keeper::find(&yard.socket()).unwrap().expect("it listens there");
+    assert_eq!(process_of(&keeper), process);
+    keeper.send(&Order::Quit).unwrap();
+    assert!(keeper.reap(LONG));
+}
+
+#[test]
 fn a_keeper_ends_when_neither_a_daemon_nor_a_writer_is_there() {
     let yard = Yard::new();
     let keeper = Keeper::start(&yard.socket()).unwrap();
