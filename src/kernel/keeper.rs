@@ -52,7 +52,7 @@ use super::spawn;
 const NAME: &std::ffi::CStr = c"treeherd-keeper";
 
 /// How long a keeper has to answer a new daemon before it is killed.
-const ANSWER_MAX: Duration = Duration::from_secs(2);
+const ANSWER_MAX: Duration = Duration::from_secs(5);
 
 /// How many descriptors a keeper has besides those of streams: its sockets, its epoll, its timer, and those of one order that is
 /// being received.

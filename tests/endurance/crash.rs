@@ -21,7 +21,6 @@ struct Counts {
     kills_in_an_adoption: u64,
     events: u64,
     runs: u64,
-    starts_told_by_the_next: u64,
     ends: u64,
     exit_codes: u64,
     lost: u64,
@@ -61,10 +60,6 @@ impl Ledger {
         if event.kind == Kind::Started {
             self.counts.runs += 1;
             assert!(self.open.insert(run.clone()), "{run:?} has started twice");
-        } else if event.kind == Kind::Adopted && event.pid.is_some() && self.open.insert(run.clone()) {
-            // The daemon was killed when the run was in the records, and its start not yet in the journal.
-            self.counts.runs += 1;
-            self.counts.starts_told_by_the_next += 1;
         } else if event.kind.is_terminal() {
             // An agent that was never started may be terminated, too.
             if self.open.remove(&run) {
