@@ -86,12 +86,15 @@ pub fn trials(arguments: &Arguments) -> Vec<Trial> {
         Arc::new(Shared { kernel, binaries, told: OnceLock::new() })
     });
     let mut trials = Vec::new();
-    for binary in binaries() {
+    let (both, newest): (Vec<_>, Vec<_>) = binaries().into_iter().partition(|binary| runs_on(KERNELS[1], binary));
+    for binary in both.into_iter().chain(newest) {
         for guest in guests.clone().into_iter().filter(|guest| runs_on(guest.kernel, &binary)) {
             let binary = binary.clone();
             trials.push(in_guest(name(guest.kernel, &binary), move |kit, name| guest.binary(kit, name, &binary)));
         }
     }
+    // The first test on a kernel boots its guest, and the others on it wait for that: tests with guests of their own come in between.
+    let waits = trials.split_off(KERNELS.len().min(trials.len()));
     trials.push(in_guest("systemd::service".to_owned(), service));
     trials.push(in_guest("systemd::power_failure".to_owned(), power_failure));
     trials.push(in_guest("systemd::package".to_owned(), package::here));
@@ -100,6 +103,7 @@ pub fn trials(arguments: &Arguments) -> Vec<Trial> {
         let test = move |kit: &Kit, name: &str| part(kit, name, FirstProcess::Script, options, Vec::new());
         trials.push(in_guest(name.to_owned(), test));
     }
+    trials.extend(waits);
     trials
 }
 
