@@ -27,10 +27,11 @@ fn signal(pid: i32, signal: Signal) {
     kill(Pid::from_raw(pid), signal).unwrap();
 }
 
-/// Lists a process's children, as `pid state`.
+/// Lists a process's children other than keepers, as `pid state`.
 fn children(pid: u32) -> Vec<(u32, Option<char>)> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    let pids = text.split_whitespace().map(|pid| pid.parse().unwrap());
+    let pids =
+        text.split_whitespace().map(|pid| pid.parse().unwrap()).filter(|pid: &u32| !is_keeper(pid.cast_signed()));
     pids.map(|pid: u32| (pid, process_state(pid.cast_signed()))).collect()
 }
 

@@ -256,7 +256,8 @@ mod spawning {
                 assert_eq!(error.code, code, "{fault}: {error}");
                 assert!(!error.message.is_empty());
                 assert_code(herd.agent_status(&name("a")), Code::NoSuchAgent);
-                assert_eq!(herd.spools().len(), 0, "{fault}: no output");
+                // What a busy disk has not done in time is done behind the answer.
+                until("no output is left", || herd.spools().is_empty());
                 let named = |path: &&std::path::PathBuf| path.ends_with("a") || path.ends_with("level-1");
                 assert_eq!(herd.cgroups().iter().filter(named).count(), 0, "{fault}: no cgroup in any hierarchy");
                 if !with_limits && !fault.contains("limit") {
@@ -726,7 +727,8 @@ mod level_management {
         let cleaned = herd.cleanup(treeherd::model::request::Target::All).unwrap();
         assert_eq!(cleaned.len(), 10);
         await_event(&mut events, Kind::Removed, &tree.root);
-        assert_eq!((herd.agents().unwrap().len(), herd.spools().len()), (0, 0));
+        assert_eq!(herd.agents().unwrap().len(), 0);
+        until("no output is left", || herd.spools().is_empty());
         herd.sleeper(None, "root");
         herd.finish();
     }
@@ -785,7 +787,7 @@ mod level_management {
         assert_eq!(herd.refused_with("a", |_| {}).code, Code::DuplicateId);
         await_event(&mut events, Kind::Removed, &id);
         assert_code(herd.agent_status(&id), Code::NoSuchAgent);
-        assert_eq!(herd.spools().len(), 0);
+        until("no output is left", || herd.spools().is_empty());
         let again = herd.spawn("a", "echo new; exit 0");
         await_event(&mut events, Kind::Completed, &again);
         assert_eq!(output(&herd, &again), b"new\n", "a new agent of that name begins anew");

@@ -227,10 +227,6 @@ fn sleeper_of(own: &Own) -> i32 {
     own.processes()[0]
 }
 
-fn comm(pid: i32) -> String {
-    std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()
-}
-
 #[test]
 fn a_program_in_the_background_is_known_by_its_pid_file_and_its_crash_is_a_failure() {
     let mut own = daemon(&[]);

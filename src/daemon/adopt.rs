@@ -26,6 +26,7 @@ use crate::machine::{Adopted, AgentKey, Found, FoundHome, Frost, Left, Telling};
 use crate::model::applied::Applied;
 use crate::model::config::HerdConfig;
 use crate::model::error::{Code, Error};
+use crate::model::event::Kind;
 use crate::model::id::{AgentId, Level, Run};
 use crate::model::limits::Limits;
 use crate::model::record::{AgentRecord, Standing};
@@ -308,10 +309,10 @@ fn wait_for_news(cgroups: &Cgroups, place: &Place, most: Duration) -> KernelResu
 impl Supervisor {
     /// Goes on with what an earlier daemon has left.
     pub(super) fn adopt(&mut self, estate: Estate) {
-        let mut adopted = Vec::new();
+        let (mut adopted, mut started) = (Vec::new(), Vec::new());
         let mut mains = Vec::new();
         let mut places = Vec::new();
-        let end = self.journal.last();
+        let last = self.journal.last();
         self.thaw_groups(&estate.heirs);
         for mut heir in estate.heirs {
             let key = heir.key();
@@ -324,8 +325,9 @@ impl Supervisor {
             if found.is_some_and(|found| found.left != Left::Nothing) {
                 self.hear_again(&heir.record, heir.run_place());
             }
-            let is_told = heir.mark.told_at.is_none_or(|at| at <= end);
+            let is_told = heir.mark.told_at.is_none_or(|at| at <= last);
             let end = if is_told { Telling::Told } else { Telling::Untold };
+            started.extend(heir.mark.started_at.filter(|at| *at > last).map(|_| key));
             if let Some(main) = heir.main {
                 mains.push((key, heir.record.course.run, main));
             }
@@ -333,7 +335,13 @@ impl Supervisor {
         }
         let keys: Vec<AgentKey> = adopted.iter().map(|it| AgentKey(it.record.birth.key)).collect();
         let mut effects = Vec::new();
-        self.machine.adopt(now(), adopted, &mut effects);
+        let now = now();
+        self.machine.adopt(now, adopted, &mut effects);
+        // The daemon before was killed between its two files: the records have a start that the journal has not.
+        for key in started {
+            let event = self.machine.event_about(now.mono, now.wall, Kind::Started, Some(key));
+            self.publish(event);
+        }
         self.watch_limits_as_they_are(&places);
         self.perform_all(effects);
         for (key, run, main) in mains {

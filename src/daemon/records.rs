@@ -102,6 +102,9 @@ pub(super) struct Mark {
     /// The number of the event that told its last end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub told_at: Option<u64>,
+    /// The number of the event that reported its last start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<u64>,
 }
 
 /// An agent of which something is written down, or noted for that.
@@ -202,6 +205,11 @@ impl Records {
     /// Notes which event told an agent's end.
     pub fn note_end(&mut self, key: AgentKey, seq: u64) {
         self.known.entry(key).or_default().mark.told_at = Some(seq);
+    }
+
+    /// Notes which event reported an agent's start.
+    pub fn note_start(&mut self, key: AgentKey, seq: u64) {
+        self.known.entry(key).or_default().mark.started_at = Some(seq);
     }
 
     /// Takes over what an earlier daemon knew of an agent.
@@ -570,7 +578,7 @@ mod tests {
         desk.assert_is_written();
         let legacy = desk.read();
         assert_eq!((legacy.boot.as_str(), legacy.root.as_str(), legacy.unread), ("boot", "root", 0));
-        assert_eq!(legacy.agents[0].1, Mark { process: Some(77), told_at: Some(12) });
+        assert_eq!(legacy.agents[0].1, Mark { process: Some(77), told_at: Some(12), started_at: None });
     }
 
     #[test]

@@ -571,8 +571,10 @@ impl Supervisor {
         }
         self.journal.append(&mut event);
         let key = event.agent.as_ref().and_then(|id| self.machine.key_of(id));
-        if let Some(key) = key.filter(|_| event.kind.is_terminal()) {
-            self.records.note_end(key, event.seq);
+        match key {
+            Some(key) if event.kind.is_terminal() => self.records.note_end(key, event.seq),
+            Some(key) if event.kind == Kind::Started => self.records.note_start(key, event.seq),
+            _ => {}
         }
         super::perform::log(&event);
         self.has_news = true;

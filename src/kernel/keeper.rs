@@ -49,7 +49,7 @@ use super::pidfd;
 use super::spawn;
 
 /// The name of the process, as `ps` shows it.
-const NAME: &std::ffi::CStr = c"treeherd-keeper";
+pub(super) const NAME: &std::ffi::CStr = c"treeherd-keeper";
 
 /// How long a keeper has to answer a new daemon before it is killed.
 const ANSWER_MAX: Duration = Duration::from_secs(5);

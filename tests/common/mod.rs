@@ -572,6 +572,16 @@ pub fn await_line(herd: &Herd, id: &AgentId, line: &str) {
     panic!("{id} never said {line:?}: {said:?}");
 }
 
+/// Returns the name of a process, which is empty once it is gone.
+pub fn comm(pid: i32) -> String {
+    std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()
+}
+
+/// Says whether a process keeps the output pipes of agents: a supervisor has two of them, beside it.
+pub fn is_keeper(pid: i32) -> bool {
+    comm(pid) == "treeherd-keeper"
+}
+
 /// Waits until something holds that nobody tells of.
 pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let end = std::time::Instant::now() + PATIENCE;
