@@ -23,6 +23,7 @@ use treeherd::kernel::host::{Host, KernelVersion};
 use treeherd::kernel::rights;
 use treeherd::model::event::Kind;
 use treeherd::model::ready::Ready;
+use treeherd::model::spec::AgentSpec;
 use treeherd::model::status::State;
 
 /// What the agents of the tests below are: this binary again.
@@ -274,9 +275,16 @@ fn hang(herd: &Own, id: &str, mut send_one: impl FnMut(BorrowedFd<'_>)) {
         std::thread::spawn(move || drop(socket));
         closers() > 0
     });
+    ends_well(herd, id);
+}
+
+/// Runs an agent. The program of one is begun with a copy of this process's descriptors: now and then its close of one of them is the
+/// last, waits, and has the spawn refused.
+fn ends_well(herd: &Own, id: &str) {
     let mut events = herd.follow();
-    let id = herd.spawn(id, "exit 0");
-    await_event(&mut events, Kind::Completed, &id);
+    let spec = AgentSpec::new(name(id), ["true"]);
+    until("an agent is started", || herd.spawn_child_agent(None, spec.clone()).is_ok());
+    await_event(&mut events, Kind::Completed, &name(id));
 }
 
 #[test]
@@ -331,9 +339,7 @@ fn before_6_16_as_many_hanging_closes_as_may_be_stop_neither_requests_nor_detect
         std::thread::spawn(move || drop(socket));
         others.len() > 20 && sent == Err(rustix::io::Errno::AGAIN)
     });
-    let mut events = herd.follow();
-    let id = herd.spawn("a", "exit 0");
-    await_event(&mut events, Kind::Completed, &id);
+    ends_well(&herd, "a");
     // With the other side the reason of the hanging goes.
     others.clear();
     let id = herd.program(None, "b", &["sleep", "1000"], |_| {});
