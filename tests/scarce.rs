@@ -224,7 +224,7 @@ fn without_watches_output_stays_bounded_and_what_is_looked_for_in_it_is_found() 
 const UNPOLLED_FROM: u32 = 48;
 
 /// Has epoll_ctl(2) answer ENOSPC to this process from then on, as it does when `fs.epoll.max_user_watches` is reached.
-#[allow(unsafe_code)]
+#[allow(unsafe_code, clippy::cast_possible_truncation)]
 fn exhaust_epoll() -> std::io::Result<()> {
     let step = |code: u32, k: u32, jt: u8, jf: u8| libc::sock_filter { code: code as u16, jt, jf, k };
     let load = |at: usize| step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, at as u32, 0, 0);

@@ -70,7 +70,7 @@ pub fn output(plan: &Plan, table: &mut Table) {
         table.compare(&format!("CPU for giving back, {name}"), "s/GB", costs, Target::Ratio(1.2));
         let peaks = (0..plan.rounds(10)).map(|_| peak(&mut daemon, &write, count * piece)).collect();
         table.tell(&format!("disk over the cap at most, {name}"), "MiB", Spread::of(peaks), Target::Most(16.0));
-        let mut modes = Modes { daemon, events, write, bytes: count * piece, costs: Default::default() };
+        let modes = Modes { daemon, events, write, bytes: count * piece, costs: Default::default() };
         modes.compare(plan, table, name);
     }
 }

@@ -30,7 +30,7 @@ use crate::model::limits::Limits;
 use crate::model::ready::Ready;
 use crate::model::spec::{AgentSpec, StopSignalTo};
 use crate::model::stage::{SpawnFailure, Stage};
-use crate::model::status::Receipt;
+use crate::model::survivor::Outsider;
 use crate::model::time::Monotonic;
 use crate::output::{Dug, Hole, RuleSet, Store, Times};
 
@@ -113,11 +113,8 @@ pub(super) enum Job {
         agents: Vec<(AgentKey, Place)>,
         reply: Option<ReplyTo>,
     },
-    /// Find what lives outside the herd, for this receipt.
-    FindOutside {
-        to: ReplyTo,
-        receipt: Receipt,
-    },
+    /// Find what lives outside the herd, for the receipt of this call.
+    FindOutside(ReplyTo),
     /// Give space of an agent's output back.
     Dig {
         agent: AgentKey,
@@ -196,8 +193,8 @@ pub(super) enum Outcome {
     Limited(u64, Vec<(Place, Limits)>),
     /// Who hangs, in words.
     Laggards { found: Vec<(AgentKey, String)>, reply: Option<ReplyTo> },
-    /// A receipt that is complete.
-    Receipt(ReplyTo, Receipt),
+    /// What lives outside the herd, for a receipt.
+    Outside(ReplyTo, Vec<Outsider>),
     /// Space of an agent's output is given back.
     Dug(AgentKey, Dug),
     /// A keeper of output pipes has ended, and with it its hold on them.
@@ -223,7 +220,7 @@ impl Job {
     pub fn is_unrecorded(&self) -> bool {
         let is_a_look = matches!(
             self,
-            Self::FindOutside { .. }
+            Self::FindOutside(_)
                 | Self::FindLaggards { .. }
                 | Self::Survey { .. }
                 | Self::Read(_)
@@ -271,10 +268,7 @@ impl Job {
                 let found = agents.into_iter().map(|(key, place)| (key, laggards(cgroups, &place))).collect();
                 Outcome::Laggards { found, reply }
             }
-            Self::FindOutside { to, mut receipt } => {
-                receipt.outside = orphans::outside_of(&cgroups.herd_path());
-                Outcome::Receipt(to, receipt)
-            }
+            Self::FindOutside(to) => Outcome::Outside(to, orphans::outside_of(&cgroups.herd_path())),
             Self::Dig { agent, hole } => Outcome::Dug(agent, hole.dig()),
             Self::Keep { agent, id } => match keep(tools, &id) {
                 Ok(token) => Outcome::Kept(agent, token),

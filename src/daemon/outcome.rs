@@ -31,7 +31,7 @@ impl Supervisor {
                 self.feed(Input::LimitsSet(change));
                 self.watch_limits(&places);
             }
-            Outcome::Receipt(to, receipt) => self.send_receipt(to, receipt),
+            Outcome::Outside(to, found) => self.complete_receipt(to, found),
             Outcome::Laggards { found, reply } => self.laggards_found(&found, reply),
             Outcome::Dug(agent, dug) => self.hole_dug(agent, dug),
             Outcome::KeeperReaped => self.keep_again(),

@@ -7,15 +7,27 @@ use super::supervisor::Supervisor;
 use crate::kernel::orphans;
 use crate::machine::ReplyTo;
 use crate::model::status::Receipt;
+use crate::model::survivor::Outsider;
 
 impl Supervisor {
-    /// Answers with a receipt, once a hand has found what lives outside. The herd's last receipt waits for no hand.
-    pub(super) fn reply_receipt(&mut self, to: ReplyTo, mut receipt: Receipt) {
-        if self.machine.is_over() {
-            receipt.outside = orphans::outside_of(&self.tools.cgroups.herd_path());
+    /// Answers with a receipt, once a hand has found what lives outside.
+    pub(super) fn reply_receipt(&mut self, to: ReplyTo, receipt: Receipt) {
+        self.receipts.insert(to, receipt);
+        self.hand(Job::FindOutside(to));
+    }
+
+    /// A hand has found what lives outside.
+    pub(super) fn complete_receipt(&mut self, to: ReplyTo, found: Vec<Outsider>) {
+        if let Some(mut receipt) = self.receipts.remove(&to) {
+            receipt.outside = found;
             self.send_receipt(to, receipt);
-        } else {
-            self.hand(Job::FindOutside { to, receipt });
+        }
+    }
+
+    /// Completes the receipts that are still to be answered: the herd has ended, and no hand is waited for.
+    pub(super) fn complete_receipts(&mut self) {
+        for to in self.receipts.keys().copied().collect::<Vec<_>>() {
+            self.complete_receipt(to, orphans::outside_of(&self.tools.cgroups.herd_path()));
         }
     }
 

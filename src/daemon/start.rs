@@ -483,6 +483,7 @@ impl Parts {
             shared: super::reads::Shared::default(),
             allowances: super::allowance::Allowances::default(),
             zombies: Zombies::default(),
+            receipts: BTreeMap::new(),
             bodies: std::collections::HashMap::new(),
             watched: std::collections::HashMap::new(),
             memory: super::memory::Memory::default(),

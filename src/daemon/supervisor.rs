@@ -37,12 +37,13 @@ use super::unpolled::Unpolled;
 use crate::kernel::cgroup::Place;
 use crate::kernel::clock;
 use crate::kernel::watch::WatchId;
-use crate::machine::{AgentKey, Caller, Effect, Input, Machine, Now};
+use crate::machine::{AgentKey, Caller, Effect, Input, Machine, Now, ReplyTo};
 use crate::model::error::{Code, Error};
 use crate::model::event::{Event, Kind};
 use crate::model::id::Run;
 use crate::model::limits::Knob;
 use crate::model::request::Request;
+use crate::model::status::Receipt;
 use crate::model::stream::Stream;
 use crate::model::time::Monotonic;
 
@@ -221,6 +222,8 @@ pub(super) struct Supervisor {
     /// What is read for everybody who asks.
     pub shared: Shared,
     pub zombies: Zombies,
+    /// Receipts that wait for what lives outside of the herd.
+    pub receipts: BTreeMap<ReplyTo, Receipt>,
     /// What agents may still change at once.
     pub allowances: Allowances,
     /// Each in a place of its own, as the machine has its agents.
@@ -274,6 +277,7 @@ impl Supervisor {
     /// The herd has ended: tells what there is to tell, and has done.
     pub fn take_leave(&mut self) {
         self.disk.take_leave();
+        self.complete_receipts();
         self.write_down();
         self.tell_news();
         for id in self.clients.keys().copied().collect::<Vec<_>>() {

@@ -5,7 +5,7 @@
 //!
 //! Descriptors that are sent along (`BARRIER=1`, `FDSTORE=1`) are closed when the message has been taken, and whoever waits for that,
 //! as `systemd-notify` does, goes on. Where the kernel can refuse them to the sender (6.16), which is done when too many closes hang, a
-//! child takes such a message and ends with them ([`spawn::take_message`]); before, threads close them: [`rights`].
+//! child takes such a message and ends with them (`spawn::take_message`); before, threads close them: [`rights`].
 //!
 //! What waits unread is bounded by the kernel: `net.unix.max_dgram_qlen` messages, each on its sender's account. A sender that
 //! finds the queue full waits.
