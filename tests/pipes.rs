@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::*;
+use treeherd::api::method::Output as Page;
 use treeherd::herd::Herd;
 use treeherd::model::event::Kind;
 use treeherd::model::id::AgentId;
@@ -340,6 +341,37 @@ fn a_reader_is_told_what_is_gone_before_the_first_line() {
     }
     let told = treeherd(&herd, &["logs", "a", "--lines", "3"]);
     assert_eq!(String::from_utf8(told.stderr).unwrap(), "", "whoever gets what was asked for misses nothing");
+    herd.finish();
+}
+
+/// Checks that a page holds what `yes 12345` wrote at its offsets, and accounts for every byte of standard output from an offset on.
+fn check_page(page: &Page, from: u64) {
+    let gone = page.gone.stdout.unwrap();
+    let read: usize = page.pieces.iter().map(|piece| piece.data.len()).sum();
+    assert_eq!(page.next.stdout, Some(from + gone + read as u64), "every byte is read or reported as gone");
+    for piece in &page.pieces {
+        let wanted = b"12345\n".iter().cycle().skip(usize::try_from(piece.offset % 6).unwrap());
+        assert!(piece.data.iter().zip(wanted).all(|(a, b)| a == b), "the bytes at {} are others", piece.offset);
+    }
+}
+
+#[test]
+fn a_page_read_while_old_output_is_given_back_has_no_byte_that_was_not_written() {
+    let herd = herd();
+    let id = herd.spawn_with("a", None, "yes 12345 | head -c 100000000", |spec| {
+        spec.output = Output::Pipe;
+        spec.output_max = Bytes(64 << 10);
+    });
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            // What is read is always the oldest output: the next to be given back.
+            scope.spawn(|| {
+                while !herd.agent_status(&id).unwrap().state.has_ended() {
+                    check_page(&herd.agent_output(&id, 0).unwrap(), 0);
+                }
+            });
+        }
+    });
     herd.finish();
 }
 

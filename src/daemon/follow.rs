@@ -11,10 +11,9 @@ use super::supervisor::{Source, Supervisor, now};
 use crate::api::method::{EventNote, Offsets, Output, OutputNote, OutputPiece};
 use crate::machine::{AgentKey, Machine};
 use crate::model::error::Error;
-use crate::model::id::AgentId;
 use crate::model::status::AgentStatus;
 use crate::model::stream::Stream;
-use crate::output::{Cursor, Read, Spool, Store};
+use crate::output::{Cursor, Read};
 
 /// How many bytes of output one message carries at most, and of what else is written to a client before others have their turn.
 pub(super) const PIECE_BUDGET: usize = 64 << 10;
@@ -213,7 +212,7 @@ impl Supervisor {
         has_moved
     }
 
-    /// Returns whether anything was told, and whether there will be no more.
+    /// Returns whether there may be more at once, and whether there will be no more.
     fn pump_output(&mut self, client: &mut Client, agent: AgentKey, follow: &mut OutputFollow) -> (bool, bool) {
         let OutputFollow { call, id, cursor, lasts } = follow;
         let is_single = *lasts == Lasts::UntilItEnds;
@@ -223,8 +222,10 @@ impl Supervisor {
         }
         let Some(body) = self.bodies.get(&agent) else { return (false, is_single) };
         let Some(spool) = &body.spool else { return (false, is_single && has_ended) };
-        let Ok(output) = read(&self.tools.store, spool, id, cursor) else { return (false, is_single) };
-        let mut is_last = has_ended && output.at_end;
+        let Ok(read) = spool.read(&self.tools.store, id, cursor, PIECE_BUDGET) else { return (false, is_single) };
+        let output = page(read, cursor);
+        let at_end = output.at_end;
+        let mut is_last = has_ended && at_end;
         if let Lasts::WhileKnown { told, .. } = lasts {
             let run = self.machine.run_of(agent);
             is_last &= *told != run;
@@ -234,7 +235,8 @@ impl Supervisor {
         if is_news || is_last {
             client.notify("output", &OutputNote { call: call.clone(), id: id.clone(), output, is_last });
         }
-        (is_news, is_single && is_last)
+        // A page without news that is not at the end is to be read again: the file was truncated meanwhile.
+        (is_news || !at_end, is_single && is_last)
     }
 
     /// An agent is forgotten: whoever follows its output has had the last of it.
@@ -273,10 +275,10 @@ fn is_news(page: &Output) -> bool {
     !page.pieces.is_empty() || gone.iter().flatten().any(|gone| *gone > 0)
 }
 
-/// Reads a page of an agent's output and moves the cursor over it.
-pub(super) fn read(store: &Store, spool: &Spool, id: &AgentId, cursor: &mut Cursor) -> Result<Output, Error> {
-    let Read { pieces, gone, at_end } = spool.read(store, id, cursor, PIECE_BUDGET)?;
-    Ok(Output {
+/// Puts a page of an agent's output, with the cursor behind it, into the words of the API.
+pub(super) fn page(read: Read, cursor: &Cursor) -> Output {
+    let Read { pieces, gone, at_end, .. } = read;
+    Output {
         pieces: pieces
             .into_iter()
             .map(|piece| OutputPiece {
@@ -289,5 +291,5 @@ pub(super) fn read(store: &Store, spool: &Spool, id: &AgentId, cursor: &mut Curs
         next: Offsets { stdout: cursor.stdout, stderr: cursor.stderr },
         gone: Offsets { stdout: cursor.stdout.map(|_| gone.stdout), stderr: cursor.stderr.map(|_| gone.stderr) },
         at_end,
-    })
+    }
 }

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::call::{Answered, now_with};
 use super::client::{Lasts, OutputFollow, WideFollow};
+use super::follow::page;
 use super::reads::{Errand, Followed, Tailed};
 use super::supervisor::Supervisor;
 use crate::api::WIDE_MAX;
@@ -17,7 +18,7 @@ use crate::model::error::{Code, Error};
 use crate::model::id::AgentId;
 use crate::model::request::Target;
 use crate::model::stream::Stream;
-use crate::output::{Cursor, Tail};
+use crate::output::{Cursor, Read, Tail};
 
 /// For how many agents a call that follows many makes places at once.
 const JOINED_AT_ONCE: usize = 32;
@@ -163,10 +164,18 @@ impl Supervisor {
         }
     }
 
-    /// A page of an agent's output is read: if that agent is forgotten by now, the files may have been another's.
-    pub(super) fn output_read(&mut self, to: ReplyTo, key: AgentKey, output: Result<Output, Error>) {
-        let known = self.machine.id_of(key).is_some();
-        let output = if known { output } else { Err(gone()) };
+    /// A page of an agent's output is read. Meanwhile some of it may have been given up, and if the agent is forgotten by now, the
+    /// files may have been another's.
+    pub(super) fn output_read(&mut self, to: ReplyTo, key: AgentKey, read: Result<(Read, Cursor), Error>) {
+        let spool = self.bodies.get(&key).and_then(|body| body.spool.as_ref());
+        let output = match (spool.filter(|_| self.machine.id_of(key).is_some()), read) {
+            (Some(spool), Ok((mut read, mut cursor))) => {
+                spool.confirm(&mut read, &mut cursor);
+                Ok(page(read, &cursor))
+            }
+            (None, _) => Err(gone()),
+            (_, Err(error)) => Err(error),
+        };
         self.reply_value(to, output.and_then(|output| result(&output)));
     }
 

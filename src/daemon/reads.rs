@@ -9,13 +9,13 @@ use std::time::Duration;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::follow::read;
+use super::follow::PIECE_BUDGET;
 use super::job::{Job, Tools};
 use super::journal::{Page, Pages};
 use super::settings::Settings;
 use super::supervisor::{Supervisor, now};
 use crate::api::message::{Incoming, Outcome, result};
-use crate::api::method::{Call, EventQuery, LogQuery, Output, StatsQuery};
+use crate::api::method::{Call, EventQuery, LogQuery, StatsQuery};
 use crate::kernel::cgroup::Place;
 use crate::kernel::pidfd;
 use crate::machine::{AgentKey, ReplyTo};
@@ -23,7 +23,7 @@ use crate::model::error::Error;
 use crate::model::id::AgentId;
 use crate::model::time::Monotonic;
 use crate::model::usage::Usage;
-use crate::output::{Cursor, Spool, Tail};
+use crate::output::{Cursor, Read, Spool, Tail};
 
 /// How many bytes of events an answer has, or one event more.
 const EVENTS_PAGE: usize = 256 << 10;
@@ -94,7 +94,7 @@ pub(super) enum Reading {
     Parsed { client: u64, number: u64, id: Option<Value>, call: Result<Call, Error> },
     Caught { client: u64, number: u64, page: Result<Page, Error> },
     Answer(ReplyTo, Outcome),
-    Output { to: ReplyTo, key: AgentKey, output: Result<Output, Error> },
+    Output { to: ReplyTo, key: AgentKey, read: Result<(Read, Cursor), Error> },
     Doctor(Outcome),
     Process { to: ReplyTo, pid: i32, cgroup: Option<String> },
     Measured { call: Measured, herd: Option<Usage>, agents: Vec<(AgentKey, Usage, Place)> },
@@ -122,7 +122,8 @@ impl Errand {
             }
             Self::Events { to, pages, query } => Reading::Answer(to, events(&pages, &query)),
             Self::Output { to, key, id, spool, mut cursor } => {
-                Reading::Output { to, key, output: read(&tools.store, &spool, &id, &mut cursor) }
+                let read = spool.read(&tools.store, &id, &mut cursor, PIECE_BUDGET);
+                Reading::Output { to, key, read: read.map(|read| (read, cursor)) }
             }
             Self::Doctor(settings) => Reading::Doctor(result(&super::doctor::doctor(&settings))),
             Self::Process { to, pid } => Reading::Process { to, pid, cgroup: pidfd::cgroup_of(pid) },
@@ -204,7 +205,7 @@ impl Supervisor {
             }
             Reading::Caught { client, number, page } => self.caught_up(client, number, page),
             Reading::Answer(to, outcome) => self.reply_value(to, outcome),
-            Reading::Output { to, key, output } => self.output_read(to, key, output),
+            Reading::Output { to, key, read } => self.output_read(to, key, read),
             Reading::Doctor(outcome) => self.doctor_is_back(outcome),
             Reading::Process { to, pid, cgroup } => {
                 let outcome = self.process(to.client, pid, cgroup).and_then(|status| result(&status));

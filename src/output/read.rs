@@ -81,6 +81,15 @@ pub struct Gone {
     pub stderr: u64,
 }
 
+impl Gone {
+    fn of(&mut self, stream: Stream) -> &mut u64 {
+        match stream {
+            Stream::Stdout => &mut self.stdout,
+            Stream::Stderr => &mut self.stderr,
+        }
+    }
+}
+
 /// What one call of [`Spool::read`] returns.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Read {
@@ -91,6 +100,8 @@ pub struct Read {
     /// Whether the cursor reached the end of every stream that it reads, as that was during the call. If not, there is
     /// more to read at once, even when this call had only holes to pass over.
     pub at_end: bool,
+    /// The offset of each file's first byte, as the reader knew it.
+    bases: [u64; 2],
 }
 
 /// When a byte was seen, as far as known: the order of a merged read.
@@ -106,6 +117,8 @@ struct Source<'a> {
     stream: Stream,
     track: &'a Track,
     file: SpoolFile,
+    /// Whether it was still the file that was seen when the call began.
+    is_continued: bool,
     /// The next offset.
     at: u64,
     /// The stream's end as it is now; the last seen end may be less.
@@ -121,7 +134,8 @@ impl Spool {
     /// Of one stream come exactly the kept bytes in order. Two streams are merged by the times at which their bytes were
     /// first seen, pieces cut where the time changes, stdout first among equals. The files are read as they are now:
     /// bytes written since the last [`Spool::service`] are there too, last. Of a file that was truncated since then
-    /// nothing is told: service it first. A cursor beyond the end stays there.
+    /// nothing is told: service it first. If one is truncated during the call, nothing is read. A cursor beyond the end stays
+    /// there. A page that a copy of the spool has read is good only after [`Spool::confirm`].
     ///
     /// # Errors
     /// Those of [`Spool::service`]. The cursor is then where it was.
@@ -146,14 +160,52 @@ impl Spool {
             }
         }
         read.at_end = sources.iter().all(|source| source.at >= source.end);
-        for source in sources {
-            cursor.set(source.stream, Some(source.at));
-            match source.stream {
-                Stream::Stdout => read.gone.stdout = source.gone,
-                Stream::Stderr => read.gone.stderr = source.gone,
+        for source in &sources {
+            if source.is_continued && !source.track.is_continued_by(&source.file, source.file.size()?)? {
+                // Its bytes may be new ones, which have no offset yet.
+                return Ok(Read::default());
             }
         }
+        for source in sources {
+            read.bases[source.stream as usize] = source.track.base;
+            cursor.set(source.stream, Some(source.at));
+            *read.gone.of(source.stream) = source.gone;
+        }
         Ok(read)
+    }
+
+    /// Takes out of a page, which an earlier copy of this spool has read, what may not be the output that was written: bytes that
+    /// were given up meanwhile may have been read as the zeros of a hole, and those of a file that was truncated meanwhile have
+    /// other offsets now. What is taken out counts as gone, or is read again from the cursor, which stands behind the page.
+    ///
+    /// A hole is dug only below what [`Spool::bounds`] says is kept: where that has not moved past a byte by now, it was read before.
+    pub fn confirm(&self, read: &mut Read, cursor: &mut Cursor) {
+        for stream in Stream::ALL {
+            let Some(next) = cursor.get(stream) else { continue };
+            let track = self.track(stream);
+            let is_same_file = read.bases[stream as usize] == track.base;
+            let mut lost = 0;
+            read.pieces.retain_mut(|piece| {
+                if piece.stream == stream {
+                    let length = piece.bytes.len() as u64;
+                    let below =
+                        if is_same_file { track.start.saturating_sub(piece.offset).min(length) } else { length };
+                    piece.bytes.drain(..usize::try_from(below).unwrap_or(usize::MAX));
+                    piece.offset += below;
+                    lost += below;
+                }
+                !piece.bytes.is_empty()
+            });
+            let gone = read.gone.of(stream);
+            *gone += lost;
+            if !is_same_file {
+                let from = next - *gone;
+                let next = next.min(track.base).max(from);
+                *gone = next - from;
+                read.at_end = false;
+                cursor.set(stream, Some(next));
+            }
+        }
     }
 
     /// Returns a stream's last lines as text that is safe to show ([`escape`]), looking at its last `max_bytes` bytes only.
@@ -198,7 +250,8 @@ impl Spool {
         let start = if is_continued { track.start } else { track.end };
         let end = if is_continued { track.base.saturating_add(size) } else { track.end };
         let is_sparse = space < end - start;
-        Ok(Source { stream, track, file, at: at.max(start), end, is_sparse, gone: start.saturating_sub(at) })
+        let gone = start.saturating_sub(at);
+        Ok(Source { stream, track, file, is_continued, at: at.max(start), end, is_sparse, gone })
     }
 }
 

@@ -157,3 +157,52 @@ fn logs_begin_n_lines_before_the_end() {
     assert_eq!(tail(&spool, 2).stdout, Some(0), "who gets fewer lines than asked for is told what is gone");
     assert_eq!(tail(&spool, 0).stdout, Some(300_018));
 }
+
+#[test]
+fn a_page_that_is_read_while_holes_are_dug_has_no_byte_that_was_not_written() {
+    let world = World::new();
+    let mut spool = Spool::new(CAP_LEAST);
+    let block: Vec<u8> = b"12345\n".iter().copied().cycle().take(6 << 15).collect();
+    world.write(Stdout, &block);
+    world.service(&mut spool, Stdout, 0);
+    for time in 1..400 {
+        let earlier = spool.clone();
+        // The oldest output, which is the next to be given up.
+        let mut cursor = Cursor::at(Some(Stdout), |_| earlier.bounds(Stdout).0);
+        let from = cursor.stdout.unwrap();
+        let mut read = std::thread::scope(|scope| {
+            let reader = scope.spawn(|| world.read(&earlier, &mut cursor, 64 << 10));
+            world.write(Stdout, &block);
+            world.service(&mut spool, Stdout, time);
+            reader.join().unwrap()
+        });
+        spool.confirm(&mut read, &mut cursor);
+        let told: usize = read.pieces.iter().map(|piece| piece.bytes.len()).sum();
+        assert_eq!(cursor.stdout, Some(from + told as u64 + read.gone.stdout), "told and gone make up the whole");
+        for piece in &read.pieces {
+            assert!(piece.offset >= spool.bounds(Stdout).0, "what is not kept may be zeros");
+            let begin = usize::try_from(piece.offset % 6).unwrap();
+            assert_eq!(piece.bytes, block[begin..begin + piece.bytes.len()]);
+        }
+    }
+}
+
+#[test]
+fn a_page_of_a_file_that_was_truncated_meanwhile_has_nothing_at_an_offset_of_what_came_after() {
+    let world = World::new();
+    let mut spool = Spool::new(CAP_DEFAULT);
+    world.write(Stdout, "seen\n");
+    world.write(Stderr, "another stream\n");
+    Stream::ALL.into_iter().for_each(|stream| drop(world.service(&mut spool, stream, 1)));
+    world.write(Stdout, "not seen\n");
+    let (earlier, mut cursor) = (spool.clone(), both());
+    let mut read = world.read(&earlier, &mut cursor, 1000);
+    assert_eq!(text(&read), "seen\nanother stream\nnot seen\n");
+    std::fs::write(world.path(Stdout), "new\n").unwrap();
+    world.service(&mut spool, Stdout, 2);
+
+    spool.confirm(&mut read, &mut cursor);
+    assert_eq!((text(&read).as_str(), read.at_end), ("another stream\n", false));
+    assert_eq!((read.gone, cursor), (Gone { stdout: 5, stderr: 0 }, Cursor { stdout: Some(5), stderr: Some(15) }));
+    assert_eq!(text(&world.read(&spool, &mut cursor, 1000)), "new\n");
+}
