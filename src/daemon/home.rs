@@ -15,6 +15,9 @@ use crate::machine::{AgentKey, Frost, Input};
 /// When a cgroup is looked at again that could not be watched.
 const WATCH_RETRY: Duration = Duration::from_millis(50);
 
+/// After how long without a failure to watch a cgroup the next one is reported: those that are retried fail more often than that.
+const WATCH_QUIET: Duration = Duration::from_secs(1);
+
 /// The kernel holds news of a cgroup back until 10 ms after its last ones (`CGROUP_FILE_NOTIFY_MIN_INTV`). Whoever is paused in that
 /// time is looked at meanwhile, after each of these.
 const LOOKS: [Duration; 3] = [Duration::from_millis(1), Duration::from_millis(2), Duration::from_millis(4)];
@@ -61,8 +64,12 @@ impl Supervisor {
             }
             Err(error) if error.is_gone() => None,
             Err(error) => {
-                tracing::error!("watch {place}: {error}; it is looked at every {} ms", WATCH_RETRY.as_millis());
-                self.chores.insert((clock::monotonic() + WATCH_RETRY, retry));
+                let now = clock::monotonic();
+                let last = self.watch_failed.replace(now);
+                if last.is_none_or(|last| now.since(last) > WATCH_QUIET) {
+                    tracing::error!("watch {place}: {error}; what is not watched is read every {WATCH_RETRY:?}");
+                }
+                self.chores.insert((now + WATCH_RETRY, retry));
                 None
             }
         }

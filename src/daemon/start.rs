@@ -474,6 +474,7 @@ impl Parts {
             accept_fails: false,
             freed: 0,
             unwatched: std::collections::BTreeSet::new(),
+            watch_failed: None,
             unpolled: Unpolled::default(),
             clients: BTreeMap::new(),
             eager: super::rota::Rota::default(),

@@ -210,6 +210,8 @@ pub(super) struct Supervisor {
     pub freed: usize,
     /// The streams of output that could not be watched, and are looked at by the clock.
     pub unwatched: BTreeSet<(AgentKey, Stream)>,
+    /// When a cgroup could last not be watched.
+    pub watch_failed: Option<Monotonic>,
     pub clients: BTreeMap<u64, Client>,
     /// Clients that have requests to take.
     pub eager: Rota,
