@@ -358,7 +358,7 @@ fn check_page(page: &Page, from: u64) {
 #[test]
 fn a_page_read_while_old_output_is_given_back_has_no_byte_that_was_not_written() {
     let herd = herd();
-    let id = herd.spawn_with("a", None, "yes 12345 | head -c 100000000", |spec| {
+    let id = herd.spawn_with("a", None, "yes 12345 | head -c 20000000", |spec| {
         spec.output = Output::Pipe;
         spec.output_max = Bytes(64 << 10);
     });
