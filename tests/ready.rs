@@ -8,7 +8,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
-use treeherd::kernel::notify::Inbox;
+use treeherd::kernel::notify::{Inbox, Received};
 use treeherd::kernel::socket::claim_state_dir;
 use treeherd::model::event::Kind;
 use treeherd::model::id::AgentId;
@@ -136,11 +136,11 @@ fn an_agent_that_is_never_ready_has_failed_run_after_run() {
 fn is_known_after_its_end() -> bool {
     let dir = tempfile::tempdir().unwrap();
     let claim = claim_state_dir(&dir.path().join("state")).unwrap();
-    let inbox = Inbox::bind(&claim, &claim.path().join("notify")).unwrap();
+    let mut inbox = Inbox::bind(&claim, &claim.path().join("notify")).unwrap();
     let mut shout = Command::new(std::env::current_exe().unwrap());
     shout.args(["--exact", "role"]).env(ROLE, "shout").env("NOTIFY_SOCKET", claim.path().join("notify"));
     assert!(shout.output().unwrap().status.success());
-    inbox.receive().unwrap().unwrap().sender.cgroup_id().is_some()
+    matches!(inbox.receive().unwrap(), Received::Letter(letter) if letter.sender.cgroup_id().is_some())
 }
 
 #[test]

@@ -33,6 +33,16 @@ fn role() {
                 std::thread::park();
             }
         }
+        // One after the other is named as the main process.
+        "names-many" => {
+            #[allow(clippy::zombie_processes)]
+            let start = || std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+            (0..200).for_each(|_| tell(format!("MAINPID={}", start().id())));
+            tell("READY=1".to_owned());
+            loop {
+                std::thread::park();
+            }
+        }
         role => panic!("{role}"),
     }
 }
@@ -173,6 +183,21 @@ fn a_run_goes_on_in_the_main_process_that_it_names_and_ends_as_that_one_does() {
     assert!(std::process::Command::new("kill").args(["-SEGV", &pid.to_string()]).status().unwrap().success());
     let exit = await_event(&mut events, Kind::Failed, &id).exit.unwrap();
     assert_eq!((exit.cause, exit.signal.as_deref()), (Cause::Signal, Some("SIGSEGV")));
+    herd.finish();
+}
+
+#[test]
+fn an_agent_that_names_one_main_process_after_the_other_takes_few_descriptors_and_is_ended() {
+    let herd = daemon(&[]);
+    let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", herd.daemon_pid())).unwrap().count();
+    let before = descriptors();
+    let mut events = herd.follow();
+    let id = herd.role(None, "many", "names-many", |spec| spec.ready = Some(Ready::Notify));
+    await_event(&mut events, Kind::Ready, &id);
+    // Those that are watched are 64 at most; the rest are the agent's own, its output's and those of helpers.
+    assert!(descriptors() < before + 120, "{before}, then {}", descriptors());
+    let receipt = herd.terminate_agent(&id, Some(Duration::ZERO)).unwrap();
+    assert_eq!((receipt.processes, herd.processes()), (201, Vec::new()));
     herd.finish();
 }
 

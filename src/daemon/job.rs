@@ -268,7 +268,9 @@ impl Job {
                 let found = agents.into_iter().map(|(key, place)| (key, laggards(cgroups, &place))).collect();
                 Outcome::Laggards { found, reply }
             }
-            Self::FindOutside(to) => Outcome::Outside(to, orphans::outside_of(&cgroups.herd_path())),
+            Self::FindOutside(to) => {
+                Outcome::Outside(to, orphans::outside_of(&cgroups.herd_path(), &tools.keepers.pids()))
+            }
             Self::Dig { agent, hole } => Outcome::Dug(agent, hole.dig()),
             Self::Keep { agent, id } => match keep(tools, &id) {
                 Ok(token) => Outcome::Kept(agent, token),

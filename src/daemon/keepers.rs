@@ -285,6 +285,11 @@ impl Keepers {
         Ok(restored)
     }
 
+    /// Lists the processes that are keepers.
+    pub fn pids(&self) -> Vec<i32> {
+        self.all().iter().filter_map(|keeper| keeper.pid()).collect()
+    }
+
     /// Ends all keepers: the herd has ended.
     pub fn quit(&self) {
         self.book().is_over = true;

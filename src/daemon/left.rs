@@ -55,6 +55,8 @@ impl Supervisor {
     /// Opens a process, and proves by its cgroup that it is one of this run.
     fn process_of(&self, key: AgentKey, run: Run, pid: i32) -> Option<Held> {
         let process = Held { pid, fd: Arc::new(pidfd::open(pid).ok()?) };
+        // What an agent does takes no descriptor that kills need.
+        super::guard::check_for_spawn(process.as_fd()).ok()?;
         let owner = self.cgroup_owner(&pidfd::cgroup_of(pid)?);
         let is_here = matches!(owner, Owner::Agent(agent, Some(of)) if (agent, of) == (key, run));
         // Its number was its own as long as it has not ended.
@@ -93,7 +95,7 @@ impl Supervisor {
             return;
         }
         let Some(process) = self.process_of(key, run, pid) else {
-            return tracing::warn!("main process {pid} of {key} is not taken: no such process is in its run");
+            return tracing::debug!("main process {pid} of {key} is not taken: no such process is in its run");
         };
         let Some(body) = self.bodies.get_mut(&key) else { return };
         let (named, others): (Vec<Left>, Vec<Left>) =
@@ -103,10 +105,13 @@ impl Supervisor {
         for left in named {
             self.stop_polling(&left.process.fd);
         }
-        // It is our child, and has to be waited for.
+        // The one that was started is our child and has to be waited for. It is the first that comes here; one that was named is
+        // kept as long as there are few.
         if let Some((run, process)) = before {
             self.stop_polling(&process.fd);
-            self.keep_left(key, Left { run, process });
+            if self.bodies.get(&key).is_some_and(|body| body.left.len() <= LEFT_MAX) {
+                self.keep_left(key, Left { run, process });
+            }
         }
         self.records.note_process(key, pidfd::identity(process.as_fd(), pid).ok());
         self.feed(Input::MainNamed { agent: key, run, pid });

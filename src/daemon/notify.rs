@@ -16,7 +16,7 @@ use super::accept::Owner;
 use super::exit::is_reaped;
 use super::supervisor::{Chore, Source, Supervisor};
 use crate::kernel::cgroup::Place;
-use crate::kernel::notify::{Inbox, Letter, Sender};
+use crate::kernel::notify::{Inbox, Letter, Received, Sender};
 use crate::kernel::pidfd::Held;
 use crate::kernel::spawn::Launched;
 use crate::kernel::{clock, rights};
@@ -42,6 +42,12 @@ const READS_A_TURN: usize = 16;
 
 /// After what time a socket is read again that was left alone.
 const CLOSERS_RETRY: Duration = Duration::from_secs(1);
+
+/// After what time it is asked for a message that a child is late with.
+const LATE_RETRY: Duration = Duration::from_millis(5);
+
+/// After what time a message is taken again for which no child could be made.
+const CHILDLESS_RETRY: Duration = Duration::from_millis(50);
 
 /// The socket, and what became of what came in.
 #[derive(Debug)]
@@ -127,7 +133,7 @@ impl Supervisor {
                 return self.wait_for_closers("no message of an agent is read");
             }
             match self.mailbox.inbox.receive() {
-                Ok(Some(mut letter)) => {
+                Ok(Received::Letter(mut letter)) => {
                     if let Some(closer) = letter.closer.take() {
                         self.await_closer(closer);
                         taken += 1;
@@ -137,8 +143,13 @@ impl Supervisor {
                         break;
                     }
                 }
-                Ok(None) => return,
-                Err(error) => return tracing::error!("{error}"),
+                Ok(Received::Nothing) => return,
+                // The socket reports only what comes from now on: what is there is asked for again.
+                Ok(Received::Soon) => return self.receive_later(LATE_RETRY),
+                Err(error) => {
+                    tracing::debug!("{error}");
+                    return self.receive_later(CHILDLESS_RETRY);
+                }
             }
         }
         self.mailbox.has_more = true;
@@ -174,11 +185,17 @@ impl Supervisor {
     /// already. Only on kernels before 6.16.
     pub(super) fn wait_for_closers(&mut self, what: &str) {
         if !self.waits_for_closers {
-            self.waits_for_closers = true;
             tracing::warn!(
                 "too many descriptors that were sent to this daemon cannot be closed: {what} for {CLOSERS_RETRY:?}"
             );
-            self.chores.insert((clock::monotonic() + CLOSERS_RETRY, Chore::Closers));
+        }
+        self.receive_later(CLOSERS_RETRY);
+    }
+
+    fn receive_later(&mut self, after: Duration) {
+        if !self.waits_for_closers {
+            self.waits_for_closers = true;
+            self.chores.insert((clock::monotonic() + after, Chore::Closers));
         }
     }
 
@@ -193,13 +210,18 @@ impl Supervisor {
         match (self.speaker(&letter.sender), &letter.text) {
             (Some((agent, run)), Some(text)) => {
                 let mut notes = Note::parse(text);
+                let mut main = None;
                 notes.retain(|note| match note {
                     Note::Main(pid) => {
-                        self.main_named(agent, run, *pid);
+                        main = Some(*pid);
                         false
                     }
                     _ => true,
                 });
+                // To name many in one message says no more than to name the last.
+                if let Some(pid) = main {
+                    self.main_named(agent, run, pid);
+                }
                 if !notes.is_empty() {
                     self.feed(Input::Notified { agent, run, notes });
                 }

@@ -27,7 +27,7 @@ impl Supervisor {
     /// Completes the receipts that are still to be answered: the herd has ended, and no hand is waited for.
     pub(super) fn complete_receipts(&mut self) {
         for to in self.receipts.keys().copied().collect::<Vec<_>>() {
-            self.complete_receipt(to, orphans::outside_of(&self.tools.cgroups.herd_path()));
+            self.complete_receipt(to, orphans::outside_of(&self.tools.cgroups.herd_path(), &self.tools.keepers.pids()));
         }
     }
 

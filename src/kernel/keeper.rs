@@ -49,7 +49,7 @@ use super::pidfd;
 use super::spawn;
 
 /// The name of the process, as `ps` shows it.
-pub(super) const NAME: &std::ffi::CStr = c"treeherd-keeper";
+const NAME: &std::ffi::CStr = c"treeherd-keeper";
 
 /// How long a keeper has to answer a new daemon before it is killed.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
@@ -184,6 +184,12 @@ impl Keeper {
                 Some(_) | None => {}
             }
         }
+    }
+
+    /// Returns its process id, unless it has ended and was reaped.
+    #[must_use]
+    pub fn pid(&self) -> Option<i32> {
+        pidfd::pid_of(self.process.as_fd())
     }
 
     /// Ends a keeper at once, and waits until it has ended.

@@ -23,7 +23,7 @@ use super::error::{KernelError, Result};
 use super::pidfd;
 use super::rights::{self, Rights};
 use super::socket::{StateDir, address_of, is_left_behind, unlink_stale};
-use super::spawn::{self, Launched};
+use super::spawn::{self, Late, Launched, Taking};
 use crate::model::error::Error;
 use crate::model::note::NOTE_MOST;
 
@@ -40,6 +40,19 @@ pub struct Inbox {
     /// Taken when it is dropped.
     socket: Option<OwnedFd>,
     rights: Rights,
+    /// A child that was late with the message that comes next.
+    late: Option<Late>,
+}
+
+/// What a look at the socket has brought.
+#[derive(Debug)]
+pub enum Received {
+    /// A message.
+    Letter(Letter),
+    /// Nothing is there.
+    Nothing,
+    /// The next one is being taken, and comes in a moment.
+    Soon,
 }
 
 /// A message and its sender.
@@ -102,31 +115,42 @@ impl Inbox {
         let rights = if can_take() { rights::can_refuse(&socket) } else { rights::refuse(&socket) };
         rustix::net::bind(&socket, &address).map_err(|errno| failed("bind socket", errno))?;
         rustix::fs::chmod(path, Mode::from_raw_mode(0o666)).map_err(|errno| failed("chmod 0666 socket", errno))?;
-        Ok(Self { socket: Some(socket), rights })
+        Ok(Self { socket: Some(socket), rights, late: None })
     }
 
-    /// Takes the next message, without waiting; `None` if there is none.
+    /// Takes the next message, without waiting for one.
     ///
     /// # Errors
-    /// None that is known.
-    pub fn receive(&self) -> Result<Option<Letter>> {
-        if self.rights == Rights::Refusable && self.has_descriptors() {
-            return self.take();
+    /// EAGAIN, ENOMEM: no child can be made for a message with descriptors. It stays where it is.
+    pub fn receive(&mut self) -> Result<Received> {
+        if let Some(late) = self.late.take() {
+            let taking = late.look()?;
+            return Ok(self.taken(taking));
+        }
+        if self.rights == Rights::Refusable {
+            match self.has_descriptors() {
+                None => return Ok(Received::Nothing),
+                Some(true) => {
+                    let taking = spawn::take_message(self.as_fd(), NOTE_MOST)?;
+                    return Ok(self.taken(taking));
+                }
+                Some(false) => {}
+            }
         }
         let mut text = vec![0; NOTE_MOST];
         let mut control = Control::default();
         let (length, flags) = match receive(self.as_fd(), &mut text, &mut control) {
             Ok(received) => received,
-            Err(Errno::AGAIN | Errno::INTR) => return Ok(None),
+            Err(Errno::AGAIN | Errno::INTR) => return Ok(Received::Nothing),
             Err(errno) => return Err(KernelError::new("receive from", "the notify socket", errno)),
         };
         text.truncate(length);
         let text = (flags & libc::MSG_TRUNC == 0).then_some(text);
-        Ok(Some(Letter { text, sender: control.sender, closer: None, _descriptors: control.descriptors }))
+        Ok(Received::Letter(Letter { text, sender: control.sender, closer: None, _descriptors: control.descriptors }))
     }
 
-    /// Says whether descriptors come with the next message.
-    fn has_descriptors(&self) -> bool {
+    /// Says whether descriptors come with the next message; `None` if there is none, as another one may come at any moment.
+    fn has_descriptors(&self) -> Option<bool> {
         // With a pidfd there would have to be room for it, and that would be used for a descriptor.
         pass_pidfd(self.as_fd(), false);
         let has = peek(self.as_fd());
@@ -134,16 +158,18 @@ impl Inbox {
         has
     }
 
-    /// Has a child take the next message.
-    fn take(&self) -> Result<Option<Letter>> {
-        let taken = match spawn::take_message(self.as_fd(), NOTE_MOST) {
-            Ok(taken) => taken,
-            Err(error) if matches!(error.errno, Errno::AGAIN | Errno::INTR) => return Ok(None),
-            Err(error) => return Err(error),
+    fn taken(&mut self, taking: Taking) -> Received {
+        let taken = match taking {
+            Taking::Done(taken) => taken,
+            Taking::Nothing => return Received::Nothing,
+            Taking::Late(late) => {
+                self.late = Some(late);
+                return Received::Soon;
+            }
         };
         let sender = Sender { pid: taken.pid, uid: taken.uid, pidfd: None, taken: Some(taken.cgroup) };
         let text = (!taken.is_cut).then_some(taken.text);
-        Ok(Some(Letter { text, sender, closer: Some(taken.child), _descriptors: Unwanted::default() }))
+        Received::Letter(Letter { text, sender, closer: Some(taken.child), _descriptors: Unwanted::default() })
     }
 
     /// Has the kernel refuse descriptors to senders, or not any more. Says whether it obeys.
@@ -221,10 +247,10 @@ fn pass_pidfd(socket: impl AsFd, on: bool) {
     }
 }
 
-/// Says whether descriptors come with the next message of a socket that gives no pidfds. Nothing is received: without room for them
-/// they stay in the socket.
+/// Says whether descriptors come with the next message of a socket that gives no pidfds; `None` if there is none. Nothing is
+/// received: without room for them they stay in the socket.
 #[allow(unsafe_code)]
-fn peek(socket: BorrowedFd<'_>) -> bool {
+fn peek(socket: BorrowedFd<'_>) -> Option<bool> {
     #[repr(C, align(8))]
     struct Space([u8; 32]);
     const { assert!(size_of::<libc::cmsghdr>() + size_of::<libc::ucred>() <= 32) };
@@ -237,7 +263,7 @@ fn peek(socket: BorrowedFd<'_>) -> bool {
     let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
     // SAFETY: the header points to one buffer and one control buffer, each with its length, which outlive the call.
     let length = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, flags) };
-    length >= 0 && header.msg_flags & libc::MSG_CTRUNC != 0
+    (length >= 0).then_some(header.msg_flags & libc::MSG_CTRUNC != 0)
 }
 
 /// Receives one message; returns its length and flags.
@@ -320,6 +346,13 @@ mod tests {
         (dir, path, claim, inbox)
     }
 
+    fn next(inbox: &mut Inbox) -> Letter {
+        match inbox.receive() {
+            Ok(Received::Letter(letter)) => letter,
+            other => panic!("{other:?}"),
+        }
+    }
+
     fn own_cgroup_id() -> u64 {
         let own = pidfd::open(i32::try_from(std::process::id()).unwrap()).unwrap();
         pidfd::cgroup_id(own.as_fd()).unwrap().unwrap_or_default()
@@ -327,19 +360,19 @@ mod tests {
 
     #[test]
     fn the_kernel_says_who_sent_a_message() {
-        let (_dir, path, claim, inbox) = inbox();
-        assert!(inbox.receive().unwrap().is_none());
+        let (_dir, path, claim, mut inbox) = inbox();
+        assert!(matches!(inbox.receive().unwrap(), Received::Nothing));
         let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(&path).unwrap());
         assert_eq!(mode & 0o777, 0o666, "agents of any user can send");
         let sender = UnixDatagram::unbound().unwrap();
         sender.send_to(b"READY=1\nMAINPID=1", &path).unwrap();
-        let letter = inbox.receive().unwrap().unwrap();
+        let letter = next(&mut inbox);
         assert_eq!(letter.text.as_deref(), Some(&b"READY=1\nMAINPID=1"[..]));
         assert_eq!(letter.sender.pid.unsigned_abs(), std::process::id());
         assert_eq!(letter.sender.cgroup(), pidfd::cgroup_of(letter.sender.pid));
-        assert!(inbox.receive().unwrap().is_none());
+        assert!(matches!(inbox.receive().unwrap(), Received::Nothing));
         sender.send_to(&[b'x'; NOTE_MOST + 1], &path).unwrap();
-        assert_eq!(inbox.receive().unwrap().unwrap().text, None, "too long to be read");
+        assert_eq!(next(&mut inbox).text, None, "too long to be read");
         drop(inbox);
         Inbox::bind(&claim, &path).expect("what a dead daemon left is replaced");
     }
@@ -347,13 +380,13 @@ mod tests {
     #[test]
     #[allow(unsafe_code)]
     fn a_sender_that_was_reaped_is_not_mistaken_for_whoever_has_its_number() {
-        let (_dir, path, _claim, inbox) = inbox();
+        let (_dir, path, _claim, mut inbox) = inbox();
         let socket = UnixDatagram::unbound().unwrap();
         let mut child = Command::new("true");
         // SAFETY: between fork and exec it does one system call.
         unsafe { child.pre_exec(move || socket.send_to(b"READY=1", &path).map(drop)) };
         assert!(child.status().unwrap().success());
-        let letter = inbox.receive().unwrap().unwrap();
+        let letter = next(&mut inbox);
         assert_eq!(letter.sender.cgroup(), None, "nobody has its number");
         // Kernels that still give a pidfd of it know where it was.
         assert!(letter.sender.cgroup_id().is_none_or(|id| id == own_cgroup_id()));

@@ -17,7 +17,7 @@ use rustix::thread::gettid;
 
 use super::cgroup::{comm_and_state, is_within};
 use super::error::{KernelError, Result};
-use super::{keeper, pidfd};
+use super::pidfd;
 use crate::model::survivor::Outsider;
 
 /// How long an orphan that has ended waits to be reaped: where a thousand die at once, nobody waits for that.
@@ -27,28 +27,23 @@ const DELAY: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 const LOOKED_AT_MAX: usize = 4096;
 const OUTSIDERS_MAX: usize = 16;
 
-/// Lists the orphans that are not below this cgroup, as `/proc/PID/cgroup` shows paths. None where orphans are not given to this
+/// Lists the orphans that are not below this cgroup, as `/proc/PID/cgroup` shows paths, and are not among those known. None where orphans are not given to this
 /// process.
 ///
 /// # Kernel
 /// `/proc/PID/task/TID/children`, proc_pid_task(5): `CONFIG_PROC_CHILDREN`.
 #[must_use]
-pub fn outside_of(herd: &str) -> Vec<Outsider> {
+pub fn outside_of(herd: &str, known: &[i32]) -> Vec<Outsider> {
     let orphans = || -> Vec<i32> {
         let own = std::process::id();
         let text = std::fs::read_to_string(format!("/proc/{own}/task/{own}/children")).unwrap_or_default();
-        text.split_whitespace().filter_map(|pid| pid.parse().ok()).take(LOOKED_AT_MAX).collect()
+        let pids = text.split_whitespace().filter_map(|pid| pid.parse().ok());
+        pids.filter(|pid| !known.contains(pid)).take(LOOKED_AT_MAX).collect()
     };
-    let home = pidfd::cgroup_of(std::process::id().cast_signed());
     let describe = |pid: i32| {
         let place = pidfd::cgroup_of(pid).filter(|place| !is_within(place, herd))?;
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         let (comm, _) = comm_and_state(&stat).filter(|(_, state)| !matches!(state, 'Z' | 'X'))?;
-        // Keepers are this process's children, beside it.
-        let is_keeper = comm.as_bytes() == keeper::NAME.to_bytes() && home.as_ref() == Some(&place);
-        if is_keeper {
-            return None;
-        }
         Some(Outsider { pid, comm: comm.chars().flat_map(char::escape_default).collect(), place })
     };
     let found: Vec<Outsider> = orphans().into_iter().filter_map(describe).take(OUTSIDERS_MAX).collect();

@@ -60,7 +60,7 @@ use crate::model::error::{Code, Error};
 use crate::model::stage::{SpawnFailure, Stage};
 
 pub(super) use bare::{end as end_bare, start as start_bare};
-pub(super) use taker::take as take_message;
+pub(super) use taker::{Late, Taking, take as take_message};
 
 /// How a child comes into its leaf.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

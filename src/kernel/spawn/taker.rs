@@ -25,8 +25,8 @@ use super::Launched;
 use super::raw::{self, CloneArgs, Stack};
 use crate::kernel::error::{KernelError, Result};
 
-/// How long a child may take to leave our memory. It makes three calls that do not wait.
-const CHILD_MAX: Duration = Duration::from_millis(100);
+/// How long a child is waited for to leave our memory. It makes three calls that do not wait; on a busy machine it may be late.
+const CHILD_MAX: Duration = Duration::from_millis(20);
 
 /// Room for credentials, a pidfd and as many descriptors as can be sent, in words of 8 bytes.
 const CONTROL: usize = 256;
@@ -71,16 +71,68 @@ struct Task {
     stack: Stack,
 }
 
+/// What a child has taken, or is about to.
+#[derive(Debug)]
+pub(in crate::kernel) enum Taking {
+    /// A message.
+    Done(Taken),
+    /// There was none.
+    Nothing,
+    /// The child is late.
+    Late(Late),
+}
+
+/// A child that is still in our memory, with what it uses of that.
+pub(in crate::kernel) struct Late {
+    task: Option<Box<Task>>,
+    child: Option<Launched>,
+}
+
+// SAFETY: its pointers are into memory that is its own, the task's and its stack's.
+#[allow(unsafe_code)]
+unsafe impl Send for Late {}
+
+impl std::fmt::Debug for Late {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Late").field("child", &self.child).finish_non_exhaustive()
+    }
+}
+
+impl Late {
+    /// Says what has become of it, and waits no more.
+    ///
+    /// # Errors
+    /// As [`take`].
+    pub(in crate::kernel) fn look(mut self) -> Result<Taking> {
+        let is_gone = self.task.as_ref().is_some_and(|task| task.tid.load(Ordering::Acquire) == 0);
+        match (self.task.take(), self.child.take()) {
+            (Some(task), Some(child)) if is_gone => task.finish(child),
+            (task, child) => {
+                (self.task, self.child) = (task, child);
+                Ok(Taking::Late(self))
+            }
+        }
+    }
+}
+
+impl Drop for Late {
+    fn drop(&mut self) {
+        // Given up with the socket: the child may still write there.
+        if let Some(task) = self.task.take() {
+            Box::leak(task);
+        }
+    }
+}
+
 /// Takes the next message off a datagram socket, without waiting for one.
 ///
 /// # Errors
-/// EAGAIN: there is none. ETIMEDOUT: the child has not left our memory in time; what it uses of that is lost. EAGAIN of `clone3`: no
-/// process is left.
+/// EAGAIN, ENOMEM: no child can be made.
 ///
 /// # Kernel
 /// Linux 6.13 (`PIDFD_GET_INFO`); 5.9 (`close_range(2)`); clone(2), `CLONE_CHILD_CLEARTID`; `inet_release`, `PF_EXITING`.
 #[allow(unsafe_code)]
-pub(in crate::kernel) fn take(socket: BorrowedFd<'_>, length_max: usize) -> Result<Taken> {
+pub(in crate::kernel) fn take(socket: BorrowedFd<'_>, length_max: usize) -> Result<Taking> {
     let failed = |errno| KernelError::new("take a message off", "the notify socket", errno);
     // SAFETY: all zeros is a `msghdr` and an `iovec` of nothing.
     let (header, part) = unsafe { (std::mem::zeroed::<libc::msghdr>(), std::mem::zeroed::<libc::iovec>()) };
@@ -118,28 +170,37 @@ pub(in crate::kernel) fn take(socket: BorrowedFd<'_>, length_max: usize) -> Resu
     // system calls on the task and nothing else.
     let born = unsafe { raw::clone3(&args, run, argument) };
     raw::set_signal_mask(mask);
-    let pid = born.map_err(|errno| failed(Errno::from_raw_os_error(errno)))?;
+    let no_child = |errno| KernelError::new("clone3", "a child that takes a message", Errno::from_raw_os_error(errno));
+    let pid = born.map_err(no_child)?;
     // SAFETY: the kernel has just put a new descriptor there.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     let child = Launched { pid: i32::try_from(pid).unwrap_or(0), pidfd };
-    if !has_left(&task.tid) {
-        // It may still write there.
-        Box::leak(task);
-        return Err(failed(Errno::TIMEDOUT));
+    if has_left(&task.tid) {
+        return task.finish(child);
     }
-    let length = task.answer.load(Ordering::Acquire);
-    let Ok(length) = usize::try_from(length) else {
-        // It has nothing to close.
-        drop(super::pidfd::wait(child.pidfd.as_fd()));
-        return Err(failed(Errno::from_raw_os_error(i32::try_from(-length).unwrap_or(libc::EIO))));
-    };
-    let header = *task.header.get_mut();
-    let [pid, uid] = credentials(task.control.get_mut(), header.msg_controllen).unwrap_or_default();
-    let cgroup = Some(task.cgroup.load(Ordering::Relaxed)).filter(|id| *id != 0);
-    let mut text = std::mem::take(task.text.get_mut());
-    text.truncate(length);
-    let is_cut = header.msg_flags & libc::MSG_TRUNC != 0;
-    Ok(Taken { text, is_cut, pid: pid.cast_signed(), uid, cgroup, child })
+    Ok(Taking::Late(Late { task: Some(task), child: Some(child) }))
+}
+
+impl Task {
+    /// Reads what a child has left that is in our memory no more.
+    fn finish(mut self: Box<Self>, child: Launched) -> Result<Taking> {
+        let length = self.answer.load(Ordering::Acquire);
+        let Ok(length) = usize::try_from(length) else {
+            // It has nothing to close.
+            drop(super::pidfd::wait(child.pidfd.as_fd()));
+            return match Errno::from_raw_os_error(i32::try_from(-length).unwrap_or(libc::EIO)) {
+                Errno::AGAIN | Errno::INTR => Ok(Taking::Nothing),
+                errno => Err(KernelError::new("take a message off", "the notify socket", errno)),
+            };
+        };
+        let header = *self.header.get_mut();
+        let [pid, uid] = credentials(self.control.get_mut(), header.msg_controllen).unwrap_or_default();
+        let cgroup = Some(self.cgroup.load(Ordering::Relaxed)).filter(|id| *id != 0);
+        let mut text = std::mem::take(self.text.get_mut());
+        text.truncate(length);
+        let is_cut = header.msg_flags & libc::MSG_TRUNC != 0;
+        Ok(Taking::Done(Taken { text, is_cut, pid: pid.cast_signed(), uid, cgroup, child }))
+    }
 }
 
 /// Waits until the child has left our memory; says whether it has.
