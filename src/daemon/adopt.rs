@@ -327,7 +327,7 @@ impl Supervisor {
             }
             let is_told = heir.mark.told_at.is_none_or(|at| at <= last);
             let end = if is_told { Telling::Told } else { Telling::Untold };
-            started.extend(heir.mark.started_at.filter(|at| *at > last).map(|_| key));
+            started.extend(heir.mark.started_at.filter(|at| *at > last).map(|_| (key, heir.record.course.run)));
             if let Some(main) = heir.main {
                 mains.push((key, heir.record.course.run, main));
             }
@@ -338,8 +338,10 @@ impl Supervisor {
         let now = now();
         self.machine.adopt(now, adopted, &mut effects);
         // The daemon before was killed between its two files: the records have a start that the journal has not.
-        for key in started {
-            let event = self.machine.event_about(now.mono, now.wall, Kind::Started, Some(key));
+        for (key, run) in started {
+            let mut event = self.machine.event_about(now.mono, now.wall, Kind::Started, Some(key));
+            // By now the next one may have been ordered.
+            event.run = Some(run);
             self.publish(event);
         }
         self.watch_limits_as_they_are(&places);
