@@ -307,12 +307,11 @@ fn wait_for_news(cgroups: &Cgroups, place: &Place, most: Duration) -> KernelResu
 }
 
 impl Supervisor {
-    /// Goes on with what an earlier daemon has left.
-    pub(super) fn adopt(&mut self, estate: Estate) {
+    /// Goes on with what an earlier daemon has left. `written` is the number of the last event that it has written.
+    pub(super) fn adopt(&mut self, estate: Estate, written: u64) {
         let (mut adopted, mut started) = (Vec::new(), Vec::new());
         let mut mains = Vec::new();
         let mut places = Vec::new();
-        let last = self.journal.last();
         self.thaw_groups(&estate.heirs);
         for mut heir in estate.heirs {
             let key = heir.key();
@@ -325,9 +324,9 @@ impl Supervisor {
             if found.is_some_and(|found| found.left != Left::Nothing) {
                 self.hear_again(&heir.record, heir.run_place());
             }
-            let is_told = heir.mark.told_at.is_none_or(|at| at <= last);
+            let is_told = heir.mark.told_at.is_none_or(|at| at <= written);
             let end = if is_told { Telling::Told } else { Telling::Untold };
-            started.extend(heir.mark.started_at.filter(|at| *at > last).map(|_| (key, heir.record.course.run)));
+            started.extend(heir.mark.started_at.filter(|at| *at > written).map(|_| (key, heir.record.course.run)));
             if let Some(main) = heir.main {
                 mains.push((key, heir.record.course.run, main));
             }

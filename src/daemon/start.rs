@@ -519,6 +519,8 @@ impl Parts {
 impl Supervisor {
     /// Tells that a daemon has begun, and what it found, and goes on with that.
     fn announce(&mut self, estate: Estate, ended: u64) {
+        // Before the first event of this daemon has a number that a lost one of the daemon before had.
+        let written = self.journal.last();
         let limits = self.machine.config().limits.clone();
         self.watch_limits(&[(Place::herd(), limits)]);
         self.take_up_pressure(None);
@@ -529,7 +531,7 @@ impl Supervisor {
         event.message = format!("treeherd {} supervises {}", env!("CARGO_PKG_VERSION"), self.root);
         event.message.push_str(&estate.tell(ended));
         self.publish(event);
-        self.adopt(estate);
+        self.adopt(estate, written);
         self.tools.keepers.sweep();
         self.write_down();
         tracing::info!("listening on {}", self.settings.socket().display());
