@@ -3,9 +3,11 @@
 
 use std::time::Duration;
 
+use mio::Interest;
+
 use super::job::Job;
 use super::keepers::Heard;
-use super::supervisor::{Chore, Supervisor, now};
+use super::supervisor::{Chore, Source, Supervisor, now};
 use crate::kernel::clock;
 use crate::kernel::keeper::Report;
 use crate::kernel::pidfd::Held;
@@ -83,6 +85,7 @@ impl Supervisor {
         let (reports, has_ended) = match self.tools.keepers.hear(number) {
             Heard::Reports(reports) => (reports, false),
             Heard::End(reports, keeper) => {
+                self.stop_polling(&*keeper);
                 self.hands.take(Job::Reap(keeper));
                 (reports, true)
             }
@@ -100,6 +103,13 @@ impl Supervisor {
         }
         if has_ended {
             self.keeper_is_lost();
+        }
+    }
+
+    /// Polls the keepers that a hand has started and epoll has not taken.
+    pub(super) fn poll_keepers(&mut self) {
+        for (number, keeper) in self.tools.keepers.take_unpolled() {
+            self.poll_for(&*keeper, Source::Keeper(number), Interest::READABLE);
         }
     }
 

@@ -62,6 +62,8 @@ struct Book {
     whose: HashMap<u64, Place>,
     /// Keepers that have ended, by number, until the loop takes notice.
     ended: Vec<(usize, Arc<Keeper>)>,
+    /// Keepers that epoll has not taken, by number, until the loop takes notice.
+    unpolled: Vec<usize>,
     /// The herd has ended: none is started any more.
     is_over: bool,
 }
@@ -99,7 +101,7 @@ impl Keepers {
     /// A socket that is somebody else's; what the kernel answered.
     pub fn open(dir: &Path, registry: Registry) -> Result<Self, Error> {
         let pairs = std::iter::repeat_with(Pair::default).take(PAIRS_MAX).collect();
-        let book = Book { pairs, whose: HashMap::new(), ended: Vec::new(), is_over: false };
+        let book = Book { pairs, whose: HashMap::new(), ended: Vec::new(), unpolled: Vec::new(), is_over: false };
         let keepers = Self { dir: dir.to_owned(), registry, book: Mutex::new(book), starting: Mutex::new(()) };
         for number in 0..2 * PAIRS_MAX {
             if let Some(keeper) = Keeper::find(&keepers.path(number))? {
@@ -119,10 +121,10 @@ impl Keepers {
 
     fn enter(&self, number: usize, keeper: Keeper) -> Result<(), Error> {
         let fd = keeper.as_fd().as_raw_fd();
-        self.registry
-            .register(&mut SourceFd(&fd), Source::Keeper(number).token(), Interest::READABLE)
-            .map_err(|error| KernelError::from_io("poll", "keeper", &error))?;
+        let polled = self.registry.register(&mut SourceFd(&fd), Source::Keeper(number).token(), Interest::READABLE);
         let mut book = self.book();
+        // The loop has other means.
+        book.unpolled.extend(polled.is_err().then_some(number));
         keeper.had.iter().for_each(|token| book.note(*token, number / 2));
         book.pairs[number / 2].keepers[number % 2] = Some(Arc::new(keeper));
         Ok(())
@@ -249,10 +251,6 @@ impl Keepers {
         let Some(ended) = self.book().take_ended(number) else { return Heard::Reports(reports) };
         // Another thread may have noticed its end first: then these are not taken in yet.
         receive_all(&ended, &mut reports).unwrap_or_else(|error| tracing::debug!("{error}"));
-        let fd = ended.as_fd().as_raw_fd();
-        if let Err(error) = self.registry.deregister(&mut SourceFd(&fd)) {
-            tracing::debug!("stop polling a keeper: {error}");
-        }
         Heard::End(reports, ended)
     }
 
@@ -283,6 +281,14 @@ impl Keepers {
             }
         }
         Ok(restored)
+    }
+
+    /// Takes the keepers that epoll has not taken, with their numbers.
+    pub fn take_unpolled(&self) -> Vec<(usize, Arc<Keeper>)> {
+        let mut book = self.book();
+        let unpolled = std::mem::take(&mut book.unpolled);
+        let keeper = |number: usize| Some((number, book.pairs[number / 2].keepers[number % 2].clone()?));
+        unpolled.into_iter().filter_map(keeper).collect()
     }
 
     /// Lists the processes that are keepers.

@@ -98,6 +98,7 @@ impl Supervisor {
         let key = born.agent;
         self.watch_limits(&born.limited);
         self.watch_pressure(Some(key));
+        self.poll_keepers();
         self.enter_pipes(key, born.pipes);
         if born.pipes.is_some_and(|token| !self.tools.keepers.has(token)) {
             // Who kept them has ended in between.

@@ -532,6 +532,7 @@ impl Supervisor {
         event.message.push_str(&estate.tell(ended));
         self.publish(event);
         self.adopt(estate, written);
+        self.poll_keepers();
         self.tools.keepers.sweep();
         self.write_down();
         tracing::info!("listening on {}", self.settings.socket().display());

@@ -215,6 +215,14 @@ impl Store {
         {
             return Ok(inlet);
         }
+        match self.make_anew(id, output) {
+            // A check of the state directory, which re-creates what is missing, came in between.
+            Err(error) if error.code == Code::WrongState => self.make_anew(id, output),
+            made => made,
+        }
+    }
+
+    fn make_anew(&self, id: &AgentId, output: Output) -> Result<Inlet, Error> {
         let make = || fs::mkdirat(self.agents(), id.as_str(), Mode::RWXU);
         let mut made = make();
         if made == Err(Errno::EXIST) {
