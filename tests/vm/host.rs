@@ -40,10 +40,13 @@ const ON_THE_NEWEST: [&str; 8] = ["acceptance", "after", "follow", "named", "ori
 
 /// Tests that are left out in guests: they burn processors or take volume, of which an emulated one has too little, or need Python
 /// or a terminal.
-const WITHOUT: [&str; 11] = [
+const WITHOUT: [&str; 14] = [
     "a_fifo_or_a_terminal_that_is_stdin",
     "ten_thousand_connections",
     "a_slow_reader_of_events",
+    "a_page_read_while_old_output",
+    "agents_for_whose_pipes_one_keeper",
+    "a_thousand_messages",
     "flood_of",
     "item_2_a_fork_bomb",
     "item_5_gigabytes",
