@@ -58,7 +58,7 @@ const WITHOUT: [&str; 14] = [
 ];
 
 /// How much of a CPU's time a guest may take.
-const LIMIT: Duration = Duration::from_secs(1200);
+const LIMIT: Duration = Duration::from_secs(1800);
 
 /// How a guest runs a binary's tests: before and after, the kernel has the same cgroups. Programs are read before: a guest's
 /// clock does not wait for its disk. What hangs is killed.
