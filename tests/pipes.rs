@@ -25,14 +25,12 @@ fn keepers(herd: &Own, splices: bool) -> Vec<i32> {
         let paths = descriptors.filter_map(|fd| std::fs::read_link(fd.path()).ok());
         paths.filter(|path| path.starts_with(&state)).collect::<Vec<_>>()
     };
-    let is_keeper =
-        |pid: &Path| std::fs::read_to_string(pid.join("comm")).is_ok_and(|name| name == "treeherd-keeper\n");
-    let is_it = |pid: &PathBuf| {
-        let open = open(pid);
-        is_keeper(pid) && !open.is_empty() && open.iter().any(|path| path.ends_with("stdout")) == splices
+    let is_it = |pid: &i32| {
+        let open = open(&Path::new("/proc").join(pid.to_string()));
+        is_keeper(*pid) && !open.is_empty() && open.iter().any(|path| path.ends_with("stdout")) == splices
     };
-    let all = std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
-    all.filter(is_it).map(|pid| pid.file_name().unwrap().to_str().unwrap().parse().unwrap()).collect()
+    let all = std::fs::read_dir("/proc").unwrap().flatten();
+    all.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(is_it).collect()
 }
 
 /// Waits until a herd has one keeper that splices other than this one.

@@ -45,8 +45,7 @@ fn start_ready(own: &Own, id: &str) {
 /// Lists the keepers of output pipes.
 fn keepers(own: &Own) -> Vec<i32> {
     let root = treeherd::kernel::host::Host::discover().unwrap().cgroup2.join(&own.cgroup);
-    let name = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    processes_in(root.to_str().unwrap()).into_iter().filter(|pid| name(pid) == "treeherd-keeper\n").collect()
+    processes_in(root.to_str().unwrap()).into_iter().filter(|pid| is_keeper(*pid)).collect()
 }
 
 /// Counts how often something was reported, in the whole journal.

@@ -54,10 +54,7 @@ fn role() {
 /// Connects, asks for what is never answered, and closes the direction of requests. None if the connection is refused.
 fn wait_half_closed(socket: &Path, id: &str) -> Option<Raw> {
     let mut raw = Raw::connect(socket);
-    let hello = json!({ "jsonrpc": "2.0", "id": 1, "method": "hello" });
-    // Who is refused may be gone before it is written.
-    let _sent = std::io::Write::write(&mut raw.stream, format!("{hello}\n").as_bytes());
-    let answer = raw.line().unwrap();
+    let answer = raw.call("hello", &json!({}));
     if answer["error"].is_object() {
         assert_eq!(answer["error"]["data"]["code"], "too_many_clients", "{answer}");
         return None;
@@ -191,15 +188,20 @@ fn reader(herd: &Own) -> std::io::BufReader<UnixStream> {
     std::io::BufReader::new(UnixStream::connect(herd.socket()).unwrap())
 }
 
-#[test]
-fn without_watches_output_stays_bounded_and_what_is_looked_for_in_it_is_found() {
-    // A user namespace has its own bound on watches, and nobody outside is held to it.
+/// Starts a daemon that gets one inotify watch: a user namespace has a bound of its own, which holds for this daemon alone.
+fn daemon_without_watches() -> Option<Own> {
     let scarce = "echo 1 > /proc/sys/user/max_inotify_watches && exec \"$@\"";
     let prefix = ["unshare", "--user", "--map-root-user", "sh", "-c", scarce, "sh"];
     if !std::process::Command::new(prefix[0]).args(&prefix[1..]).arg("true").status().is_ok_and(|it| it.success()) {
-        return skip("no user namespaces here");
+        skip("no user namespaces here");
+        return None;
     }
-    let herd = daemon_by(&prefix, &[]);
+    Some(daemon_by(&prefix, &[]))
+}
+
+#[test]
+fn without_watches_output_stays_bounded_and_what_is_looked_for_in_it_is_found() {
+    let Some(herd) = daemon_without_watches() else { return };
     let mut events = herd.follow();
     let others: Vec<_> = (0..4).map(|n| herd.sleeper(None, &format!("watched-{n}"))).collect();
     let fifo = herd.dir.path().join("fifo");
@@ -318,12 +320,7 @@ fn out_of_tasks_spawns_are_refused_and_every_agent_is_ended() {
 
 #[test]
 fn without_watches_a_limit_that_is_hit_is_reported() {
-    let scarce = "echo 1 > /proc/sys/user/max_inotify_watches && exec \"$@\"";
-    let prefix = ["unshare", "--user", "--map-root-user", "sh", "-c", scarce, "sh"];
-    if !std::process::Command::new(prefix[0]).args(&prefix[1..]).arg("true").status().is_ok_and(|it| it.success()) {
-        return skip("no user namespaces here");
-    }
-    let herd = daemon_by(&prefix, &[]);
+    let Some(herd) = daemon_without_watches() else { return };
     let mut events = herd.follow();
     herd.sleeper(None, "watched");
     let id = herd.spawn_with("forks", None, "while :; do (sleep 1000 &) 2> /dev/null; sleep 0.1; done", |spec| {

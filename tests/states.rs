@@ -114,10 +114,9 @@ fn a_program_that_puts_itself_into_the_background_and_crashes_has_failed_and_com
     let sleeper = |old: Option<i32>| {
         let mut found = None;
         until("the program is in the background", || {
-            let is_it =
-                |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "sleep\n");
             let alone: Vec<i32> = herd.processes();
-            found = alone.iter().copied().find(|pid| is_it(pid) && Some(*pid) != old).filter(|_| alone.len() == 1);
+            let is_it = |pid: &i32| comm(*pid) == "sleep" && Some(*pid) != old;
+            found = alone.iter().copied().find(is_it).filter(|_| alone.len() == 1);
             found.is_some()
         });
         found.unwrap()

@@ -105,7 +105,7 @@ impl Keepers {
         let keepers = Self { dir: dir.to_owned(), registry, book: Mutex::new(book), starting: Mutex::new(()) };
         for number in 0..2 * PAIRS_MAX {
             if let Some(keeper) = Keeper::find(&keepers.path(number))? {
-                keepers.enter(number, keeper)?;
+                keepers.enter(number, keeper);
             }
         }
         Ok(keepers)
@@ -119,15 +119,14 @@ impl Keepers {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn enter(&self, number: usize, keeper: Keeper) -> Result<(), Error> {
+    fn enter(&self, number: usize, keeper: Keeper) {
         let fd = keeper.as_fd().as_raw_fd();
         let polled = self.registry.register(&mut SourceFd(&fd), Source::Keeper(number).token(), Interest::READABLE);
         let mut book = self.book();
-        // The loop has other means.
+        // What epoll refuses the loop polls by the clock.
         book.unpolled.extend(polled.is_err().then_some(number));
         keeper.had.iter().for_each(|token| book.note(*token, number / 2));
         book.pairs[number / 2].keepers[number % 2] = Some(Arc::new(keeper));
-        Ok(())
     }
 
     /// Says whether somebody keeps these pipes.
@@ -178,7 +177,7 @@ impl Keepers {
         let full = || Error::new(Code::Kernel, "no further keeper of output pipes can be started");
         let (pair, missing) = self.book().next(token).ok_or_else(full)?;
         for number in missing.into_iter().flatten() {
-            self.enter(number, Keeper::start(&self.path(number))?)?;
+            self.enter(number, Keeper::start(&self.path(number))?);
         }
         let found = self.book().reserve_in(pair, token);
         found.ok_or_else(|| {

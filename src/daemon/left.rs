@@ -1,8 +1,9 @@
 //! What a main process leaves behind: a program that puts itself into the background lives on in these processes.
 //!
 //! Each has a pidfd, so that its end is known, whoever reaps it. When one ends, its run is read again: what it has forked by then is
-//! watched, too. The end of the last one is the run's, if it died of a signal. With `MAINPID=` or its `pid_file` a program names the one of them that is
-//! its main process from then on: that one's end is the run's as any main process's is.
+//! watched, too. The end of the last one is the run's, if it died of a signal. With `MAINPID=` or
+//! its `pid_file` a program names the one of them that is its main process from then on: that
+//! one's end is the run's as any main process's is.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;

@@ -228,16 +228,10 @@ impl Machine {
         self.id_of(pauser)
     }
 
-    /// Says whether the herd has ended.
-    #[must_use]
-    pub fn is_over(&self) -> bool {
-        self.door == super::Door::Finished
-    }
-
     /// Returns whether agents have not ended though the herd has: what outlives its kill.
     #[must_use]
     pub fn has_survivors(&self) -> bool {
-        self.is_over() && !self.stops.is_empty()
+        self.door == super::Door::Finished && !self.stops.is_empty()
     }
 
     /// Says in a sentence what an agent waits for.
