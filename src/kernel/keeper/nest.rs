@@ -270,8 +270,7 @@ impl Nest<'_> {
         if before == after {
             return;
         }
-        let waits = |state| matches!(state, State::Busy | State::Gathering | State::Stuck);
-        if !waits(before) && waits(after) && self.waits < self.waiting.len() {
+        if !before.waits() && after.waits() && self.waits < self.waiting.len() {
             self.waiting[self.waits] = u32::try_from(stream_number(place, stream)).unwrap_or(u32::MAX);
             self.waits += 1;
         }
@@ -348,10 +347,7 @@ impl Nest<'_> {
             if is_due {
                 self.splice(place, stream, Why::Turn);
             }
-            let waits = |it: &mut super::table::Place| {
-                matches!(it.streams[stream].state, State::Busy | State::Gathering | State::Stuck)
-            };
-            if self.table.at(place).is_some_and(waits) {
+            if self.table.at(place).is_some_and(|it| it.streams[stream].state.waits()) {
                 self.waiting[left] = number;
                 left += 1;
             } else if self.link.is_none() {

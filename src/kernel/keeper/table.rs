@@ -51,6 +51,13 @@ pub(super) enum State {
     Held,
 }
 
+impl State {
+    /// Says whether a stream is visited again without news from its pipe.
+    pub fn waits(self) -> bool {
+        matches!(self, Self::Busy | Self::Gathering | Self::Stuck)
+    }
+}
+
 /// All agents.
 pub(super) struct Table {
     places: [Place; PLACES],
