@@ -206,6 +206,25 @@ fn memory_holds_for_an_agent_and_for_the_herd() {
 }
 
 #[test]
+fn an_oom_kill_of_an_agent_whose_child_has_a_memory_limit_of_its_own_is_known_as_one() {
+    if !offers(Controller::Memory) {
+        return;
+    }
+    let herd = herd();
+    let mut events = herd.follow();
+    let fifo = herd.dir.path().join("fifo");
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let id = herd.spawn_with("a", None, &format!("read x < {}; exec tail /dev/zero", fifo.display()), |spec| {
+        spec.limits = limits(&["memory_max=24MiB"]);
+    });
+    herd.program(Some(&id), "child", &["sleep", "1000"], |spec| spec.limits = limits(&["memory_max=8MiB"]));
+    std::fs::write(&fifo, "go\n").unwrap();
+    let exit = await_event(&mut events, Kind::Failed, &id).exit.unwrap();
+    assert_eq!((exit.cause, exit.oom.unwrap().culprit.as_deref()), (Cause::Oom, Some("a")));
+    herd.finish();
+}
+
+#[test]
 fn an_oom_kill_that_ends_no_run_is_told_by_itself() {
     if !offers(Controller::Memory) {
         return;

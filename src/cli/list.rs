@@ -133,6 +133,7 @@ fn facts(shown: &Shown) -> Vec<(&'static str, String)> {
     add("OOM kills", (status.oom_kills > 0).then(|| format!("{} processes besides the main one", status.oom_kills)));
     add("paused for", (status.paused_ms > 0).then(|| duration(status.paused_ms)));
     add("limits", (!status.limits.is_empty()).then(|| limits(&status.limits).join(", ")));
+    add("delegated", spec.delegate.then(|| "its user may make cgroups below its own".to_owned()));
     let restart = &spec.restart;
     let again = || format!("{}, first after {}", restart.policy.name(), duration(millis(restart.delay)));
     add("restart", (restart.policy != RestartPolicy::Never).then(again));

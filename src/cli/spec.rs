@@ -120,6 +120,9 @@ pub(super) struct SpawnArgs {
     /// The group to run as
     #[arg(long, value_name = "GROUP")]
     group: Option<String>,
+    /// Delegate its cgroup to its user, who may make cgroups with limits below it
+    #[arg(long)]
+    delegate: bool,
     /// A file to read standard input from [default: /dev/null]
     #[arg(long, value_name = "FILE")]
     stdin: Option<PathBuf>,
@@ -292,6 +295,7 @@ impl SpawnArgs {
         spec.inherit_env = self.inherit_env;
         spec.user = self.user;
         spec.group = self.group;
+        spec.delegate = self.delegate;
         spec.stdin = self.stdin.as_deref().map(absolute).transpose()?;
         spec.rlimits = self.rlimits.into_iter().collect();
         spec.oom_score_adj = self.oom_score_adj;
@@ -420,7 +424,7 @@ mod tests {
                     --cwd /tmp --env A=B --inherit-env TERM --user nobody --group nogroup --stdin /etc/hosts \
                     --rlimit nofile=100:max --oom-score-adj -5 --nice -3 --ionice idle:7 --umask 077 --restart on-failure \
                     --restart-delay 2m --restart-factor 3 --restart-jitter 0 --restart-healthy-after 5s \
-                    --restart-intensity 3 --restart-period 1m --significant --strategy rest-for-one \
+                    --restart-intensity 3 --restart-period 1m --significant --delegate --strategy rest-for-one \
                     --child-intensity 3 --child-period 5s --spawn-budget 9 --on-main-exit wait --on-oom fail --stop-signal INT --grace 250ms \
                     --run-timeout 9s --ready stderr:^up --ready-timeout 5s --watchdog 2s --stall fail:5m \
                     --rule stderr:fail:panic --output null --output-max 1MiB --queue --pids-max 9 -- sh -c --json";
@@ -431,7 +435,7 @@ mod tests {
             assert!(field == "id" || plain.get(field) != Some(value), "{field} is not set");
         }
         let names = json.as_object().unwrap().len();
-        assert_eq!(names, 39, "a field that no flag reaches, or a new one: {json:#}");
+        assert_eq!(names, 40, "a field that no flag reaches, or a new one: {json:#}");
         assert_eq!(spec.command, ["sh", "-c", "--json"]);
         assert_eq!((spec.metadata["k"].as_str(), spec.metadata["n"].as_i64()), (Some("v"), Some(7)));
     }

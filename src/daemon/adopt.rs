@@ -410,7 +410,8 @@ impl Supervisor {
         if found.has_level {
             places.push((heir.level_below(), self.machine.config().level(heir.level.below()).siblings));
         }
-        places.retain(|(_, limits)| !limits.is_empty());
+        let is_delegated = |place: &Place| heir.record.birth.spec.delegate && *place == heir.home;
+        places.retain(|(place, limits)| !limits.is_empty() || is_delegated(place));
         for (place, limits) in &places {
             let is_set = self.tools.cgroups.limits_now(place, limits.iter().map(|(knob, _)| knob)) == *limits;
             if !is_set && let Err(error) = self.tools.cgroups.set_limits(place, limits) {

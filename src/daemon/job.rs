@@ -458,11 +458,11 @@ impl SpawnJob {
             self.keep_pipes(tools, attempt, token)?;
             born.pipes = Some(token);
         }
+        let mut launch = launch::prepare(&self.spec, tools, &place, leaf, inlet)?;
         if self.spec.notifies() {
-            let about = rustix::fs::fstat(&leaf).map_err(|errno| failed("stat", &place, errno))?;
+            let about = rustix::fs::fstat(&launch.leaf).map_err(|errno| failed("stat", &place, errno))?;
             tools.leaves.note(self.agent, self.run, about.st_ino);
         }
-        let mut launch = launch::prepare(&self.spec, tools, &place, leaf, inlet)?;
         if let Some(Ready::Fd(number)) = self.spec.ready {
             let (read, write) = launch::newline_pipe()?;
             (born.newline, launch.passed) = (Some(read), Some((write, number)));

@@ -88,14 +88,18 @@ pub(super) fn prepare(
     if let (Some(user), Some(_)) = (&credentials, inlet.token) {
         give_pipes(&inlet, user).map_err(|error| at(Stage::User, error.into()))?;
     }
+    let (place, leaf) = match spec.delegate {
+        true => delegate(tools, place, credentials.as_ref()).map_err(|error| at(Stage::Cgroup, error.into()))?,
+        false => (place.clone(), leaf),
+    };
     let env = environment(spec, account, &tools.surroundings);
     let path = env.iter().find_map(|entry| entry.as_bytes().strip_prefix(b"PATH=").map(OsStr::from_bytes));
     let program = &spec.command[0];
     let mut enter = Vec::new();
     if tools.way == Way::EnterItself {
-        enter.push(tools.cgroups.procs_fd(place).map_err(|error| at(Stage::Cgroup, error.into()))?);
+        enter.push(tools.cgroups.procs_fd(&place).map_err(|error| at(Stage::Cgroup, error.into()))?);
     }
-    enter.extend(tools.cgroups.entrances(place).map_err(|error| at(Stage::Cgroup, error.into()))?);
+    enter.extend(tools.cgroups.entrances(&place).map_err(|error| at(Stage::Cgroup, error.into()))?);
     let text = |text: &OsStr| {
         CString::new(text.as_bytes())
             .map_err(|_| at(Stage::Prepare, Error::new(Code::BadValue, format!("{text:?} contains a NUL byte"))))
@@ -123,6 +127,13 @@ pub(super) fn prepare(
         no_new_privs: false,
         way: tools.way,
     })
+}
+
+/// Delegates a run's cgroup to the user that the agent becomes, and returns the place in it where the main process lives.
+fn delegate(tools: &Tools, place: &Place, user: Option<&user::Credentials>) -> Result<(Place, OwnedFd), KernelError> {
+    let main = tools.cgroups.delegate(place, user.map(|user| (user.uid, user.gid)))?;
+    let leaf = tools.cgroups.open_dir(&main)?;
+    Ok((main, leaf))
 }
 
 /// Gives the pipes of an agent to the user that it becomes.

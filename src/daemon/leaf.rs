@@ -22,7 +22,7 @@ impl Supervisor {
             return 0;
         }
         self.watch_left(key, run);
-        self.tools.cgroups.count_some(&place).unwrap_or(0).max(1)
+        self.tools.cgroups.some_processes(&place).map_or(1, |pids| pids.len().max(1) as u64)
     }
 
     fn is_empty(&self, place: &Place) -> bool {

@@ -37,7 +37,7 @@ impl Supervisor {
         let Some(place) = self.bodies.get(&key).filter(|_| is_waited_for).map(|body| body.run_place(run)) else {
             return;
         };
-        for pid in self.tools.cgroups.processes(&place).unwrap_or_default() {
+        for pid in self.tools.cgroups.some_processes(&place).unwrap_or_default() {
             let body = &self.bodies[&key];
             if body.left.len() >= LEFT_MAX {
                 return;

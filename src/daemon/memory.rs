@@ -17,6 +17,7 @@ use super::supervisor::{Chore, Source, Supervisor, now};
 use crate::kernel::cgroup::{Cgroups, OomCounts, Place, ReachedAbove};
 use crate::kernel::clock;
 use crate::kernel::error::KernelError;
+use crate::kernel::host::Binding;
 use crate::kernel::watch::WatchId;
 use crate::machine::{AgentKey, Input};
 use crate::model::event::Kind;
@@ -222,10 +223,10 @@ impl Supervisor {
     pub(super) fn watch_memory(&mut self, places: &[(Place, Limits)]) {
         for (place, limits) in places {
             let is_limited = [Knob::MemoryMax, Knob::MemoryHigh].iter().any(|knob| limits.get(*knob).is_some());
-            if !is_limited || self.memory.domains.contains_key(place) {
+            let owner = self.owner_of(place);
+            if !(is_limited || self.counts_delegated_memory(owner)) || self.memory.domains.contains_key(place) {
                 continue;
             }
-            let owner = self.owner_of(place);
             // A kill from before it was watched fires nothing: its counter is read in any case.
             let looks = LOOKS.len();
             let mut domain =
@@ -244,9 +245,18 @@ impl Supervisor {
         }
     }
 
+    /// Says whether memory is accounted for below an agent's own cgroup, which is delegated to its user.
+    fn counts_delegated_memory(&self, owner: Option<AgentKey>) -> bool {
+        let is_delegated = owner.and_then(|owner| self.machine.spec_of(owner)).is_some_and(|spec| spec.delegate);
+        is_delegated && self.tools.cgroups.host().binding(Controller::Memory) == &Binding::V2
+    }
+
     fn watch_memory_file(&mut self, place: &Place) -> Result<WatchId, KernelError> {
         let dir = self.tools.cgroups.open_dir(place)?;
-        let watch = self.tools.watches.add_modify(dir.as_fd(), "memory.events.local")?;
+        // Of a cgroup that is delegated the kernel counts each kill below it.
+        let is_delegated = self.counts_delegated_memory(self.owner_of(place));
+        let file = if is_delegated { "memory.events" } else { "memory.events.local" };
+        let watch = self.tools.watches.add_modify(dir.as_fd(), file)?;
         self.watched.insert(watch, Watched::Memory(place.clone()));
         Ok(watch)
     }

@@ -15,7 +15,7 @@ use mio::Interest;
 use super::accept::Owner;
 use super::exit::is_reaped;
 use super::supervisor::{Chore, Source, Supervisor};
-use crate::kernel::cgroup::Place;
+use crate::kernel::cgroup::{MAIN, Place};
 use crate::kernel::notify::{Inbox, Letter, Received, Sender};
 use crate::kernel::pidfd::Held;
 use crate::kernel::spawn::Launched;
@@ -258,6 +258,7 @@ impl Supervisor {
     pub(super) fn hear_again(&mut self, record: &AgentRecord, place: Option<Place>) {
         let (key, run, spec) = (AgentKey(record.birth.key), record.course.run, &record.birth.spec);
         if let (Some(place), true) = (place, spec.notifies()) {
+            let place = if spec.delegate { place.join(MAIN) } else { place };
             let about = self.tools.cgroups.open_dir(&place).map(|leaf| rustix::fs::fstat(&leaf));
             match about {
                 Ok(Ok(about)) => self.tools.leaves.note(key, run, about.st_ino),

@@ -31,6 +31,7 @@ use crate::model::limits::Controller;
 
 mod above;
 mod claim;
+mod delegate;
 pub(crate) mod dir;
 mod hits;
 mod inhabitants;
@@ -46,6 +47,7 @@ use dir::{Dir, Step, walk};
 
 pub use above::{ForksAbove, ReachedAbove, has_room, is_somebodys, limits_above};
 pub use claim::RootClaim;
+pub use delegate::MAIN;
 pub use hits::COUNTED;
 pub use inhabitants::Laggard;
 pub(in crate::kernel) use inhabitants::comm_and_state;
@@ -324,6 +326,8 @@ fn remove_below(top: &Dir, path: &str) -> Result<Removal> {
         Err(error) if error.is_gone() => return Ok(Removal::Removed),
         Err(error) => return Err(error),
     };
+    // Whoever may make cgroups in there makes none from now on. On v1 there is no such file, and nobody who may.
+    dir.write("cgroup.max.descendants", "0").unwrap_or_default();
     let mut is_empty = true;
     walk(dir, &mut |step| match step {
         Step::Left { parent, name } => match parent.remove(name) {

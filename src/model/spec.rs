@@ -94,6 +94,10 @@ pub struct AgentSpec {
     /// The group to run as, by name or number; the user's own by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
+    /// Whether its cgroup is delegated to its user, who then makes cgroups below it with limits of its own; it cannot exceed those of
+    /// the agent, and all that runs there ends with the agent.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub delegate: bool,
     /// A file to read standard input from, opened with the agent's own rights; `/dev/null` by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stdin: Option<PathBuf>,
@@ -216,6 +220,7 @@ impl AgentSpec {
             inherit_env: Vec::new(),
             user: None,
             group: None,
+            delegate: false,
             stdin: None,
             limits: Limits::default(),
             rlimits: BTreeMap::new(),
@@ -346,6 +351,9 @@ impl AgentSpec {
         }
         if self.is_group() && self.run_timeout.is_some() {
             return bad("run_timeout", "a group has no process and no run".to_owned());
+        }
+        if self.is_group() && self.delegate {
+            return bad("delegate", "a group has no process that could make cgroups".to_owned());
         }
         PressureRule::check_all(&self.pressure)?;
         rule::check(&self.rules).or_else(|why| bad("rules", why))?;

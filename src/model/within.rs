@@ -107,6 +107,7 @@ pub fn is_within(child: &AgentSpec, asker: &AgentSpec, baseline: &Baseline) -> R
         rlimits,
         grace,
         output,
+        delegate,
         // Where it stands, and how it is called: decided by what is below the asker.
         id: _,
         parent: _,
@@ -156,6 +157,9 @@ pub fn is_within(child: &AgentSpec, asker: &AgentSpec, baseline: &Baseline) -> R
         if *group != asker.group {
             return Err(Wider::new("group", or_own(group), or_own(&asker.group)));
         }
+    }
+    if *delegate && !asker.delegate {
+        return Err(Wider::new("delegate", true, false));
     }
     if !inherit_env.is_empty() {
         let has = "nothing of the supervisor's environment";
@@ -262,7 +266,7 @@ mod tests {
 
     #[test]
     fn each_field_that_is_wider_by_one_is_refused_with_both_values() {
-        let table: [(Change, &str, &str, &str); 18] = [
+        let table: [(Change, &str, &str, &str); 19] = [
             (|it| it.user = Some("root".into()), "user", "root", "nobody"),
             (|it| it.user = Some("65534".into()), "user", "65534", "nobody"),
             (|it| it.group = Some("0".into()), "group", "0", "4"),
@@ -296,6 +300,7 @@ mod tests {
             (|it| limit(it, Rlimit::Nofile, "0:4097"), "rlimits.nofile (hard)", "4097", "4096"),
             (|it| limit(it, Rlimit::Nofile, "max"), "rlimits.nofile (hard)", "max", "4096"),
             (|it| it.output = Output::File, "output", "file", "pipe"),
+            (|it| it.delegate = true, "delegate", "true", "false"),
         ];
         for (child, field, wish, has) in table {
             assert_eq!(asked(nobody, child), Some((field.into(), wish.into(), has.into())));

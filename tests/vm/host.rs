@@ -36,14 +36,16 @@ const ELSEWHERE: [&str; 16] = [
 ];
 
 /// Of those, the ones whose outcome does not depend on how old the kernel is: the newest one is enough for them.
-const ON_THE_NEWEST: [&str; 8] = ["acceptance", "after", "follow", "named", "origin", "pipes", "ready", "user"];
+const ON_THE_NEWEST: [&str; 9] =
+    ["acceptance", "after", "delegate", "follow", "named", "origin", "pipes", "ready", "user"];
 
 /// Tests that are left out in guests: they burn processors or take volume, of which an emulated one has too little, or need Python
 /// or a terminal.
-const WITHOUT: [&str; 14] = [
+const WITHOUT: [&str; 15] = [
     "a_fifo_or_a_terminal_that_is_stdin",
     "ten_thousand_connections",
     "a_slow_reader_of_events",
+    "a_delegated_agent_reaches_neither",
     "a_page_read_while_old_output",
     "agents_for_whose_pipes_one_keeper",
     "a_thousand_messages",

@@ -155,15 +155,16 @@ impl Dir {
         format!("{file} of {}", self.label)
     }
 
+    /// Reads as many pids in `cgroup.procs` as the kernel lists in one piece, as [`Dir::pids`] does.
+    pub fn some_pids(&self) -> Result<Vec<i32>> {
+        pids_in(self.read_first("cgroup.procs"))
+    }
+
     /// Reads the pids in `cgroup.procs` or `cgroup.threads`. A process of another pid namespace (0) is left out.
     ///
     /// The processes of a threaded cgroup are in the list of the domain above it: its own answer is EOPNOTSUPP.
     pub fn pids(&self, file: &str) -> Result<Vec<i32>> {
-        match self.read(file) {
-            Ok(text) => Ok(text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 0).collect()),
-            Err(error) if error.errno == Errno::OPNOTSUPP => Ok(Vec::new()),
-            Err(error) => Err(error),
-        }
+        pids_in(self.read(file))
     }
 
     /// Lists the child cgroups.
@@ -187,6 +188,14 @@ impl Dir {
     /// Gives the descriptor away: `O_RDONLY | O_DIRECTORY`, close-on-exec.
     pub fn into_fd(self) -> OwnedFd {
         self.fd
+    }
+}
+
+fn pids_in(list: Result<String>) -> Result<Vec<i32>> {
+    match list {
+        Ok(text) => Ok(text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 0).collect()),
+        Err(error) if error.errno == Errno::OPNOTSUPP => Ok(Vec::new()),
+        Err(error) => Err(error),
     }
 }
 

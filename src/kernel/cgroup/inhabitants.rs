@@ -1,6 +1,6 @@
 //! The processes in a subtree: who they are, ending them, signalling them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
@@ -14,6 +14,9 @@ use crate::kernel::host;
 
 /// How many descriptors of processes are open at once while a subtree is signalled.
 const SIGNAL_BATCH: usize = 256;
+
+/// In how many cgroups of a subtree some of its processes are looked for: agents may make any number.
+const SOME_CGROUPS_MAX: usize = 64;
 
 /// The most laggards that are named.
 const LAGGARDS_MAX: usize = 64;
@@ -47,13 +50,29 @@ impl Cgroups {
         }
     }
 
-    /// Counts the processes right in a place, as far as the kernel lists them in one piece: all of a few hundred, and of more
-    /// than that so many. It takes no longer for 50,000.
+    /// Lists some processes of a subtree: of 64 cgroups at most, and of each as many as the kernel lists in one piece, which is a
+    /// few hundred. It takes no longer for 50,000 processes.
     ///
     /// # Errors
     /// What the kernel answered; [`KernelError::is_gone`] if there is no such cgroup.
-    pub fn count_some(&self, place: &Place) -> Result<u64> {
-        Ok(self.spine.read_first_below(place.path(), "cgroup.procs")?.lines().count() as u64)
+    pub fn some_processes(&self, place: &Place) -> Result<Vec<i32>> {
+        let top = self.dir(place)?;
+        let mut pids = top.some_pids()?;
+        let mut next: VecDeque<Dir> = VecDeque::from([top]);
+        let mut left = SOME_CGROUPS_MAX;
+        while let Some(dir) = next.pop_front() {
+            for name in dir.children().unwrap_or_default() {
+                // What goes away meanwhile has no processes.
+                let Ok(child) = dir.child(&name) else { continue };
+                pids.extend(child.some_pids().unwrap_or_default());
+                next.push_back(child);
+                left -= 1;
+                if left == 0 {
+                    return Ok(pids);
+                }
+            }
+        }
+        Ok(pids)
     }
 
     /// Kills every process of a subtree in one stroke, forks in flight, frozen and traced ones included, and returns how

@@ -59,8 +59,13 @@ impl Cgroups {
         if self.host.binding(Controller::Memory) != &Binding::V2 {
             return Ok(());
         }
+        self.enable_for(place, BTreeSet::from([Controller::Memory]))
+    }
+
+    /// Enables controllers of cgroup2 for a place that stay enabled.
+    pub(super) fn enable_for(&self, place: &Place, controllers: BTreeSet<Controller>) -> Result<()> {
         let _changing = self.changing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        self.enable(place, &BTreeSet::from([Controller::Memory]), &mut Enabled::new())
+        self.enable(place, &controllers, &mut Enabled::new())
     }
 
     fn make_limited(

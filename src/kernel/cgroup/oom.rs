@@ -2,7 +2,7 @@
 //!
 //! | | victim's counter | whose limit |
 //! | --- | --- | --- |
-//! | cgroup2 | `oom_kill` of `memory.events.local` of the cgroup in which the victim was | `oom` of `memory.events.local` |
+//! | cgroup2 | `oom_kill` of `memory.events.local` of the cgroup in which the victim was, or of `memory.events` above it | `oom` of `memory.events.local` |
 //! | v1 | `oom_kill` of `memory.oom_control` of the mirror in which the victim was, and of no other one | `memory.failcnt` |
 //!
 //! On v1 no counter tells an OOM from a reclaim at the limit: `failcnt` rises with both. `memory.max_usage_in_bytes` does
@@ -45,8 +45,12 @@ impl Cgroups {
         let Some(dir) = self.seat(place, Controller::Memory)? else { return Ok(None) };
         let count = |text: &str, key| flat(text, key).unwrap_or(0);
         if matches!(self.host.binding(Controller::Memory), Binding::V2) {
-            let text = own_events(&dir, "memory.events")?;
-            return Ok(text.map(|text| OomCounts { oom: count(&text, "oom"), oom_kill: count(&text, "oom_kill") }));
+            let Some(text) = own_events(&dir, "memory.events")? else { return Ok(None) };
+            let oom_kill = match place.is_agents() {
+                true => kills_in_runs(&dir, &text)?,
+                false => count(&text, "oom_kill"),
+            };
+            return Ok(Some(OomCounts { oom: count(&text, "oom"), oom_kill }));
         }
         let control = dir.read("memory.oom_control")?;
         let failures = dir.read("memory.failcnt")?.trim().parse().unwrap_or(0);
@@ -77,6 +81,22 @@ impl Cgroups {
         dir.write("cgroup.event_control", &format!("{} {}", event.as_raw_fd(), control.as_raw_fd()))?;
         Ok(Some(event))
     }
+}
+
+/// Returns how many processes of an agent's own runs were killed. Where its cgroup hands memory down, for an agent below it or because it
+/// is delegated, they are counted in the cgroups of its runs, and only for its whole subtree once those are removed.
+fn kills_in_runs(home: &Dir, own: &str) -> Result<u64> {
+    let kills = |text: &str| flat(text, "oom_kill").unwrap_or(0);
+    if !home.read("cgroup.subtree_control")?.split_whitespace().any(|name| name == Controller::Memory.name()) {
+        return Ok(kills(own));
+    }
+    // The whole first: a kill in between is found by the next look.
+    let all = kills(&home.read("memory.events")?);
+    let mut below = 0;
+    for name in home.children()?.iter().filter(|name| name.to_bytes().starts_with(b"level-")) {
+        below += absent_is_none(home.child(name)?.read("memory.events"))?.map_or(0, |text| kills(&text));
+    }
+    Ok(all.saturating_sub(below))
 }
 
 /// Says whether a memory cgroup of v1 ever came near its limit.

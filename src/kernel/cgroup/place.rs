@@ -37,6 +37,11 @@ impl Place {
         std::iter::successors(Some(self.clone()), Self::parent)
     }
 
+    /// Says whether this is the cgroup of an agent: `herd / agent / level-K / agent / …`.
+    pub(super) fn is_agents(&self) -> bool {
+        self.0.split('/').count().is_multiple_of(2)
+    }
+
     /// Returns the last name on the path.
     #[must_use]
     pub fn name(&self) -> &str {

@@ -5,10 +5,12 @@
 //! | pids, in tasks | `pids.current`, on cgroup2 | the lines of `cgroup.threads` |
 //! | memory, in bytes | `memory.current`; `memory.usage_in_bytes` of a v1 mirror with a limit | resident sets |
 
+use rustix::io::Errno;
+
 use super::dir::{Dir, Step, walk};
 use super::oom::is_limited;
 use super::{Cgroups, Place};
-use crate::kernel::error::Result;
+use crate::kernel::error::{KernelError, Result};
 use crate::kernel::host::Binding;
 use crate::kernel::stat::resident;
 use crate::model::limits::Controller;
@@ -61,8 +63,10 @@ impl Cgroups {
 /// Looks at the tasks of a subtree one by one.
 fn add_up(top: Dir, controller: Controller, reads: &mut u32) -> Result<Option<u64>> {
     let mut sum = Some(0);
-    walk(top, &mut |step| {
-        let (Step::Entered { dir, .. }, Some(before)) = (step, sum) else { return Ok(()) };
+    let looked = walk(top, &mut |step| {
+        let Step::Entered { dir, .. } = step else { return Ok(()) };
+        // An agent may have made any number of cgroups: the rest is not walked through.
+        let Some(before) = sum else { return Err(KernelError::new("look for tasks in", dir.label(), Errno::CANCELED)) };
         sum = if controller == Controller::Pids {
             pay(reads, 1).map(|()| dir.pids("cgroup.threads")).transpose()?.map(|tasks| before + tasks.len() as u64)
         } else {
@@ -71,8 +75,8 @@ fn add_up(top: Dir, controller: Controller, reads: &mut u32) -> Result<Option<u6
             is_paid.map(|()| before + pids.iter().filter_map(|pid| resident(*pid)).sum::<u64>())
         };
         Ok(())
-    })?;
-    Ok(sum)
+    });
+    if sum.is_none() { Ok(None) } else { looked.map(|()| sum) }
 }
 
 /// Takes so many off what may be read; none if there are not so many.

@@ -496,7 +496,7 @@ fn example(key: &str) -> &'static str {
         "children" => {
             "as in children = \"one-for-all\", or { strategy = \"one-for-all\", intensity = 3, period = \"5s\" }"
         }
-        "significant" => "use true or false",
+        "significant" | "delegate" => "use true or false",
         "spawn_budget" => "use a whole number, as in 20",
         "restart_rate" => "as in restart_rate = \"20/s\", \"300/m\" or \"1000/h\"",
         "restart_burst" => "use 1 to 100000, as in 100",
