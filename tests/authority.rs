@@ -7,11 +7,14 @@ use common::raw::Raw;
 use common::*;
 use serde_json::{Value, json};
 use std::io::Write;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use treeherd::herd::Herd;
+use treeherd::kernel::notify::Inbox;
+use treeherd::kernel::socket::{self, SOCKET_MODE, claim_state_dir};
 use treeherd::model::event::{Event, Kind};
 use treeherd::model::id::AgentId;
 use treeherd::model::spec::{AgentSpec, Rlimit};
@@ -270,6 +273,87 @@ fn an_agent_does_not_read_the_history_of_who_had_a_name_before() {
     let kinds: Vec<_> = answers[1]["result"]["events"].as_array().unwrap().iter().map(|event| &event["kind"]).collect();
     assert_eq!(kinds, ["process:spawned", "process:started"]);
     open.herd.finish();
+}
+
+#[test]
+fn a_socket_that_others_could_replace_is_refused_by_the_name_of_its_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let (claim, place) = (claim_state_dir(&dir.path().join("state")).unwrap(), dir.path().join("place"));
+    let socket = place.join("s");
+    std::fs::create_dir(&place).unwrap();
+    let allow = |mode| std::fs::set_permissions(&place, std::fs::Permissions::from_mode(mode)).unwrap();
+    let bind = || socket::bind(&claim, &socket, None, SOCKET_MODE);
+    for mode in [0o777, 0o775, 0o757] {
+        allow(mode);
+        let error = bind().expect_err("others can write there");
+        assert!(error.message.contains(&format!("{} can be written to by others (mode {mode:04o})", place.display())));
+        assert!(error.remedy.unwrap().contains(&format!("chmod go-w {}", place.display())));
+    }
+    allow(0o755);
+    chown(&place, Some(65534), None).unwrap();
+    let error = bind().expect_err("its owner can write there");
+    assert!(error.message.contains("belongs to user 65534"), "{error}");
+    assert!(!socket.exists());
+    chown(&place, Some(0), None).unwrap();
+    for mode in [0o755, 0o1777] {
+        allow(mode);
+        let bound = bind().unwrap();
+        assert_eq!(std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777, SOCKET_MODE);
+        drop(bound);
+    }
+    // The daemon reports it as its own error.
+    allow(0o777);
+    std::fs::remove_file(&socket).unwrap();
+    let own = daemon_to_be(&["--socket", socket.to_str().unwrap()]);
+    let output = own.start().stderr(Stdio::piped()).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && said.contains("can be written to by others"), "{said}");
+}
+
+#[test]
+fn the_mode_of_a_socket_is_set_on_no_file_that_replaces_it() {
+    const ROUNDS: usize = 500;
+    let dir = tempfile::tempdir().unwrap();
+    let claim = claim_state_dir(&dir.path().join("state")).unwrap();
+    let [socket, victim, link] = ["s", "victim", "link"].map(|name| dir.path().join(name));
+    std::fs::write(&victim, "precious").unwrap();
+    std::fs::set_permissions(&victim, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                let is_bound = || std::fs::symlink_metadata(&socket).is_ok_and(|about| about.file_type().is_socket());
+                if is_bound() && std::os::unix::fs::symlink(&victim, &link).is_ok() {
+                    std::fs::rename(&link, &socket).unwrap();
+                }
+            }
+        });
+        for _ in 0..ROUNDS {
+            drop(std::fs::remove_file(&socket));
+            drop(socket::bind(&claim, &socket, None, SOCKET_MODE));
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(std::fs::metadata(&victim).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[test]
+#[allow(unsafe_code)]
+fn a_socket_has_its_mode_under_every_umask() {
+    if !alone("a_socket_has_its_mode_under_every_umask") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let claim = claim_state_dir(&dir.path().join("state")).unwrap();
+    for umask in [0, 0o022, 0o777] {
+        // SAFETY: it changes this process alone, which exists for this.
+        unsafe { libc::umask(umask) };
+        let [clients, notes] = [format!("c{umask}"), format!("n{umask}")].map(|name| claim.path().join(name));
+        let _bound = socket::bind(&claim, &clients, None, SOCKET_MODE).unwrap();
+        let _inbox = Inbox::bind(&claim, &notes).unwrap();
+        let mode = |path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!([mode(clients), mode(notes)], [SOCKET_MODE, 0o666], "umask {umask:o}");
+    }
 }
 
 #[test]

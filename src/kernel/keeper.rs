@@ -35,7 +35,6 @@ use std::time::Duration;
 
 use nix::sys::socket::{getsockopt, sockopt};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{CWD, Mode};
 use rustix::io::{Errno, IoSlice};
 use rustix::net::{
     AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
@@ -45,8 +44,8 @@ use rustix::process::{Resource, Signal, WaitId, WaitIdOptions, getrlimit, waitid
 pub use self::orders::{Order, Report};
 use self::orders::{VERSION, WIRE};
 use super::error::{KernelError, Result};
-use super::pidfd;
-use super::spawn;
+use super::socket::bind_at;
+use super::{pidfd, spawn};
 
 /// The name of the process, as `ps` shows it.
 const NAME: &std::ffi::CStr = c"treeherd-keeper";
@@ -189,7 +188,7 @@ impl Keeper {
     /// Returns its process id, unless it has ended and was reaped.
     #[must_use]
     pub fn pid(&self) -> Option<i32> {
-        pidfd::pid_of(self.process.as_fd())
+        pidfd::pid_of(self.process.as_fd()).ok().flatten()
     }
 
     /// Ends a keeper at once, and waits until it has ended.
@@ -297,10 +296,8 @@ fn bind(path: &Path) -> Result<OwnedFd> {
     }
     let listener = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
         .map_err(|errno| failed("make socket", errno))?;
-    rustix::net::bind(&listener, &address).map_err(|errno| failed("bind socket", errno))?;
     // Only the keeper itself listens, so that its peers see its own credentials: nobody can connect before.
-    rustix::fs::chmodat(CWD, path, Mode::RUSR | Mode::WUSR, rustix::fs::AtFlags::empty())
-        .map_err(|errno| failed("chmod 0600 socket", errno))?;
+    bind_at(&listener, path, &address, None, 0o600)?;
     Ok(listener)
 }
 

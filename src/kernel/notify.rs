@@ -14,7 +14,6 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Resource, getrlimit};
@@ -22,7 +21,7 @@ use rustix::process::{Resource, getrlimit};
 use super::error::{KernelError, Result};
 use super::pidfd;
 use super::rights::{self, Rights};
-use super::socket::{StateDir, address_of, is_left_behind, unlink_stale};
+use super::socket::{StateDir, address_of, bind_at, is_left_behind, unlink_stale};
 use super::spawn::{self, Late, Launched, Taking};
 use crate::model::error::Error;
 use crate::model::note::NOTE_MOST;
@@ -113,8 +112,7 @@ impl Inbox {
         rustix::net::sockopt::set_socket_passcred(&socket, true).map_err(|errno| failed("set up socket", errno))?;
         pass_pidfd(&socket, true);
         let rights = if can_take() { rights::can_refuse(&socket) } else { rights::refuse(&socket) };
-        rustix::net::bind(&socket, &address).map_err(|errno| failed("bind socket", errno))?;
-        rustix::fs::chmod(path, Mode::from_raw_mode(0o666)).map_err(|errno| failed("chmod 0666 socket", errno))?;
+        bind_at(&socket, path, &address, None, 0o666)?;
         Ok(Self { socket: Some(socket), rights, late: None })
     }
 
@@ -218,9 +216,9 @@ impl Sender {
         if self.taken.is_some() {
             return None;
         }
-        let path = pidfd::cgroup_of(self.pid)?;
+        let path = pidfd::cgroup_of(self.pid).ok()??;
         // Unreaped now, so unreaped then: the number was its own all the time.
-        let is_its_own = |pidfd: &OwnedFd| pidfd::pid_of(pidfd.as_fd()) == Some(self.pid);
+        let is_its_own = |pidfd: &OwnedFd| pidfd::pid_of(pidfd.as_fd()) == Ok(Some(self.pid));
         self.pidfd.as_ref().is_none_or(is_its_own).then_some(path)
     }
 }
@@ -369,7 +367,7 @@ mod tests {
         let letter = next(&mut inbox);
         assert_eq!(letter.text.as_deref(), Some(&b"READY=1\nMAINPID=1"[..]));
         assert_eq!(letter.sender.pid.unsigned_abs(), std::process::id());
-        assert_eq!(letter.sender.cgroup(), pidfd::cgroup_of(letter.sender.pid));
+        assert_eq!(letter.sender.cgroup(), pidfd::cgroup_of(letter.sender.pid).unwrap());
         assert!(matches!(inbox.receive().unwrap(), Received::Nothing));
         sender.send_to(&[b'x'; NOTE_MOST + 1], &path).unwrap();
         assert_eq!(next(&mut inbox).text, None, "too long to be read");

@@ -1,13 +1,13 @@
 //! The state directory, which one daemon at a time has, and the socket in it.
 
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::sys::socket::{getsockopt, sockopt};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::{Flock, FlockType, fcntl_getlk};
@@ -175,29 +175,23 @@ pub fn usual_group() -> Option<u32> {
 ///
 /// # Errors
 /// [`Code::InUse`]: somebody answers on the socket. [`Code::BadValue`]: the path is too long for a socket.
-/// [`Code::Unsupported`], [`Code::Kernel`]: something that is no socket is in the way (and stays), or a call failed.
+/// [`Code::Unsupported`], [`Code::Kernel`]: others may replace what is in its directory, something that is no socket is in the way
+/// (and stays), or a call failed.
 ///
 /// # Kernel
 /// unix(7).
 pub fn bind(_claim: &StateDir, path: &Path, group: Option<u32>, mode: u32) -> Result<UnixListener, Error> {
     let shown = path.display().to_string();
     let address = address_of(path)?;
+    check_directory(path)?;
     remove_stale(path, &address)?;
     let failed = |operation: &str, errno| Error::from(KernelError::new(operation, shown.as_str(), errno));
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
         .map_err(|errno| failed("make socket", errno))?;
-    rustix::net::bind(&socket, &address).map_err(|errno| failed("bind socket", errno))?;
     // A connection inherits it.
     rights::refuse(&socket);
     // Nobody can connect before `listen`, so nobody does before the mode is right.
-    if let Some(id) = group {
-        match rustix::fs::chownat(CWD, path, None, Some(rustix::fs::Gid::from_raw(id)), AtFlags::SYMLINK_NOFOLLOW) {
-            // Somebody who is not root and not in the group keeps the socket to their own.
-            Err(Errno::PERM) => {}
-            other => other.map_err(|errno| failed("give socket to group", errno))?,
-        }
-    }
-    rustix::fs::chmod(path, Mode::from_raw_mode(mode)).map_err(|errno| failed("chmod socket", errno))?;
+    bind_at(&socket, path, &address, group, mode)?;
     rustix::net::listen(&socket, 128).map_err(|errno| failed("listen on socket", errno))?;
     Ok(UnixListener::from(socket))
 }
@@ -237,6 +231,70 @@ pub fn inherited() -> Result<Option<UnixListener>, Error> {
     }
     rights::refuse(&socket);
     Ok(Some(UnixListener::from(socket)))
+}
+
+/// Binds a socket, and gives its file this mode, whatever the umask is, and this group if we may.
+///
+/// The file is opened once and changed by that descriptor: a path that is resolved again could lead to another file by then.
+///
+/// # Kernel
+/// unix(7): the file gets the mode of the socket itself, less the umask.
+pub(super) fn bind_at(
+    socket: &OwnedFd,
+    path: &Path,
+    address: &SocketAddrUnix,
+    group: Option<u32>,
+    mode: u32,
+) -> Result<(), KernelError> {
+    let failed = |operation: &str| {
+        let (operation, shown) = (operation.to_owned(), path.display().to_string());
+        move |errno| KernelError::new(operation, shown, errno)
+    };
+    let mode = Mode::from_raw_mode(mode);
+    rustix::fs::fchmod(socket, mode).map_err(failed("set the mode of socket"))?;
+    rustix::net::bind(socket, address).map_err(failed("bind socket"))?;
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, Mode::empty()).map_err(failed("open bound socket"))?;
+    let about = rustix::fs::fstat(&file).map_err(failed("examine bound socket"))?;
+    let is_socket = FileType::from_raw_mode(about.st_mode) == FileType::Socket;
+    if !is_socket || about.st_uid != rustix::process::geteuid().as_raw() {
+        return Err(failed("keep bound socket")(Errno::STALE).hint("another program has replaced it"));
+    }
+    if let Some(id) = group {
+        match rustix::fs::chownat(&file, "", None, Some(Gid::from_raw(id)), AtFlags::EMPTY_PATH) {
+            // Somebody who is not root and not in the group keeps the socket to their own.
+            Err(Errno::PERM) => {}
+            other => other.map_err(failed("give socket to group"))?,
+        }
+    }
+    if Mode::from_raw_mode(about.st_mode) != mode {
+        let by_descriptor = format!("/proc/self/fd/{}", file.as_raw_fd());
+        rustix::fs::chmod(by_descriptor, mode).map_err(failed("set the mode of bound socket"))?;
+    }
+    Ok(())
+}
+
+/// Refuses the directory of a socket in which others can replace it: who connects would be served by them.
+fn check_directory(path: &Path) -> Result<(), Error> {
+    let directory = path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let shown = directory.display();
+    let about = match rustix::fs::stat(directory) {
+        Ok(about) => about,
+        // The bind has the reason.
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
+        Err(errno) => return Err(KernelError::new("examine socket directory", shown.to_string(), errno).into()),
+    };
+    let (mode, owner) = (about.st_mode & 0o7777, about.st_uid);
+    let (is_sticky, is_writable) = (mode & 0o1000 != 0, mode & 0o022 != 0);
+    let (why, remedy) = if owner != 0 && owner != rustix::process::geteuid().as_raw() {
+        (format!("belongs to user {owner}"), format!("chown {shown} to root or to the user of the daemon"))
+    } else if is_writable && !is_sticky {
+        (format!("can be written to by others (mode {mode:04o})"), format!("chmod go-w {shown}"))
+    } else {
+        return Ok(());
+    };
+    let message = format!("bind socket {}: its directory {shown} {why}, who could replace the socket", path.display());
+    Err(Error::new(Code::Unsupported, message).remedy(format!("{remedy}, or give a --socket in another directory")))
 }
 
 pub(super) fn address_of(path: &Path) -> Result<SocketAddrUnix, Error> {
