@@ -4,6 +4,7 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,6 +16,7 @@ use serde_json::json;
 use treeherd::api::method::EventQuery;
 use treeherd::api::{CLIENTS_MAX, CLIENTS_OF_AGENT_MAX, CLIENTS_OF_OPERATOR_MIN, CLIENTS_OF_TREE_MAX};
 use treeherd::kernel::host::{Binding, Host};
+use treeherd::kernel::peer::Origin;
 use treeherd::model::event::{Event, Kind};
 use treeherd::model::id::AgentId;
 use treeherd::model::limits::Controller;
@@ -182,6 +184,29 @@ fn a_connection_that_could_not_be_accepted_is_accepted_when_there_are_descriptor
     limit(before.current);
     assert!(raw.line().unwrap()["result"].is_object(), "nobody else had to connect for that");
     herd.finish();
+}
+
+#[test]
+fn out_of_descriptors_a_living_client_is_not_reported_to_have_ended() {
+    if !alone("out_of_descriptors_a_living_client_is_not_reported_to_have_ended") {
+        return;
+    }
+    let (ours, _theirs) = UnixStream::pair().unwrap();
+    let accepted = treeherd::kernel::clock::monotonic();
+    let identify = || treeherd::kernel::peer::peer(&ours, accepted, |_| Ok(None)).map(|peer| peer.origin);
+    let found = identify().unwrap();
+    assert!(matches!(found, Origin::Cgroup(_)), "{found:?}");
+    let maximum = rustix::process::getrlimit(Resource::Nofile).maximum;
+    // The pidfd of the peer needs a descriptor, and then what is read of it another one.
+    let first = std::fs::File::open("/dev/null").unwrap().as_raw_fd();
+    for free in [0, 1] {
+        let current = Some(u64::try_from(first).unwrap() + free);
+        rustix::process::setrlimit(Resource::Nofile, Rlimit { current, maximum }).unwrap();
+        let outcome = identify();
+        rustix::process::setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
+        let error = outcome.expect_err("it is not known where the client is");
+        assert!(error.to_string().contains("EMFILE"), "{error}");
+    }
 }
 
 fn reader(herd: &Own) -> std::io::BufReader<UnixStream> {

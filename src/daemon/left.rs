@@ -58,7 +58,7 @@ impl Supervisor {
         let process = Held { pid, fd: Arc::new(pidfd::open(pid).ok()?) };
         // What an agent does takes no descriptor that kills need.
         super::guard::check_for_spawn(process.as_fd()).ok()?;
-        let owner = self.cgroup_owner(&pidfd::cgroup_of(pid)?);
+        let owner = self.cgroup_owner(&pidfd::cgroup_of(pid).ok()??);
         let is_here = matches!(owner, Owner::Agent(agent, Some(of)) if (agent, of) == (key, run));
         // Its number was its own as long as it has not ended.
         (is_here && !pidfd::has_ended(process.as_fd()).ok()?).then_some(process)

@@ -17,6 +17,7 @@ use super::supervisor::{Supervisor, now};
 use crate::api::message::{Incoming, Outcome, result};
 use crate::api::method::{Call, EventQuery, LogQuery, StatsQuery};
 use crate::kernel::cgroup::Place;
+use crate::kernel::error::KernelError;
 use crate::kernel::pidfd;
 use crate::machine::{AgentKey, ReplyTo};
 use crate::model::error::Error;
@@ -96,7 +97,7 @@ pub(super) enum Reading {
     Answer(ReplyTo, Outcome),
     Output { to: ReplyTo, key: AgentKey, read: Result<(Read, Cursor), Error> },
     Doctor(Outcome),
-    Process { to: ReplyTo, pid: i32, cgroup: Option<String> },
+    Process { to: ReplyTo, pid: i32, cgroup: Result<Option<String>, KernelError> },
     Measured { call: Measured, herd: Option<Usage>, agents: Vec<(AgentKey, Usage, Place)> },
     Tails { call: Followed, found: Result<Vec<(AgentKey, AgentId, Cursor)>, Error> },
 }
@@ -208,7 +209,9 @@ impl Supervisor {
             Reading::Output { to, key, read } => self.output_read(to, key, read),
             Reading::Doctor(outcome) => self.doctor_is_back(outcome),
             Reading::Process { to, pid, cgroup } => {
-                let outcome = self.process(to.client, pid, cgroup).and_then(|status| result(&status));
+                let found = cgroup.map_err(Error::from);
+                let outcome =
+                    found.and_then(|cgroup| self.process(to.client, pid, cgroup)).and_then(|status| result(&status));
                 self.reply_value(to, outcome);
             }
             Reading::Measured { call, herd, agents } => self.measured(call, herd, agents),

@@ -12,14 +12,13 @@
 //! On kernels before 6.5 a stranger can stand in for a peer that has ended if all pids were used once between `connect` and
 //! `accept`, and if its user is the same.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use nix::sys::socket::{getsockopt, sockopt};
 use rustix::io::Errno;
 
-use super::error::KernelError;
+use super::error::{KernelError, Result};
 use super::pidfd;
-use crate::model::error::Error;
 use crate::model::time::Monotonic;
 
 /// The process that connected, as it was then.
@@ -50,40 +49,41 @@ pub enum Origin {
 /// cgroup by its identity.
 ///
 /// # Errors
-/// None that is known.
+/// EMFILE, ENFILE, ENOMEM: the peer may live, and cannot be identified.
 ///
 /// # Kernel
-/// SO_PEERCRED, unix(7). SO_PEERPIDFD: Linux 6.5.
-pub fn peer(
-    stream: impl AsFd,
-    accepted: Monotonic,
-    find: impl FnOnce(u64) -> Option<String>,
-) -> std::result::Result<Peer, Error> {
-    let credentials = getsockopt(&stream, sockopt::PeerCredentials).map_err(|errno| {
-        Error::from(KernelError::new("SO_PEERCRED", "a client", Errno::from_raw_os_error(errno as i32)))
-    })?;
+/// SO_PEERCRED, unix(7). SO_PEERPIDFD: Linux 6.5; of a peer that has ended EINVAL or ESRCH before 6.17.
+pub fn peer(stream: impl AsFd, accepted: Monotonic, find: impl FnOnce(u64) -> Result<Option<String>>) -> Result<Peer> {
+    let failed = |option: &str, client: &str, errno: nix::errno::Errno| {
+        KernelError::new(format!("read {option} of"), client, Errno::from_raw_os_error(errno as i32))
+    };
+    let credentials =
+        getsockopt(&stream, sockopt::PeerCredentials).map_err(|errno| failed("SO_PEERCRED", "a client", errno))?;
     let (uid, gid, pid) = (credentials.uid(), credentials.gid(), credentials.pid());
     let origin = match getsockopt(&stream, sockopt::PeerPidfd) {
         _ if pid == 0 => Origin::OtherNamespace,
-        Ok(pidfd) => by_pidfd(&pidfd, pid, find),
-        Err(nix::errno::Errno::ENOPROTOOPT) => by_number(pid, uid, accepted),
-        Err(_) => Origin::Unknown("has ended, and this kernel does not keep where it was"),
+        Ok(pidfd) => by_pidfd(&pidfd, pid, find)?,
+        Err(nix::errno::Errno::ENOPROTOOPT) => by_number(pid, uid, accepted)?,
+        Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ESRCH) => ENDED,
+        Err(errno) => return Err(failed("SO_PEERPIDFD", &format!("the client with pid {pid}"), errno)),
     };
     Ok(Peer { uid, gid, pid, origin })
 }
 
-fn by_pidfd(pidfd: &OwnedFd, pid: i32, find: impl FnOnce(u64) -> Option<String>) -> Origin {
-    // Not reaped after the file was read, so not before: the number was its own.
-    let proved = pidfd::cgroup_of(pid).filter(|_| pidfd::pid_of(pidfd.as_fd()) == Some(pid));
-    match proved {
-        Some(path) => existing(path),
-        None => match pidfd::cgroup_id(pidfd.as_fd()) {
-            Ok(Some(id)) => find(id).map_or(GONE, existing),
-            _ => Origin::Unknown("has ended, and this kernel does not keep where it was"),
-        },
+fn by_pidfd(pidfd: &OwnedFd, pid: i32, find: impl FnOnce(u64) -> Result<Option<String>>) -> Result<Origin> {
+    if let Some(path) = pidfd::cgroup_of(pid)?
+        // Not reaped after the file was read, so not before: the number was its own.
+        && pidfd::pid_of(pidfd.as_fd())? == Some(pid)
+    {
+        return Ok(existing(path));
+    }
+    match pidfd::cgroup_id(pidfd.as_fd())? {
+        Some(id) => Ok(find(id)?.map_or(GONE, existing)),
+        None => Ok(ENDED),
     }
 }
 
+const ENDED: Origin = Origin::Unknown("has ended, and this kernel does not keep where it was");
 const GONE: Origin = Origin::Unknown("has ended, and its cgroup was removed");
 
 /// A cgroup that was removed belongs to nobody: another one may have its name.
@@ -95,18 +95,16 @@ fn existing(path: String) -> Origin {
 ///
 /// # Kernel
 /// proc_pid_stat(5), field 22; proc_pid_status(5), `Uid`.
-fn by_number(pid: i32, uid: u32, accepted: Monotonic) -> Origin {
-    let proved = || {
-        let pidfd = pidfd::open(pid).ok()?;
-        let path = pidfd::cgroup_of(pid)?;
-        let is_its_own = pidfd::began_before(pid, accepted)? && pidfd::effective_user(pid)? == uid;
-        (is_its_own && is_alive(pidfd.as_fd())).then_some(path)
+fn by_number(pid: i32, uid: u32, accepted: Monotonic) -> Result<Origin> {
+    const UNPROVED: Origin = Origin::Unknown("has ended, or its pid belongs to another process");
+    let pidfd = match pidfd::open(pid) {
+        Ok(pidfd) => pidfd,
+        Err(error) if error.is_gone() => return Ok(UNPROVED),
+        Err(error) => return Err(error),
     };
-    proved().map_or(Origin::Unknown("has ended, or its pid belongs to another process"), existing)
-}
-
-fn is_alive(pidfd: BorrowedFd<'_>) -> bool {
-    pidfd::has_ended(pidfd).is_ok_and(|ended| !ended)
+    let Some(path) = pidfd::cgroup_of(pid)? else { return Ok(UNPROVED) };
+    let is_its_own = pidfd::began_before(pid, accepted)? == Some(true) && pidfd::effective_user(pid)? == Some(uid);
+    Ok(if is_its_own && !pidfd::has_ended(pidfd.as_fd())? { existing(path) } else { UNPROVED })
 }
 
 #[cfg(test)]
@@ -122,12 +120,12 @@ mod tests {
     #[test]
     fn a_living_peer_is_known_by_its_process_and_cgroup() {
         let (ours, _theirs) = UnixStream::pair().unwrap();
-        let peer = peer(&ours, clock::monotonic(), |_| None).unwrap();
+        let peer = peer(&ours, clock::monotonic(), |_| Ok(None)).unwrap();
         assert_eq!(peer.pid.cast_unsigned(), std::process::id());
         assert_eq!(peer.uid, rustix::process::geteuid().as_raw());
-        let own = Origin::Cgroup(pidfd::cgroup_of(peer.pid).unwrap());
+        let own = Origin::Cgroup(pidfd::cgroup_of(peer.pid).unwrap().unwrap());
         assert_eq!(peer.origin, own);
-        assert_eq!(by_number(peer.pid, peer.uid, clock::monotonic()), own, "where the kernel gives no pidfd");
+        assert_eq!(by_number(peer.pid, peer.uid, clock::monotonic()), Ok(own), "where the kernel gives no pidfd");
     }
 
     #[test]
@@ -149,9 +147,9 @@ mod tests {
         };
         assert!(child.status().unwrap().success());
         let (stream, _) = listener.accept().unwrap();
-        let found = peer(&stream, clock::monotonic(), |_| None).unwrap();
+        let found = peer(&stream, clock::monotonic(), |_| Ok(None)).unwrap();
         assert!(matches!(found.origin, Origin::Unknown(_)), "{found:?}");
-        let found = peer(&stream, clock::monotonic(), |_| Some("/x".to_owned())).unwrap();
+        let found = peer(&stream, clock::monotonic(), |_| Ok(Some("/x".to_owned()))).unwrap();
         assert!(matches!(found.origin, Origin::Unknown(_)) || found.origin == Origin::Cgroup("/x".to_owned()));
     }
 
@@ -160,10 +158,10 @@ mod tests {
         let (own, uid) = (std::process::id().cast_signed(), rustix::process::geteuid().as_raw());
         let now = clock::monotonic();
         for (pid, uid, accepted) in [(own, uid + 1, now), (own, uid, Monotonic(0)), (i32::MAX, uid, now)] {
-            assert!(matches!(by_number(pid, uid, accepted), Origin::Unknown(_)), "{pid} {uid} {accepted:?}");
+            assert!(matches!(by_number(pid, uid, accepted), Ok(Origin::Unknown(_))), "{pid} {uid} {accepted:?}");
         }
         let mut child = Command::new("true").spawn().unwrap();
         child.wait().unwrap();
-        assert!(matches!(by_number(child.id().cast_signed(), uid, clock::monotonic()), Origin::Unknown(_)));
+        assert!(matches!(by_number(child.id().cast_signed(), uid, clock::monotonic()), Ok(Origin::Unknown(_))));
     }
 }

@@ -106,37 +106,44 @@ pub fn identity(pidfd: BorrowedFd<'_>, pid: i32) -> Result<u64> {
     if rustix::fs::fstatfs(pidfd).map_err(wrong)?.f_type == PIDFS {
         return rustix::fs::fstat(pidfd).map(|stat| stat.st_ino).map_err(wrong);
     }
-    started_at(pid).ok_or_else(|| wrong(Errno::SRCH))
+    started_at(pid)?.ok_or_else(|| wrong(Errno::SRCH))
 }
 
-fn started_at(pid: i32) -> Option<u64> {
-    stat_fields(pid)?.get(22 - 3)?.parse().ok()
+fn started_at(pid: i32) -> Result<Option<u64>> {
+    Ok(stat_fields(pid)?.and_then(|fields| fields.get(22 - 3)?.parse().ok()))
 }
 
 /// Says whether the process that has a number now began before a time. `None`: no process has it.
 ///
+/// # Errors
+/// As [`cgroup_of`].
+///
 /// # Kernel
 /// proc_pid_stat(5), field 22: in clock ticks since the boot.
-pub(super) fn began_before(pid: i32, time: crate::model::time::Monotonic) -> Option<bool> {
-    let ticks = u128::from(started_at(pid)?);
+pub(super) fn began_before(pid: i32, time: crate::model::time::Monotonic) -> Result<Option<bool>> {
     let second = u128::from(rustix::param::clock_ticks_per_second());
-    Some(ticks * 1_000_000_000 <= u128::from(time.0) * second)
+    let is_before = |ticks| u128::from(ticks) * 1_000_000_000 <= u128::from(time.0) * second;
+    Ok(started_at(pid)?.map(is_before))
 }
 
 /// Returns the effective user of the process that has a number now.
 ///
+/// # Errors
+/// As [`cgroup_of`].
+///
 /// # Kernel
 /// proc_pid_status(5), `Uid`.
-pub(super) fn effective_user(pid: i32) -> Option<u32> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
-    line.split_ascii_whitespace().nth(1)?.parse().ok()
+pub(super) fn effective_user(pid: i32) -> Result<Option<u32>> {
+    let status = read_of(&format!("/proc/{pid}/status"))?.unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    Ok(line.and_then(|line| line.split_ascii_whitespace().nth(1)?.parse().ok()))
 }
 
 /// Reads `/proc/PID/stat` from field 3, the state, on: the name before it may itself contain parentheses and blanks.
-fn stat_fields(pid: i32) -> Option<Vec<String>> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    Some(stat.get(stat.rfind(')')? + 1..)?.split_ascii_whitespace().map(str::to_owned).collect())
+fn stat_fields(pid: i32) -> Result<Option<Vec<String>>> {
+    let stat = read_of(&format!("/proc/{pid}/stat"))?.unwrap_or_default();
+    let fields = stat.rfind(')').and_then(|end| stat.get(end + 1..));
+    Ok(fields.map(|fields| fields.split_ascii_whitespace().map(str::to_owned).collect()))
 }
 
 /// Sends a signal to the process of a pidfd; never to another one that got its number.
@@ -306,10 +313,11 @@ fn info(pidfd: BorrowedFd<'_>, mask: u64) -> Result<Option<PidfdInfo>> {
 /// Linux 3.5, proc_pid_stat(5), field 52; to be allowed to read it takes what ptrace(2) takes for reading.
 #[must_use]
 pub fn zombie_exit(pidfd: BorrowedFd<'_>) -> Option<Exit> {
-    let fields = stat_fields(pid_of(pidfd)?)?;
+    let is_unreaped = || pid_of(pidfd).ok().flatten();
+    let fields = stat_fields(is_unreaped()?).ok()??;
     let status = fields.get(52 - 3)?.parse().ok()?;
     // Not reaped now, so not reaped then: the number was its own.
-    (fields.first()? == "Z" && pid_of(pidfd).is_some()).then(|| from_wait_status(status))
+    (fields.first()? == "Z" && is_unreaped().is_some()).then(|| from_wait_status(status))
 }
 
 /// Reads the status word of wait(2).
@@ -340,27 +348,41 @@ pub fn has_ended(pidfd: BorrowedFd<'_>) -> Result<bool> {
     ready.map(|ready| ready > 0).map_err(|errno| KernelError::new("poll", object(pidfd), errno))
 }
 
-/// Returns the path of a process in the cgroup2 hierarchy, `/` for its root; `None` if the process is gone or the host has
-/// no cgroup2. A cgroup that has been removed is shown with ` (deleted)` at its end.
+/// Returns the path of a process in the cgroup2 hierarchy, `/` for its root; `None` if the process is gone or hidden
+/// (`hidepid`), or the host has no cgroup2. A cgroup that has been removed is shown with ` (deleted)` at its end.
+///
+/// # Errors
+/// EMFILE, ENFILE, ENOMEM.
 ///
 /// # Kernel
 /// proc_pid_cgroup(5): the line that begins with `0::`.
-#[must_use]
-pub fn cgroup_of(pid: i32) -> Option<String> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    text.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned)
+pub fn cgroup_of(pid: i32) -> Result<Option<String>> {
+    let text = read_of(&format!("/proc/{pid}/cgroup"))?;
+    Ok(text.and_then(|text| text.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned)))
+}
+
+/// Reads a file of `/proc`; `None` if the process is gone, or hidden from this one.
+fn read_of(path: &str) -> Result<Option<String>> {
+    match std::fs::read_to_string(path).map_err(|error| KernelError::from_io("read", path, &error)) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.is_gone() || matches!(error.errno, Errno::ACCESS | Errno::PERM) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 fn object(pidfd: BorrowedFd<'_>) -> String {
-    pid_of(pidfd).map_or_else(|| "a pidfd".to_owned(), |pid| format!("pid {pid}"))
+    pid_of(pidfd).ok().flatten().map_or_else(|| "a pidfd".to_owned(), |pid| format!("pid {pid}"))
 }
 
 /// Returns the number that a process has now; none once it has been reaped.
-pub(super) fn pid_of(pidfd: BorrowedFd<'_>) -> Option<i32> {
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_fd().as_raw_fd())).ok()?;
-    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()?;
+///
+/// # Errors
+/// EMFILE, ENFILE, ENOMEM.
+pub(super) fn pid_of(pidfd: BorrowedFd<'_>) -> Result<Option<i32>> {
+    let info = read_of(&format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?.unwrap_or_default();
+    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")).and_then(|pid| pid.trim().parse().ok());
     // It is -1 once it has been reaped, and 0 for a process outside our pid namespace.
-    (pid > 0).then_some(pid)
+    Ok(pid.filter(|pid| *pid > 0))
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use rustix::fs::OFlags;
+use rustix::io::Errno;
 use rustix::process::{Flock, FlockType, fcntl_getlk};
 
 use super::{Cgroups, Place};
@@ -68,11 +69,13 @@ impl Cgroups {
     /// [`pidfd::cgroup_id`] gives. `None`: it was removed, it is not mounted here, or this
     /// process may not ask.
     ///
+    /// # Errors
+    /// EMFILE, ENFILE, ENOMEM.
+    ///
     /// # Kernel
     /// open_by_handle_at(2) with `FILEID_KERNFS`; it needs CAP_DAC_READ_SEARCH.
-    #[must_use]
     #[allow(unsafe_code)]
-    pub fn path_of_id(&self, id: u64) -> Option<String> {
+    pub fn path_of_id(&self, id: u64) -> Result<Option<String>> {
         #[repr(C, align(8))]
         struct Handle {
             bytes: libc::c_uint,
@@ -88,13 +91,19 @@ impl Cgroups {
             libc::open_by_handle_at(self.mount.as_fd().as_raw_fd(), std::ptr::from_mut(&mut handle).cast(), flags)
         };
         if fd < 0 {
-            return None;
+            let error = std::io::Error::last_os_error();
+            return match Errno::from_io_error(&error) {
+                Some(errno @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM)) => {
+                    Err(KernelError::new("open", format!("the cgroup with id {id}"), errno))
+                }
+                _ => Ok(None),
+            };
         }
         // SAFETY: the kernel has just opened it for us.
         let directory = unsafe { OwnedFd::from_raw_fd(fd) };
-        let path = std::fs::read_link(format!("/proc/self/fd/{}", directory.as_raw_fd())).ok()?;
-        let below = path.strip_prefix(&self.host.cgroup2).ok()?.to_str()?;
-        Some(format!("{}/{below}", self.host.mounted_part.trim_end_matches('/')))
+        let path = std::fs::read_link(format!("/proc/self/fd/{}", directory.as_raw_fd())).ok();
+        let below = path.as_ref().and_then(|path| path.strip_prefix(&self.host.cgroup2).ok()?.to_str());
+        Ok(below.map(|below| format!("{}/{below}", self.host.mounted_part.trim_end_matches('/'))))
     }
 
     /// Returns the herd's path as `/proc/PID/cgroup` shows it.

@@ -37,7 +37,7 @@ fn describe_one(pid: i32) -> Option<Survivor> {
         'D' => SurvivalReason::Uninterruptible,
         _ => SurvivalReason::Unknown,
     };
-    let place = pidfd::cgroup_of(pid).unwrap_or_default();
+    let place = pidfd::cgroup_of(pid).ok().flatten().unwrap_or_default();
     Some(Survivor { pid, comm, state, wchan, place, reason, tracer })
 }
 
