@@ -239,7 +239,12 @@ extern "C" fn run(task: *mut c_void) -> ! {
     let unshared = call(libc::SYS_close_range, [(socket | 63) + 1, u32::MAX as usize, CLOSE_RANGE_UNSHARE, 0, 0]);
     let flags = (libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC).cast_unsigned() as usize;
     let header = task.header.get().expose_provenance();
-    let received = unshared.and_then(|_| call(libc::SYS_recvmsg, [socket, header, flags, 0, 0]));
+    // What is not closed here would be open for as long as this process hangs in its end.
+    let close = |first, last| call(libc::SYS_close_range, [first, last, 0, 0, 0]);
+    let alone = unshared
+        .and_then(|_| close(socket + 1, u32::MAX as usize))
+        .and_then(|_| if socket > 0 { close(0, socket - 1) } else { Ok(0) });
+    let received = alone.and_then(|_| call(libc::SYS_recvmsg, [socket, header, flags, 0, 0]));
     if received.is_ok()
         && let Some(pidfd) = find(task, SCM_PIDFD)
     {
@@ -252,6 +257,9 @@ extern "C" fn run(task: *mut c_void) -> ! {
                 task.cgroup.store(cgroup, Ordering::Relaxed);
             }
         }
+    }
+    match close(socket, socket) {
+        Ok(_) | Err(_) => {}
     }
     let answer = match received {
         Ok(length) => i64::try_from(length).unwrap_or(0),
