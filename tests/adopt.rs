@@ -225,6 +225,33 @@ fn what_was_asked_for_before_still_holds() {
 }
 
 #[test]
+fn a_run_that_another_program_froze_while_no_daemon_lived_is_thawed_and_reported() {
+    let mut own = daemon(&[]);
+    let [runs, paused, below] = ["runs", "paused", "below"].map(|id| own.sleeper(None, id));
+    own.pause_agent(&paused).unwrap();
+    let cgroup = |id| own.agent_status(id).unwrap().cgroup;
+    let run = |id| format!("{}/run-1", cgroup(id));
+    let [run, paused_run, home] = [run(&runs), run(&paused), cgroup(&below)];
+    own.crash();
+    for place in [&run, &paused_run, &home] {
+        std::fs::write(format!("{place}/cgroup.freeze"), "1").unwrap();
+    }
+    own.restart();
+    let is_frozen = |place| std::fs::read_to_string(format!("{place}/cgroup.events")).unwrap().contains("frozen 1");
+    until("what nobody paused runs", || !is_frozen(&run) && !is_frozen(&home));
+    assert!(is_frozen(&paused_run), "what was paused stays so");
+    for (id, count) in [(&runs, 1), (&paused, 1), (&below, 0)] {
+        let notices = own.events_of(id).into_iter().filter(|event| event.kind == Kind::Notice);
+        let is_about_it = |event: &Event| event.message.contains("another program had frozen its run (cgroup.freeze)");
+        assert_eq!(notices.filter(is_about_it).count(), count, "{id}");
+    }
+    assert_eq!(own.agent_status(&runs).unwrap().state, State::Running);
+    own.resume_agent(&paused).unwrap();
+    until("a resume resumes it", || !is_frozen(&paused_run));
+    own.finish();
+}
+
+#[test]
 fn what_no_record_knows_of_is_ended() {
     let mut own = daemon(&[]);
     let known = own.sleeper(None, "known");

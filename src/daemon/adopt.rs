@@ -310,13 +310,16 @@ impl Supervisor {
     /// Goes on with what an earlier daemon has left. `written` is the number of the last event that it has written.
     pub(super) fn adopt(&mut self, estate: Estate, written: u64) {
         let (mut adopted, mut started) = (Vec::new(), Vec::new());
-        let mut mains = Vec::new();
+        let (mut mains, mut thawed) = (Vec::new(), Vec::new());
         let mut places = Vec::new();
         self.thaw_groups(&estate.heirs);
         for mut heir in estate.heirs {
             let key = heir.key();
             self.records.inherit(key, heir.mark);
             self.enter_body(&mut heir);
+            if self.thaw_run(&heir) {
+                thawed.push(key);
+            }
             if let Some(found) = heir.found {
                 places.extend(self.limits_again(&heir, found));
             }
@@ -341,6 +344,12 @@ impl Supervisor {
             let mut event = self.machine.event_about(now.mono, now.wall, Kind::Started, Some(key));
             // By now the next one may have been ordered.
             event.run = Some(run);
+            self.publish(event);
+        }
+        for key in thawed {
+            let mut event = self.machine.event_about(now.mono, now.wall, Kind::Notice, Some(key));
+            event.message =
+                "another program had frozen its run (cgroup.freeze) while no daemon lived: thawed".to_owned();
             self.publish(event);
         }
         self.watch_limits_as_they_are(&places);
@@ -368,6 +377,16 @@ impl Supervisor {
         let has_level = |heir: &&Heir| heir.found.is_some_and(|found| found.has_level);
         let levels = heirs.iter().filter(has_level).map(Heir::level_below);
         levels.for_each(|place| self.tools.cgroups.thaw_group(&place).unwrap_or_else(|error| super::job::note(&error)));
+    }
+
+    /// Thaws the cgroup of a run, which no pause freezes; says whether it was frozen.
+    fn thaw_run(&self, heir: &Heir) -> bool {
+        let Some(place) = heir.run_place().filter(|_| heir.found.is_some()) else { return false };
+        if !matches!(self.tools.cgroups.asked_frozen(&place), Ok(Frozen::Frozen)) {
+            return false;
+        }
+        let outcome = self.tools.cgroups.thaw_group(&place);
+        outcome.map_err(|error| super::job::note::<()>(&error)).is_ok()
     }
 
     /// Makes what the shell keeps of an agent.
