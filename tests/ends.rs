@@ -462,6 +462,24 @@ fn spawn_leaver(herd: &Own, id: &str, elsewhere: &Elsewhere) -> (AgentId, i32) {
 }
 
 #[test]
+fn orphans_inside_the_herd_do_not_hide_a_process_that_left_it() {
+    const ORPHANS: usize = 1200;
+    let elsewhere = Elsewhere::new();
+    let herd = daemon(&[]);
+    let script = format!("for i in $(seq {ORPHANS}); do (sleep 1000 &) ; done; echo up; exec sleep 1000");
+    let crowd = herd.spawn("crowd", &script);
+    await_line(&herd, &crowd, "up");
+    // It is given to the supervisor when its parent has ended: behind all others.
+    let (leaver, outside) = spawn_leaver(&herd, "leaver", &elsewhere);
+    let receipt = terminate_now(&herd, &leaver);
+    assert_eq!(receipt.outside.iter().map(|it| it.pid).collect::<Vec<_>>(), [outside], "{receipt:?}");
+    pidfd::signal(pidfd::open(outside).unwrap().as_fd(), Signal::KILL).unwrap();
+    until("it is reaped", || process_state(outside).is_none());
+    assert_eq!(terminate_now(&herd, &crowd).outside, []);
+    herd.finish();
+}
+
+#[test]
 fn a_process_that_left_the_herd_and_lost_its_parent_is_named_in_the_receipt_and_reaped() {
     let elsewhere = Elsewhere::new();
     let mut herd = daemon(&[]);

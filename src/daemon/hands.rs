@@ -102,7 +102,7 @@ impl Hands {
     pub fn take(&self, job: Job) {
         let queue = match job {
             Job::Dig { .. } | Job::Reclaim { .. } | Job::Trim | Job::Reap(_) | Job::StoreTimes(_) => &self.holes,
-            Job::Kill { .. } | Job::KillRun { .. } | Job::Signal { .. } | Job::Freeze { .. } | Job::FindOutside(_) => {
+            Job::Kill { .. } | Job::KillRun { .. } | Job::Signal { .. } | Job::Freeze { .. } | Job::FindOutside(..) => {
                 &self.ends
             }
             Job::SetLimits { .. } | Job::Tighten(_) | Job::Loosen(..) => &self.limits,

@@ -17,7 +17,7 @@ use super::spawners::Attempt;
 use crate::kernel::cgroup::{Cgroups, Frozen, Place, Removal};
 use crate::kernel::error::KernelError;
 use crate::kernel::keeper::Keeper;
-use crate::kernel::orphans;
+use crate::kernel::orphans::Search;
 use crate::kernel::peer::{self, Peer};
 use crate::kernel::program;
 use crate::kernel::rights::Stream;
@@ -114,7 +114,7 @@ pub(super) enum Job {
         reply: Option<ReplyTo>,
     },
     /// Find what lives outside the herd, for the receipt of this call.
-    FindOutside(ReplyTo),
+    FindOutside(ReplyTo, Search),
     /// Give space of an agent's output back.
     Dig {
         agent: AgentKey,
@@ -220,7 +220,7 @@ impl Job {
     pub fn is_unrecorded(&self) -> bool {
         let is_a_look = matches!(
             self,
-            Self::FindOutside(_)
+            Self::FindOutside(..)
                 | Self::FindLaggards { .. }
                 | Self::Survey { .. }
                 | Self::Read(_)
@@ -268,9 +268,10 @@ impl Job {
                 let found = agents.into_iter().map(|(key, place)| (key, laggards(cgroups, &place))).collect();
                 Outcome::Laggards { found, reply }
             }
-            Self::FindOutside(to) => {
-                Outcome::Outside(to, orphans::outside_of(&cgroups.herd_path(), &tools.keepers.pids()))
-            }
+            Self::FindOutside(to, mut search) => match search.step(&cgroups.herd_path(), &tools.keepers.pids()) {
+                Some(found) => Outcome::Outside(to, found),
+                None => Outcome::Unfinished(Self::FindOutside(to, search)),
+            },
             Self::Dig { agent, hole } => Outcome::Dug(agent, hole.dig()),
             Self::Keep { agent, id } => match keep(tools, &id) {
                 Ok(token) => Outcome::Kept(agent, token),
@@ -283,7 +284,7 @@ impl Job {
             }
             Self::Identify(arrival) => {
                 let peer = peer::peer(&arrival.stream, arrival.accepted, |id| cgroups.path_of_id(id));
-                Outcome::Identified(arrival, peer)
+                Outcome::Identified(arrival, peer.map_err(Error::from))
             }
             Self::Trim => {
                 program::trim_heap();

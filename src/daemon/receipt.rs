@@ -4,7 +4,7 @@ use super::job::Job;
 use super::outbox::Entries;
 use super::reread::OURSELVES;
 use super::supervisor::Supervisor;
-use crate::kernel::orphans;
+use crate::kernel::orphans::Search;
 use crate::machine::ReplyTo;
 use crate::model::status::Receipt;
 use crate::model::survivor::Outsider;
@@ -13,7 +13,7 @@ impl Supervisor {
     /// Answers with a receipt, once a hand has found what lives outside.
     pub(super) fn reply_receipt(&mut self, to: ReplyTo, receipt: Receipt) {
         self.receipts.insert(to, receipt);
-        self.hand(Job::FindOutside(to));
+        self.hand(Job::FindOutside(to, Search::default()));
     }
 
     /// A hand has found what lives outside.
@@ -27,7 +27,10 @@ impl Supervisor {
     /// Completes the receipts that are still to be answered: the herd has ended, and no hand is waited for.
     pub(super) fn complete_receipts(&mut self) {
         for to in self.receipts.keys().copied().collect::<Vec<_>>() {
-            self.complete_receipt(to, orphans::outside_of(&self.tools.cgroups.herd_path(), &self.tools.keepers.pids()));
+            let (herd, keepers) = (self.tools.cgroups.herd_path(), self.tools.keepers.pids());
+            let mut search = Search::default();
+            let found = std::iter::repeat_with(|| search.step(&herd, &keepers)).find_map(|found| found);
+            self.complete_receipt(to, found.unwrap_or_default());
         }
     }
 

@@ -23,36 +23,52 @@ use crate::model::survivor::Outsider;
 /// How long an orphan that has ended waits to be reaped: where a thousand die at once, nobody waits for that.
 const DELAY: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 
-/// How many orphans are looked at, and how many that live elsewhere are named.
-const LOOKED_AT_MAX: usize = 4096;
+/// How many orphans a step of a search examines, and how many that live elsewhere are named.
+const EXAMINED_A_STEP_MAX: usize = 512;
 const OUTSIDERS_MAX: usize = 16;
 
-/// Lists the orphans that are not below this cgroup, as `/proc/PID/cgroup` shows paths, and are not among those known. None where orphans are not given to this
-/// process.
-///
-/// # Kernel
-/// `/proc/PID/task/TID/children`, proc_pid_task(5): `CONFIG_PROC_CHILDREN`.
-#[must_use]
-pub fn outside_of(herd: &str, known: &[i32]) -> Vec<Outsider> {
-    let orphans = || -> Vec<i32> {
-        let own = std::process::id();
-        let text = std::fs::read_to_string(format!("/proc/{own}/task/{own}/children")).unwrap_or_default();
-        let pids = text.split_whitespace().filter_map(|pid| pid.parse().ok());
-        pids.filter(|pid| !known.contains(pid)).take(LOOKED_AT_MAX).collect()
-    };
-    let describe = |pid: i32| {
-        let place = pidfd::cgroup_of(pid).filter(|place| !is_within(place, herd))?;
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let (comm, _) = comm_and_state(&stat).filter(|(_, state)| !matches!(state, 'Z' | 'X'))?;
-        Some(Outsider { pid, comm: comm.chars().flat_map(char::escape_default).collect(), place })
-    };
-    let found: Vec<Outsider> = orphans().into_iter().filter_map(describe).take(OUTSIDERS_MAX).collect();
-    if found.is_empty() {
-        return found;
+/// A search for the orphans that live outside a cgroup, a bounded step at a time.
+#[derive(Debug, Default)]
+pub struct Search {
+    /// Those that are still to be examined; `None` before the first step.
+    left: Option<Vec<i32>>,
+    found: Vec<Outsider>,
+}
+
+impl Search {
+    /// Examines some orphans, and returns those found when it has examined all: those that are not below this cgroup, as
+    /// `/proc/PID/cgroup` shows paths, and are not among those known. None where orphans are not given to this process.
+    ///
+    /// # Kernel
+    /// `/proc/PID/task/TID/children`, proc_pid_task(5): `CONFIG_PROC_CHILDREN`.
+    pub fn step(&mut self, herd: &str, known: &[i32]) -> Option<Vec<Outsider>> {
+        let describe = |pid: i32| {
+            let place = pidfd::cgroup_of(pid).ok()?.filter(|place| !is_within(place, herd))?;
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+            let (comm, _) = comm_and_state(&stat).filter(|(_, state)| !matches!(state, 'Z' | 'X'))?;
+            Some(Outsider { pid, comm: comm.chars().flat_map(char::escape_default).collect(), place })
+        };
+        let left = self.left.get_or_insert_with(|| all().into_iter().filter(|pid| !known.contains(pid)).collect());
+        let part = left.split_off(left.len().saturating_sub(EXAMINED_A_STEP_MAX));
+        let room = OUTSIDERS_MAX - self.found.len();
+        self.found.extend(part.into_iter().filter_map(describe).take(room));
+        if !left.is_empty() && self.found.len() < OUTSIDERS_MAX {
+            return None;
+        }
+        let mut found = std::mem::take(&mut self.found);
+        if !found.is_empty() {
+            // A number that is still that of an orphan was not given to another process meanwhile.
+            let still = all();
+            found.retain(|it| still.contains(&it.pid));
+        }
+        Some(found)
     }
-    // A number that is still that of an orphan was not given to another process meanwhile.
-    let still = orphans();
-    found.into_iter().filter(|it| still.contains(&it.pid)).collect()
+}
+
+fn all() -> Vec<i32> {
+    let own = std::process::id();
+    let text = std::fs::read_to_string(format!("/proc/{own}/task/{own}/children")).unwrap_or_default();
+    text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
 /// This process as the one to whom orphans are given.
