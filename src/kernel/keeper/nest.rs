@@ -338,8 +338,8 @@ impl Nest<'_> {
 
     /// Splices the streams that wait in this state, and takes those off the list that wait no more.
     fn visit(&mut self, state: State) {
-        let mut left = 0;
         let all = self.waits;
+        let mut left = 0;
         for index in 0..all {
             let number = self.waiting[index];
             let (place, stream) = (number as usize / 2, number as usize % 2);
@@ -348,13 +348,17 @@ impl Nest<'_> {
                 self.splice(place, stream, Why::Turn);
             }
             if self.table.at(place).is_some_and(|it| it.streams[stream].state.waits()) {
-                self.waiting[left] = number;
+                self.waiting.swap(left, index);
                 left += 1;
-            } else if self.link.is_none() {
-                self.close_if_deserted(place, stream);
             }
         }
         self.waits = left;
+        // Only now: closing an agent's last stream removes the agent from the list, which must not
+        // change while it is walked. Closing never writes behind the list, where these numbers are.
+        for index in left..all {
+            let number = self.waiting[index] as usize;
+            self.close_if_deserted(number / 2, number % 2);
+        }
     }
 
     /// Takes in a daemon: the newest one is the one that is served.

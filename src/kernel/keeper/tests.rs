@@ -125,6 +125,35 @@ fn what_is_in_a_pipe_is_in_its_file_when_it_is_drained() {
 }
 
 #[test]
+fn the_end_of_one_agent_while_no_daemon_lives_leaves_the_others_spliced() {
+    let yard = Yard::new();
+    let keeper = Keeper::start(&yard.socket()).unwrap();
+    let process = keeper.pid().unwrap();
+    let signal = |signal| pidfd::signal(pidfd::open(process).unwrap().as_fd(), signal).unwrap();
+    let mut agents = ["a", "b", "c", "d"].map(|name| {
+        let (ends, streams) = yard.agent(name);
+        keeper.keep(&streams).unwrap();
+        (name, ends)
+    });
+    // All gather bytes at once when the first one's writers are found gone.
+    signal(Signal::STOP);
+    drop(keeper);
+    agents.iter_mut().for_each(|(_, [out, _])| out.write_all(b"one\n").unwrap());
+    let [(_, first), others @ ..] = agents;
+    drop(first);
+    signal(Signal::CONT);
+    for line in [b"two\n".as_slice(), b"three\n"] {
+        for (name, [out, _]) in &others {
+            (&*out).write_all(line).unwrap();
+            loop_until(|| yard.spool(&format!("{name}.stdout")).ends_with(line));
+        }
+    }
+    let keeper = Keeper::find(&yard.socket()).unwrap().unwrap();
+    keeper.send(&Order::Quit).unwrap();
+    assert!(keeper.reap(LONG));
+}
+
+#[test]
 fn a_keeper_outlives_its_daemon_and_serves_the_next_one() {
     let yard = Yard::new();
     let keeper = Keeper::start(&yard.socket()).unwrap();
