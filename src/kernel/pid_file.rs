@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags, PROC_SUPER_MAGIC, ResolveFlags};
 use rustix::io::Errno;
 
 use super::error::{KernelError, Result};
@@ -41,11 +41,15 @@ pub fn become_reader(user: &Credentials) -> Result<()> {
 /// Reads the number of a process from a regular file; `None` if there is none in it yet.
 ///
 /// # Errors
-/// Those of opening and reading it.
+/// Those of opening and reading it. EPERM, ELOOP: it is on procfs, or a link of procfs leads to it, which would show the agent's
+/// user something of this process.
 pub fn read(path: &Path) -> Result<Option<i32>> {
     let failed = |errno| KernelError::new("read", path.display().to_string(), errno);
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(CWD, path, flags, Mode::empty()).map_err(failed)?;
+    let file = rustix::fs::openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS).map_err(failed)?;
+    if rustix::fs::fstatfs(&file).map_err(failed)?.f_type == PROC_SUPER_MAGIC {
+        return Err(failed(Errno::PERM));
+    }
     let about = rustix::fs::fstat(&file).map_err(failed)?;
     if FileType::from_raw_mode(about.st_mode) != FileType::RegularFile {
         return Err(failed(Errno::INVAL));
@@ -72,6 +76,8 @@ mod tests {
         assert_eq!(read(&path).unwrap(), None);
         assert_eq!(read(dir.path()).unwrap_err().errno, Errno::INVAL);
         assert_eq!(read(Path::new("/dev/null")).unwrap_err().errno, Errno::INVAL);
+        assert_eq!(read(Path::new("/proc/self/oom_score")).unwrap_err().errno, Errno::PERM);
+        assert_eq!(read(Path::new("/proc/self/exe")).unwrap_err().errno, Errno::LOOP);
     }
 
     #[test]

@@ -272,8 +272,8 @@ fn a_process_is_found_by_its_cgroup() {
     let (room, out) = (Room::new(), sink());
     let child = spawn(&room.launch(&["sleep", "1000"], &out)).unwrap();
     let name = room.path.file_name().unwrap().to_str().unwrap();
-    assert_eq!(cgroup_of(child.pid), Some(format!("/{name}")));
-    assert_eq!(cgroup_of(i32::MAX), None);
+    assert_eq!(cgroup_of(child.pid).unwrap(), Some(format!("/{name}")));
+    assert_eq!(cgroup_of(i32::MAX).unwrap(), None);
     room.write("cgroup.kill", "1");
     assert_eq!(end(&child).status, Exit::Signal { number: 9, core: false });
     assert_ne!(Room::way(), Way::EnterItself, "this test process's own cgroup was never killed");

@@ -65,7 +65,7 @@ fn a_caller_is_known_by_its_cgroup() {
     launch.env = vec![std::ffi::CString::new(format!("TH_K2_SOCKET={}", path.display())).unwrap()];
     let child = spawn(&launch).unwrap();
     let (stream, _) = listener.accept().unwrap();
-    let caller = peer(&stream, clock::monotonic(), |_| None).unwrap();
+    let caller = peer(&stream, clock::monotonic(), |_| Ok(None)).unwrap();
     assert_eq!(caller.pid, child.pid);
     let name = room.path.file_name().unwrap().to_str().unwrap();
     assert_eq!(caller.origin, Origin::Cgroup(format!("/{name}")));

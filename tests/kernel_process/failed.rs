@@ -105,6 +105,40 @@ fn the_working_directory_is_entered_as_the_user_and_not_as_root() {
 }
 
 #[test]
+fn a_stdin_on_procfs_or_behind_its_links_shows_nothing_of_the_supervisor() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let link = dir.path().join("link");
+    std::os::unix::fs::symlink("/proc/self/smaps", &link).unwrap();
+    let refused = |cwd: &str, stdin: &str| {
+        failure(&["/bin/true"], |launch| {
+            launch.cwd = CString::new(cwd).unwrap();
+            launch.stdin = Some(CString::new(stdin).unwrap());
+            launch.credentials = Some(lookup(Some("65534"), Some("65534")).unwrap());
+        })
+    };
+    let file = refused("/", "/proc/self/maps");
+    assert!(
+        file.to_string().starts_with("stdin /proc/self/maps: Operation not permitted (EPERM); it is on procfs"),
+        "{file}"
+    );
+    for (cwd, stdin) in [
+        ("/", link.to_str().unwrap()),
+        ("/proc/self", "maps"),
+        ("/proc/thread-self", "environ"),
+        ("/", "/proc/self/task/../smaps_rollup"),
+    ] {
+        let file = refused(cwd, stdin);
+        assert_eq!(told(&file), (Stage::Stdin, libc::EPERM), "{file}");
+    }
+    for stdin in ["/proc/self/exe", "/dev/stdin", "/dev/fd/1", "/proc/self/cwd/etc/passwd"] {
+        let link = refused("/", stdin);
+        assert_eq!(told(&link), (Stage::Stdin, libc::ELOOP), "{link}");
+        assert!(link.remedy.as_deref().unwrap().contains("procfs"), "{link}");
+    }
+}
+
+#[test]
 fn a_limit_that_cannot_be_set_is_told_by_name() {
     let nofile = |soft, hard| Rlimit { resource: Resource::from_name("nofile").unwrap(), soft, hard };
     let inverted = failure(&["/bin/true"], |launch| launch.rlimits = vec![nofile(10, 10), nofile(9, 8)]);

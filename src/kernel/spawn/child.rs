@@ -98,6 +98,9 @@ impl Orders<'_> {
     }
 }
 
+/// `<linux/magic.h>`.
+const PROC_SUPER_MAGIC: i64 = 0x9fa0;
+
 /// How late a timer of the program may be, in nanoseconds: the kernel's own default of 50 µs.
 const TIMER_SLACK: usize = 50_000;
 
@@ -315,13 +318,34 @@ fn drop_capabilities() -> Answer {
 fn stdin(orders: &Orders<'_>) -> Result<(), Failed> {
     let Some(path) = orders.stdin else { return Ok(()) };
     orders.at(Stage::Stdin);
-    let flags = libc::O_RDONLY | libc::O_NOCTTY | libc::O_NONBLOCK;
     // The lowest descriptor that is free is the one that is opened.
-    call(libc::SYS_close, [0; 5])
-        .and_then(|_| call(libc::SYS_openat, [int(libc::AT_FDCWD), text(path), int(flags), 0, 0]))
-        .and_then(|fd| call(libc::SYS_fcntl, [fd, int(libc::F_SETFL), 0, 0, 0]))
-        .map(drop)
-        .map_err(|errno| (0, errno))
+    call(libc::SYS_close, [0; 5]).map_err(|errno| (0, errno))?;
+    let fd = open(text(path))?;
+    call(libc::SYS_fcntl, [fd, int(libc::F_SETFL), 0, 0, 0]).map(drop).map_err(|errno| (0, errno))
+}
+
+/// The `which` of a file that is refused because it is on procfs.
+pub(super) const ON_PROCFS: usize = 1;
+
+/// Opens a file that the agent named, to read from it without blocking.
+///
+/// Until `exec` this process is still the supervisor to procfs: its files would show the agent the supervisor's memory, and its
+/// magic links would open what the supervisor has open, past the permissions of the directories on the way.
+fn open(path: usize) -> Result<usize, Failed> {
+    const RESOLVE_NO_MAGICLINKS: u64 = 2;
+    let flags = libc::O_RDONLY | libc::O_NOCTTY | libc::O_NONBLOCK;
+    // The kernel's `struct open_how`: flags, mode, resolve.
+    let how = [u64::from(flags.cast_unsigned()), 0, RESOLVE_NO_MAGICLINKS];
+    let at = how.as_ptr().expose_provenance();
+    let fd =
+        call(libc::SYS_openat2, [int(libc::AT_FDCWD), path, at, size_of_val(&how), 0]).map_err(|errno| (0, errno))?;
+    // The kernel's `struct statfs` on 64 bits: 15 words, the first one is the type of the file system.
+    let mut about = [0i64; 15];
+    let at = about.as_mut_ptr().expose_provenance();
+    // SAFETY: the kernel writes at most the 120 bytes of the buffer, which is this function's own.
+    #[allow(unsafe_code)]
+    unsafe { raw::syscall(libc::SYS_fstatfs, [fd, at, 0, 0, 0]) }.map_err(|errno| (0, errno))?;
+    if std::hint::black_box(about)[0] == PROC_SUPER_MAGIC { Err((ON_PROCFS, libc::EPERM)) } else { Ok(fd) }
 }
 
 /// Reads the first bytes of a file that could not be executed, with the rights that the program would have had: they say what it
@@ -333,9 +357,7 @@ fn read_head(orders: &Orders<'_>, which: usize) {
     };
     // Even a limit of three descriptors leaves one for this.
     cannot_fail(call(libc::SYS_close, [0; 5]));
-    let flags = libc::O_RDONLY | libc::O_NOCTTY | libc::O_NONBLOCK;
-    let path = path.expose_provenance();
-    let Ok(fd) = call(libc::SYS_openat, [int(libc::AT_FDCWD), path, int(flags), 0, 0]) else { return };
+    let Ok(fd) = open(path.expose_provenance()) else { return };
     let at = orders.head.bytes.get().expose_provenance();
     // SAFETY: the buffer is as long as is said, the parent's that sleeps meanwhile, and nobody else's.
     #[allow(unsafe_code)]

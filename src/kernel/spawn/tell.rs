@@ -11,6 +11,7 @@ use rustix::fs::{StatVfsMountFlags, statvfs};
 use rustix::io::Errno;
 
 use super::Launch;
+use super::child::ON_PROCFS;
 use super::needs::{Needs, needs};
 use crate::kernel::error::{KernelError, errno_text};
 use crate::kernel::pidfd::Exit;
@@ -124,6 +125,13 @@ fn remedy(launch: &Launch, stage: Stage, which: usize, errno: Errno, head: Optio
         (Stage::Groups | Stage::Gid | Stage::Uid, Errno::INVAL) => "the id is not mapped in this user namespace",
         (Stage::Cwd, Errno::ACCESS) if launch.credentials.is_some() => "the user may not enter this directory",
         (Stage::Cwd, Errno::NOENT | Errno::NOTDIR) => "make the directory before the agent starts, or give another cwd",
+        (Stage::Stdin, _) if which == ON_PROCFS => {
+            "it is on procfs and would be opened before exec, when it shows the supervisor: have the program open it"
+        }
+        (Stage::Stdin, Errno::LOOP) => {
+            "it has too many symbolic links, or is one of procfs, as /dev/stdin and /proc/self/fd are, which leads to a \
+             file of the supervisor before exec: name the file itself"
+        }
         (Stage::Exec, _) => return exec_remedy(launch, which, errno, head),
         _ => return None,
     };
