@@ -349,3 +349,40 @@ fn a_pid_file_is_read_with_the_agents_rights() {
     std::fs::remove_file(link.with_extension("news")).unwrap();
     own.finish();
 }
+
+#[test]
+fn others_who_write_in_the_directory_of_pid_files_delay_no_answer_and_no_end() {
+    let herd = herd_with(|settings| settings.herd.bounds.max_agents_per_level = 1000);
+    let dir = tempfile::tempdir().unwrap();
+    for number in 0..200 {
+        herd.spawn_with(&format!("late-{number}"), None, "sleep 1000 & exit 0", |spec| {
+            spec.pid_file = Some(dir.path().join(format!("{number}.pid")));
+            spec.ready_timeout = Some(Duration::from_secs(600));
+        });
+    }
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for flood in 0..2 {
+            let (dir, is_over) = (dir.path(), &is_over);
+            scope.spawn(move || {
+                // Equal neighbours would be one report.
+                for file in ["a", "b"].iter().cycle() {
+                    drop(std::fs::File::create(dir.join(format!("{file}{flood}"))).unwrap());
+                    if is_over.load(std::sync::atomic::Ordering::Relaxed) {
+                        return;
+                    }
+                }
+            });
+        }
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let mut events = herd.follow();
+            for number in 0..5 {
+                let id = herd.spawn(&format!("short-{number}"), "exit 3");
+                await_event(&mut events, Kind::Failed, &id);
+            }
+        }));
+        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+        ended.unwrap();
+    });
+    herd.finish();
+}

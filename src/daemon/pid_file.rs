@@ -21,15 +21,18 @@ use mio::{Interest, Waker};
 use super::hands::STACK;
 use super::job::Outcome;
 use super::supervisor::{Chore, Source, Supervisor};
-use crate::kernel::watch::{Fact, Left, WatchId, Watches};
+use crate::kernel::watch::{Fact, WatchId, Watches};
 use crate::kernel::{clock, pid_file, user};
 use crate::machine::AgentKey;
 use crate::model::error::{Code, Error};
 use crate::model::id::Run;
 use crate::model::spec::AgentSpec;
 
-/// How long a directory in which something was written is left alone: programs make a file first, and write into it then.
+/// The delay between a report of a change in a directory and the read of a file in it: programs create a file first, and write it then.
 const DAMPING: Duration = Duration::from_millis(10);
+
+/// The longest such delay. The delay doubles with each read of one file, since others may write in its directory all the time.
+const DAMPING_MAX: Duration = Duration::from_millis(640);
 
 /// How often a file is read whose directory cannot be watched: it may not be there yet.
 const UNWATCHED_LOOK: Duration = Duration::from_millis(200);
@@ -55,6 +58,9 @@ struct Waiting {
     is_read: bool,
     /// Whether something was written since that read began.
     is_due: bool,
+    /// Whether a read is scheduled.
+    is_scheduled: bool,
+    delay: Duration,
 }
 
 /// What a read has come to.
@@ -109,7 +115,8 @@ impl Supervisor {
     /// Waits for a run's file to name its main process, if it is to do that now.
     pub(super) fn await_pid_file(&mut self, key: AgentKey, run: Run) {
         if self.machine.awaits_main(key, run) {
-            self.pid_files.waiting.insert(key, Waiting { run, is_read: false, is_due: false });
+            let waiting = Waiting { run, is_read: false, is_due: false, is_scheduled: false, delay: DAMPING };
+            self.pid_files.waiting.insert(key, waiting);
             self.read_pid_file(key);
         }
     }
@@ -120,6 +127,7 @@ impl Supervisor {
         if !self.machine.awaits_main(key, waiting.run) {
             return self.forget_pid_file(key);
         }
+        waiting.is_scheduled = false;
         waiting.is_due = waiting.is_read || self.pid_files.readers >= READERS_MAX;
         if waiting.is_due {
             return;
@@ -182,7 +190,7 @@ impl Supervisor {
                 self.main_named(key, read.run, pid);
             }
             if is_due {
-                self.read_pid_file(key);
+                self.schedule_pid_file(key);
             } else if read.watch.is_none() {
                 self.chores.insert((clock::monotonic() + UNWATCHED_LOOK, Chore::PidFile(key)));
             }
@@ -197,23 +205,43 @@ impl Supervisor {
         }
     }
 
-    /// Something was written in directories of files that are waited for.
+    /// Something was written in directories of files that are waited for. What else is reported within [`DAMPING`] is read after it:
+    /// anybody who may write in such a directory can make reports without end.
     pub(super) fn pid_files_came(&mut self) {
         let Some(watches) = self.pid_files.watches.clone() else { return };
-        let (mut facts, at) = (Vec::new(), clock::monotonic() + DAMPING);
-        while let Ok(left) = watches.read(&mut facts) {
-            for fact in facts.drain(..) {
-                let keys = match fact {
-                    Fact::Modified(watch) => self.pid_files.dirs.get(&watch).cloned().unwrap_or_default(),
-                    // The directory is gone: another one may come.
-                    Fact::Gone(watch) => self.pid_files.dirs.remove(&watch).unwrap_or_default(),
-                    Fact::Overflow => self.pid_files.waiting.keys().copied().collect(),
-                };
-                self.chores.extend(keys.into_iter().map(|key| (at, Chore::PidFile(key))));
+        let mut facts = Vec::new();
+        if let Err(error) = watches.read(&mut facts) {
+            tracing::error!("{error}; pid files are read when their directory is reported to have changed again");
+        }
+        let mut keys = BTreeSet::new();
+        for fact in facts.into_iter().collect::<BTreeSet<Fact>>() {
+            match fact {
+                Fact::Modified(watch) => keys.extend(self.pid_files.dirs.get(&watch).into_iter().flatten()),
+                // The directory is gone: another one may come.
+                Fact::Gone(watch) => keys.extend(self.pid_files.dirs.remove(&watch).unwrap_or_default()),
+                Fact::Overflow => keys.extend(self.pid_files.waiting.keys()),
             }
-            if left == Left::Nothing {
-                return;
-            }
+        }
+        for key in keys {
+            self.schedule_pid_file(key);
+        }
+        self.stop_polling(&*watches);
+        self.chores.insert((clock::monotonic() + DAMPING, Chore::PidFiles));
+    }
+
+    /// Has the reports of directories polled again.
+    pub(super) fn pid_files_are_due(&mut self) {
+        if let Some(watches) = self.pid_files.watches.clone() {
+            self.poll_for(&*watches, Source::PidFiles, Interest::READABLE);
+        }
+    }
+
+    /// Schedules the read of an agent's file, unless one is scheduled.
+    fn schedule_pid_file(&mut self, key: AgentKey) {
+        let Some(waiting) = self.pid_files.waiting.get_mut(&key) else { return };
+        if !std::mem::replace(&mut waiting.is_scheduled, true) {
+            self.chores.insert((clock::monotonic() + waiting.delay, Chore::PidFile(key)));
+            waiting.delay = (waiting.delay * 2).min(DAMPING_MAX);
         }
     }
 

@@ -164,6 +164,8 @@ pub(super) enum Chore {
     Restore,
     /// Read the file that is to name an agent's main process.
     PidFile(AgentKey),
+    /// Poll the directories of such files again.
+    PidFiles,
     /// Accept connections that could not be accepted.
     Accept,
     /// Take the request of a client that was put off.
@@ -536,6 +538,7 @@ impl Supervisor {
                 Some((_, Chore::Write)) => self.write_again(),
                 Some((_, Chore::Restore)) => self.restore_is_due(),
                 Some((_, Chore::PidFile(key))) => self.read_pid_file(key),
+                Some((_, Chore::PidFiles)) => self.pid_files_are_due(),
                 Some((_, Chore::Accept)) => self.accept(),
                 Some((_, Chore::Take(client))) => self.take_what_was_put_off(client),
                 Some((_, Chore::Trim)) => self.trim_is_due(),

@@ -20,7 +20,7 @@ use super::error::{KernelError, Result};
 pub struct WatchId(i32);
 
 /// What became of watched files.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fact {
     /// The file was written to or unlinked, once or more often; or something was removed from the directory.
     Modified(WatchId),
