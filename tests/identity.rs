@@ -283,7 +283,13 @@ fn hang(herd: &Own, id: &str, mut send_one: impl FnMut(BorrowedFd<'_>)) {
 fn ends_well(herd: &Own, id: &str) {
     let mut events = herd.follow();
     let spec = AgentSpec::new(name(id), ["true"]);
-    until("an agent is started", || herd.spawn_child_agent(None, spec.clone()).is_ok());
+    let mut refusals = Vec::new();
+    let began = std::time::Instant::now();
+    while let Err(error) = herd.spawn_child_agent(None, spec.clone()) {
+        refusals.push(error.to_string());
+        assert!(began.elapsed() < 2 * PATIENCE, "no agent is started: {refusals:?}");
+    }
+    eprintln!("{id}: {refusals:?} {:?}", began.elapsed());
     await_event(&mut events, Kind::Completed, &name(id));
 }
 

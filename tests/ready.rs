@@ -342,6 +342,17 @@ fn a_newline_on_a_descriptor_makes_ready_and_less_does_not() {
     herd.finish();
 }
 
+/// A pipe could be locked by the run (`splice` from a socket that has nothing), and who reads it would wait uninterruptibly.
+#[test]
+fn the_descriptor_of_a_newline_is_nothing_that_the_run_can_lock() {
+    let herd = herd();
+    let mut events = herd.follow();
+    let script = "[ -S /proc/self/fd/7 ] || exit 9; echo >&7; exec sleep 1000";
+    let id = herd.spawn_with("a", None, script, |spec| spec.ready = Some(Ready::Fd(7)));
+    await_event(&mut events, Kind::Ready, &id);
+    herd.finish();
+}
+
 #[test]
 fn a_line_that_matches_makes_ready_once_a_run() {
     let herd = herd();

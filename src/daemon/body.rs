@@ -1,10 +1,9 @@
 //! What the shell keeps of each agent: descriptors, watches, the bookkeeping of its output. No decision hangs on it.
 
-use std::os::fd::OwnedFd;
-
 use super::rules::Watcher;
 use crate::kernel::cgroup::Place;
 use crate::kernel::pidfd::Held;
+use crate::kernel::rights::Stream;
 use crate::kernel::watch::WatchId;
 use crate::model::id::{AgentId, Run};
 use crate::model::limits::Knob;
@@ -25,7 +24,7 @@ pub(super) struct Body {
     /// Those that the run's main process has left behind, or was before it.
     pub left: Vec<super::left::Left>,
     /// The descriptor on which a run is to write a newline when it is ready.
-    pub newline: Option<(Run, OwnedFd)>,
+    pub newline: Option<(Run, Stream)>,
     /// The search for the line that says that a run is ready.
     pub scan: Option<(Run, Scan)>,
     pub spool: Option<Spool>,

@@ -173,7 +173,7 @@ pub(super) struct Born {
     /// The main process; none of a group.
     pub process: Option<(i32, OwnedFd)>,
     /// The descriptor on which it is to write a newline when it is ready.
-    pub newline: Option<OwnedFd>,
+    pub newline: Option<Stream>,
     /// The places that were made with limits.
     pub limited: Vec<(Place, Limits)>,
     /// Which pipes it writes to, if they are pipes.
@@ -465,8 +465,8 @@ impl SpawnJob {
             tools.leaves.note(self.agent, self.run, about.st_ino);
         }
         if let Some(Ready::Fd(number)) = self.spec.ready {
-            let (read, write) = launch::newline_pipe()?;
-            (born.newline, launch.passed) = (Some(read), Some((write, number)));
+            let (ours, theirs) = launch::newline_sockets()?;
+            (born.newline, launch.passed) = (Some(ours), Some((theirs, number)));
         }
         attempt.begin_clone(born)?;
         spawn::spawn_shared(&launch, &attempt.newborn)

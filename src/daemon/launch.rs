@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::pipe::PipeFlags;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use super::job::{Tools, at};
 use super::settings::Settings;
@@ -15,6 +15,7 @@ use super::start::Manner;
 use crate::kernel::cgroup::Place;
 use crate::kernel::error::KernelError;
 use crate::kernel::process;
+use crate::kernel::rights::Stream;
 use crate::kernel::spawn::{self, IoPriority, Launch, Resource, Way};
 use crate::kernel::user::{self, Account};
 use crate::model;
@@ -173,12 +174,15 @@ fn environment(spec: &AgentSpec, who: &Account, surroundings: &Surroundings) -> 
     env.iter().map(entry).collect()
 }
 
-/// Makes the pipe on which a run tells by a newline that it is ready: our end, which never blocks, and its.
-pub(super) fn newline_pipe() -> Result<(OwnedFd, OwnedFd), SpawnFailure> {
-    let failed = |errno| at(Stage::Prepare, KernelError::new("make", "a pipe", errno).into());
-    let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(failed)?;
-    rustix::io::ioctl_fionbio(&read, true).map_err(failed)?;
-    Ok((read, write))
+/// Makes the socket pair on which a run reports with a newline that it is ready: our end, and the run's.
+///
+/// It is no pipe: the run could hold the kernel's lock of a pipe (a `splice` from a socket that has nothing), and our read would wait
+/// for it.
+pub(super) fn newline_sockets() -> Result<(Stream, OwnedFd), SpawnFailure> {
+    let failed = |errno| at(Stage::Prepare, KernelError::new("make", "a socket pair", errno).into());
+    let (ours, theirs) =
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).map_err(failed)?;
+    Ok((Stream::new(ours), theirs))
 }
 
 /// What is asked for, and a fixed soft limit on descriptors if that is not.

@@ -5,21 +5,21 @@
 //! deadline is looked at: a program that tells something and ends at once has told it.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::ErrorKind;
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use mio::Interest;
+use rustix::io::Errno;
 
 use super::accept::Owner;
 use super::exit::is_reaped;
 use super::supervisor::{Chore, Source, Supervisor};
 use crate::kernel::cgroup::{MAIN, Place};
+use crate::kernel::clock;
 use crate::kernel::notify::{Inbox, Letter, Received, Sender};
 use crate::kernel::pidfd::Held;
+use crate::kernel::rights::{self, Read, Stream};
 use crate::kernel::spawn::Launched;
-use crate::kernel::{clock, rights};
 use crate::machine::{AgentKey, Input};
 use crate::model::id::Run;
 use crate::model::note::{NOTE_MOST, Note, Told};
@@ -272,27 +272,27 @@ impl Supervisor {
     }
 
     /// Waits for a newline on a run's descriptor.
-    pub(super) fn await_newline(&mut self, key: AgentKey, run: Run, pipe: OwnedFd) {
-        self.poll_for(&pipe, Source::Newline(key), Interest::READABLE);
+    pub(super) fn await_newline(&mut self, key: AgentKey, run: Run, socket: Stream) {
+        self.poll_for(&socket, Source::Newline(key), Interest::READABLE);
         if let Some(body) = self.bodies.get_mut(&key) {
-            body.newline = Some((run, pipe));
+            body.newline = Some((run, socket));
         }
     }
 
     /// Something was written to a run's descriptor, or its last writer has closed it.
     pub(super) fn newline_came(&mut self, key: AgentKey) {
-        let Some((run, pipe)) = self.bodies.get(&key).and_then(|body| body.newline.as_ref()) else { return };
+        let Some((run, socket)) = self.bodies.get(&key).and_then(|body| body.newline.as_ref()) else { return };
         let run = *run;
         let mut buffer = [0; 4096];
         for _ in 0..READS_A_TURN {
-            match rustix::io::read(pipe, &mut buffer) {
-                Ok(read) if memchr::memchr(b'\n', &buffer[..read]).is_some() => {
+            match socket.read(&mut buffer) {
+                Ok(Read::Bytes(read)) if memchr::memchr(b'\n', &buffer[..read]).is_some() => {
                     self.forget_newline(key);
                     return self.feed(Input::ReadySeen { agent: key, run });
                 }
-                Ok(0) => return self.forget_newline(key),
-                Ok(_) => {}
-                Err(errno) if errno.kind() == ErrorKind::WouldBlock => return,
+                Ok(Read::Bytes(0) | Read::Descriptors) => return self.forget_newline(key),
+                Ok(Read::Bytes(_)) => {}
+                Err(Errno::AGAIN) => return,
                 Err(errno) => {
                     tracing::error!("read the descriptor of {key}: {errno}");
                     return self.forget_newline(key);
@@ -300,16 +300,16 @@ impl Supervisor {
             }
         }
         // There is more, and an edge-triggered poll tells of it only if it is asked anew.
-        if let Some((run, pipe)) = self.bodies.get_mut(&key).and_then(|body| body.newline.take()) {
-            self.poll_again(&pipe, Source::Newline(key), Interest::READABLE);
-            self.bodies.entry(key).and_modify(|body| body.newline = Some((run, pipe)));
+        if let Some((run, socket)) = self.bodies.get_mut(&key).and_then(|body| body.newline.take()) {
+            self.poll_again(&socket, Source::Newline(key), Interest::READABLE);
+            self.bodies.entry(key).and_modify(|body| body.newline = Some((run, socket)));
         }
     }
 
     /// Waits for no newline of an agent any more.
     pub(super) fn forget_newline(&mut self, key: AgentKey) {
         let newline = self.bodies.get_mut(&key).and_then(|body| body.newline.take());
-        let Some((_, pipe)) = newline else { return };
-        self.stop_polling(&pipe);
+        let Some((_, socket)) = newline else { return };
+        self.stop_polling(&socket);
     }
 }

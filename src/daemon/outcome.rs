@@ -110,8 +110,8 @@ impl Supervisor {
         }
         self.feed(Input::Spawned { agent: key, pid });
         self.watch_output(key, born.run, born.rules);
-        if let Some(pipe) = born.newline {
-            self.await_newline(key, born.run, pipe);
+        if let Some(socket) = born.newline {
+            self.await_newline(key, born.run, socket);
         }
         if let Some((pid, fd)) = born.process {
             let process = Held { pid, fd: fd.into() };

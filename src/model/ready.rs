@@ -36,7 +36,7 @@ pub enum Ready {
         /// On which of the streams.
         stream: Streams,
     },
-    /// A newline on this descriptor, which the program is started with.
+    /// A newline on this descriptor, a socket that the program is started with.
     Fd(i32),
 }
 
