@@ -107,7 +107,9 @@ fn spawn_tracer(herd: &Own, id: &str, victim: &AgentId, options: libc::c_int) ->
 fn spawn_victim(herd: &Own, id: &str) -> (AgentId, PathBuf) {
     let fifo = herd.dir.path().join(id);
     make_fifo(&fifo);
-    let id = herd.spawn(id, &format!("echo up; read line < {}; exit 3", fifo.display()));
+    // Its name is no UTF-8: all that is read of it is.
+    let name = "printf '\\377x' > /proc/$$/comm";
+    let id = herd.spawn(id, &format!("{name}; echo up; read line < {}; exit 3", fifo.display()));
     await_line(herd, &id, "up");
     (id, fifo)
 }
@@ -345,6 +347,7 @@ fn a_process_that_its_tracer_holds_in_its_exit_is_named_in_the_receipt_and_ends_
     assert_eq!((receipt.processes, agent.survivors, agent.signals.len()), (0, 1, 0), "{receipt:?}");
     let alive = &agent.alive[0];
     assert_eq!((alive.pid, alive.reason), (pid, SurvivalReason::Traced), "{alive}");
+    assert_eq!(alive.comm, "\\u{fffd}x", "{alive}");
     // The tracer is the thread that traces.
     assert_eq!(parent_of_thread(alive.tracer.unwrap()), tracer_pid, "{alive}");
     assert_eq!(herd.agent_status(&victim).unwrap().state, State::Stuck);

@@ -289,7 +289,6 @@ fn ends_well(herd: &Own, id: &str) {
         refusals.push(error.to_string());
         assert!(began.elapsed() < 2 * PATIENCE, "no agent is started: {refusals:?}");
     }
-    eprintln!("{id}: {refusals:?} {:?}", began.elapsed());
     await_event(&mut events, Kind::Completed, &name(id));
 }
 

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use super::process::read_text;
 use crate::model::error::{Code, Error};
 use crate::model::limits::{Controller, Knob};
 
@@ -352,9 +353,9 @@ fn is_ours_alone(directory: &Path) -> bool {
 /// freezer-subsystem.rst, `freezer.state`; not for the cgroup2 freezer, which a kill overrides.
 pub(super) fn is_frozen_in_v1(pid: i32) -> bool {
     let state = || {
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
+        let mounts = read_text("/proc/self/mountinfo").ok()?;
         let freezer = mounts.lines().filter_map(Mount::parse).find(Mount::is_freezer)?;
-        let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+        let cgroups = read_text(format!("/proc/{pid}/cgroup")).ok()?;
         let in_freezer = |line: &str| {
             let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
             controllers.split(',').any(|it| it == "freezer").then(|| path.to_owned())

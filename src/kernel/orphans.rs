@@ -18,6 +18,7 @@ use rustix::thread::gettid;
 use super::cgroup::{comm_and_state, is_within};
 use super::error::{KernelError, Result};
 use super::pidfd;
+use super::process::read_text;
 use crate::model::survivor::Outsider;
 
 /// How long an orphan that has ended waits to be reaped: where a thousand die at once, nobody waits for that.
@@ -44,7 +45,7 @@ impl Search {
     pub fn step(&mut self, herd: &str, known: &[i32]) -> Option<Vec<Outsider>> {
         let describe = |pid: i32| {
             let place = pidfd::cgroup_of(pid).ok()?.filter(|place| !is_within(place, herd))?;
-            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+            let stat = read_text(format!("/proc/{pid}/stat")).ok()?;
             let (comm, _) = comm_and_state(&stat).filter(|(_, state)| !matches!(state, 'Z' | 'X'))?;
             Some(Outsider { pid, comm: comm.chars().flat_map(char::escape_default).collect(), place })
         };

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal};
 
 use super::error::{KernelError, Result};
+use super::process::read_text;
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -363,7 +364,7 @@ pub fn cgroup_of(pid: i32) -> Result<Option<String>> {
 
 /// Reads a file of `/proc`; `None` if the process is gone, or hidden from this one.
 fn read_of(path: &str) -> Result<Option<String>> {
-    match std::fs::read_to_string(path).map_err(|error| KernelError::from_io("read", path, &error)) {
+    match read_text(path).map_err(|error| KernelError::from_io("read", path, &error)) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.is_gone() || matches!(error.errno, Errno::ACCESS | Errno::PERM) => Ok(None),
         Err(error) => Err(error),

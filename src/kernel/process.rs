@@ -1,6 +1,7 @@
 //! Ourselves: what this process may do, and the one thing that it takes for itself, descriptors.
 
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -139,6 +140,11 @@ pub fn capabilities() -> Result<Vec<Capability>> {
     Ok(list.map(|(name, bit, without)| Capability { name, present: ours.contains(*bit), without }).collect())
 }
 
+/// Reads a file of `/proc` that shows bytes which a process chose, such as its name: what is no UTF-8 becomes U+FFFD.
+pub(super) fn read_text(path: impl AsRef<Path>) -> std::io::Result<String> {
+    Ok(String::from_utf8_lossy(&std::fs::read(path)?).into_owned())
+}
+
 /// Returns the signals that this process ignores now, a bit each from signal 1 on.
 ///
 /// # Errors
@@ -149,7 +155,7 @@ pub fn capabilities() -> Result<Vec<Capability>> {
 pub fn ignored_signals() -> Result<u64> {
     let file = "/proc/self/status";
     let operation = "read the ignored signals in";
-    let status = std::fs::read_to_string(file).map_err(|error| KernelError::from_io(operation, file, &error))?;
+    let status = read_text(file).map_err(|error| KernelError::from_io(operation, file, &error))?;
     let mask = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
     mask.ok_or_else(|| KernelError::new(operation, file, Errno::INVAL))
 }

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use rustix::mm::{Advice, UserfaultfdFlags};
 
 use super::error::{KernelError, Result};
+use super::process::read_text;
 
 /// How much of the stack is left beyond where it is, for what is called from there.
 const STACK_LEFT: usize = 16 << 10;
@@ -153,7 +154,7 @@ fn spent_stack(smaps: &str) -> Option<Range<usize>> {
 /// Reads what this process has mapped.
 fn smaps() -> Result<String> {
     let file = "/proc/self/smaps";
-    std::fs::read_to_string(file).map_err(|error| KernelError::from_io("read", file, &error))
+    read_text(file).map_err(|error| KernelError::from_io("read", file, &error))
 }
 
 /// What is mapped somewhere.

@@ -516,7 +516,8 @@ pub fn leftovers(cgroup: &str) -> Vec<PathBuf> {
 
 /// Reads a process's state letter; none if it does not exist.
 pub fn process_state(pid: i32) -> Option<char> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let stat = String::from_utf8_lossy(&stat);
     stat.rsplit_once(')')?.1.trim_start().chars().next()
 }
 

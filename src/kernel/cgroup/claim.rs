@@ -9,6 +9,7 @@ use rustix::process::{Flock, FlockType, fcntl_getlk};
 use super::{Cgroups, Place};
 use crate::kernel::error::{KernelError, Result};
 use crate::kernel::lock::{Lock, Refused};
+use crate::kernel::process::read_text;
 use crate::kernel::{guardian, pidfd};
 use crate::model::error::{Code, Error};
 
@@ -49,7 +50,7 @@ impl Cgroups {
         let holder = fcntl_getlk(&file, &Flock::from(FlockType::WriteLock)).ok()??.pid?.as_raw_nonzero().get();
         let process = pidfd::open(holder).ok()?;
         // After it was opened: its number is nobody else's then. Its cgroup it leaves before it is done.
-        let name = std::fs::read_to_string(format!("/proc/{holder}/comm")).ok()?;
+        let name = read_text(format!("/proc/{holder}/comm")).ok()?;
         (name.trim_end() == guardian::NAME.to_string_lossy()).then_some(process)
     }
 

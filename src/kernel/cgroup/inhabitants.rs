@@ -11,6 +11,7 @@ use super::place::is_within;
 use super::{Cgroups, Place};
 use crate::kernel::error::{KernelError, Result};
 use crate::kernel::host;
+use crate::kernel::process::read_text;
 
 /// How many descriptors of processes are open at once while a subtree is signalled.
 const SIGNAL_BATCH: usize = 256;
@@ -232,7 +233,7 @@ pub(super) fn processes_below(top: Dir) -> Result<BTreeSet<i32>> {
 /// Reads the cgroup2 path of this process.
 pub(super) fn own_cgroup() -> Result<String> {
     let file = "/proc/self/cgroup";
-    let text = std::fs::read_to_string(file).map_err(|error| KernelError::from_io("read", file, &error))?;
+    let text = read_text(file).map_err(|error| KernelError::from_io("read", file, &error))?;
     host::own_path(&text).map(str::to_owned).ok_or_else(|| KernelError::new("read", file, Errno::NOENT))
 }
 
@@ -240,7 +241,7 @@ fn laggards_of(pid: i32) -> Vec<Laggard> {
     let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
     let tids = tasks.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
     tids.filter_map(|tid| {
-        let read = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/{file}")).ok();
+        let read = |file: &str| read_text(format!("/proc/{pid}/task/{tid}/{file}")).ok();
         let (comm, state) = comm_and_state(&read("stat")?)?;
         let wchan = read("wchan").filter(|wchan| !matches!(wchan.as_str(), "" | "0"));
         // A sleeper hears the freezer and the kill at once, and in the freezer it looks like any other sleeper.

@@ -19,6 +19,7 @@ use super::inhabitants::processes_below;
 use super::{Cgroups, Hierarchy, Place, Removal, remove_below, root};
 use crate::kernel::controllers::fill_cpuset;
 use crate::kernel::error::{KernelError, Result};
+use crate::kernel::process::read_text;
 use crate::model::limits::Controller;
 
 /// How often a subtree is read again while its processes are pulled into a new mirror; each round leaves only what was
@@ -246,7 +247,7 @@ impl Made {
 }
 
 fn is_zombie(pid: i32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/stat"))
+    read_text(format!("/proc/{pid}/stat"))
         .ok()
         .and_then(|stat| Some(matches!(stat.get(stat.rfind(')')? + 1..)?.trim_start().chars().next()?, 'Z' | 'X')))
         .unwrap_or(true)

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{Cgroups, Place};
+use crate::kernel::process::read_text;
 use crate::kernel::{host, pidfd};
 use crate::model::survivor::{SURVIVORS_MAX, SurvivalReason, Survivor};
 
@@ -28,7 +29,7 @@ fn describe_one(pid: i32) -> Option<Survivor> {
     // The first thread may have ended before the others.
     let (tid, comm, state) =
         tids.filter_map(|tid| thread(pid, tid)).find(|(_, _, state)| !matches!(state, 'Z' | 'X'))?;
-    let read = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/{file}")).ok();
+    let read = |file: &str| read_text(format!("/proc/{pid}/task/{tid}/{file}")).ok();
     let wchan = read("wchan").filter(|wchan| !matches!(wchan.as_str(), "" | "0"));
     let tracer = read("status").and_then(|status| tracer_in(&status));
     let reason = match state {
@@ -42,7 +43,7 @@ fn describe_one(pid: i32) -> Option<Survivor> {
 }
 
 fn thread(pid: i32, tid: i32) -> Option<(i32, String, char)> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/stat")).ok()?;
+    let stat = read_text(format!("/proc/{pid}/task/{tid}/stat")).ok()?;
     let (comm, state) = super::inhabitants::comm_and_state(&stat)?;
     Some((tid, comm.chars().flat_map(char::escape_default).collect(), state))
 }
