@@ -402,3 +402,45 @@ fn every_line_knows_its_time_also_after_an_adoption() {
     herd.terminate(ids(&[&a]), None).unwrap();
     herd.finish();
 }
+
+#[test]
+fn an_agent_that_holds_the_lock_of_its_pipe_holds_up_no_adoption() {
+    if Command::new("python3").arg("--version").output().is_err() {
+        return skip("no python3");
+    }
+    let mut herd = daemon(&[]);
+    let (go, held) = (herd.dir.path().join("go"), herd.dir.path().join("held"));
+    // The kernel holds a pipe's lock while a splice into it waits for its source.
+    let script = format!(
+        "import os, socket, time\n\
+         pipe = os.open('/proc/self/fd/1', os.O_RDWR)\n\
+         a, b = socket.socketpair()\n\
+         while not os.path.exists('{}'): time.sleep(0.05)\n\
+         open('{}', 'w').close()\n\
+         os.splice(a.fileno(), pipe, 4096)",
+        go.display(),
+        held.display()
+    );
+    let holder = herd.program(None, "holder", &["python3", "-c", &script], |spec| spec.output = Output::Pipe);
+    let other = spawn(&herd, "other", "read line < /dev/zero");
+    let holder_pid = herd.process_for_agent(&holder).unwrap().unwrap();
+    let own = |id: &str| std::fs::read_link(format!("/proc/{id}/fd/1")).is_ok();
+    until("both run", || own(&holder_pid.to_string()));
+    let both = [await_keeper(&herd, None), await_one(&herd, false, None)];
+    herd.crash();
+    both.iter().for_each(|pid| signal(*pid, "KILL"));
+    until("no keeper is left", || both.iter().all(|pid| process_state(*pid).is_none_or(|state| state == 'Z')));
+    std::fs::write(&go, "").unwrap();
+    until("the lock is held", || held.exists() && process_state(holder_pid) == Some('S'));
+    herd.restart();
+    let b = spawn(&herd, "b", "echo of another one");
+    assert_eq!(said(&herd, &b).0, "of another one\n");
+    let is_kept = |keeper: i32| {
+        let descriptors = std::fs::read_dir(format!("/proc/{keeper}/fd")).into_iter().flatten().flatten();
+        let mut paths = descriptors.filter_map(|fd| std::fs::read_link(fd.path()).ok());
+        paths.any(|path| path == spool(&herd, "other", "stdout"))
+    };
+    until("the other one is kept", || keepers(&herd, true).into_iter().any(is_kept));
+    herd.terminate(ids(&[&holder, &other]), Some(std::time::Duration::ZERO)).unwrap();
+    herd.finish();
+}

@@ -7,13 +7,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use mio::Interest;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::body::Body;
-use super::job::keep;
+use super::job::Job;
+use super::keepers::Sweep;
 use super::records::{Begun, Legacy, Mark, Records};
 use super::rules::Watcher;
 use super::supervisor::{Source, Supervisor, now};
@@ -312,11 +314,12 @@ impl Supervisor {
         let (mut adopted, mut started) = (Vec::new(), Vec::new());
         let (mut mains, mut thawed) = (Vec::new(), Vec::new());
         let mut places = Vec::new();
+        let sweep = Arc::new(Sweep(self.tools.clone()));
         self.thaw_groups(&estate.heirs);
         for mut heir in estate.heirs {
             let key = heir.key();
             self.records.inherit(key, heir.mark);
-            self.enter_body(&mut heir);
+            self.enter_body(&mut heir, &sweep);
             if self.thaw_run(&heir) {
                 thawed.push(key);
             }
@@ -390,7 +393,7 @@ impl Supervisor {
     }
 
     /// Makes what the shell keeps of an agent.
-    fn enter_body(&mut self, heir: &mut Heir) {
+    fn enter_body(&mut self, heir: &mut Heir, sweep: &Arc<Sweep>) {
         if is_queued(heir) {
             return;
         }
@@ -401,10 +404,11 @@ impl Supervisor {
                 Ok(spool) => {
                     body.watcher = self.go_on_watching(&spec, &spool, heir.record.course.run);
                     body.spool = Some(spool);
-                    body.pipes = keep(&self.tools, &spec.id).unwrap_or_else(|error| {
-                        tracing::error!("keep the output pipes of {}: {error}", spec.id);
-                        None
-                    });
+                    body.pipes = self.tools.store.token(&spec.id);
+                    if body.pipes.is_some() {
+                        let (id, sweep) = (spec.id.clone(), Some(sweep.clone()));
+                        self.hands.take(Job::Keep { agent: key, id, sweep });
+                    }
                 }
                 Err(error) => tracing::warn!("go on with the output of {}: {error}", spec.id),
             }

@@ -154,7 +154,8 @@ impl Supervisor {
     pub(super) fn keep_again(&mut self) {
         let is_lost = |token: &u64| !self.tools.keepers.has(*token);
         let lost = self.bodies.iter().filter(|(_, body)| body.pipes.as_ref().is_some_and(is_lost));
-        let jobs: Vec<Job> = lost.map(|(key, body)| Job::Keep { agent: *key, id: body.id.clone() }).collect();
+        let jobs: Vec<Job> =
+            lost.map(|(key, body)| Job::Keep { agent: *key, id: body.id.clone(), sweep: None }).collect();
         jobs.into_iter().for_each(|job| self.hands.take(job));
     }
 

@@ -10,6 +10,7 @@
 //! | [`Spawners`] | spawn | a program's file, a working directory; one that hangs is replaced |
 //! | diggers | give space and memory back | a lock that a writer holds; a disk |
 //! | limiter | sets limits | reclaim, when a limit is below what is used |
+//! | keepers | give output pipes to keepers | another process that holds the lock of a pipe |
 //! | readers | what clients read, a step at a time | each other's steps |
 //! | hands | everything else: cgroups that go, who connects | the kernel's lock on cgroups |
 //!
@@ -36,6 +37,9 @@ const ENDERS: usize = 3;
 /// Threads that set limits: one, so they are set in their order.
 const LIMITERS: usize = 1;
 
+/// Threads that open output pipes, which an agent can hold up for as long as it likes.
+const KEEPERS: usize = 4;
+
 /// Threads that read for clients.
 const READERS: usize = 2;
 
@@ -51,6 +55,7 @@ pub(super) struct Hands {
     holes: Arc<Queue>,
     ends: Arc<Queue>,
     limits: Arc<Queue>,
+    keeps: Arc<Queue>,
     reads: Arc<Queue>,
     acts: Arc<Queue>,
 }
@@ -76,6 +81,7 @@ impl Hands {
             holes: Arc::default(),
             ends: Arc::default(),
             limits: Arc::default(),
+            keeps: Arc::default(),
             reads: Arc::default(),
             acts: Arc::default(),
         };
@@ -83,6 +89,7 @@ impl Hands {
             ("digger", DIGGERS, &hands.holes),
             ("ender", ENDERS, &hands.ends),
             ("limiter", LIMITERS, &hands.limits),
+            ("keeper", KEEPERS, &hands.keeps),
             ("reader", READERS, &hands.reads),
             ("hand", ACTORS, &hands.acts),
         ];
@@ -106,6 +113,7 @@ impl Hands {
                 &self.ends
             }
             Job::SetLimits { .. } | Job::Tighten(_) | Job::Loosen(..) => &self.limits,
+            Job::Keep { .. } => &self.keeps,
             Job::Read(_) => &self.reads,
             _ => &self.acts,
         };
@@ -128,7 +136,7 @@ pub(super) fn get_ready(tools: &Tools) {
 impl Drop for Hands {
     fn drop(&mut self) {
         self.spawners.close();
-        for queue in [&self.holes, &self.ends, &self.limits, &self.reads, &self.acts] {
+        for queue in [&self.holes, &self.ends, &self.limits, &self.keeps, &self.reads, &self.acts] {
             queue.lock().is_closed = true;
             queue.some.notify_all();
         }

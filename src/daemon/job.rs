@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use super::end::{self, Quarry};
 use super::guard;
-use super::keepers::{END_MAX, Keepers};
+use super::keepers::{END_MAX, Keepers, Sweep};
 use super::launch::{self, Surroundings};
 use super::notify::Leaves;
 use super::pid_file::PidRead;
@@ -126,6 +126,8 @@ pub(super) enum Job {
     Keep {
         agent: AgentKey,
         id: AgentId,
+        /// Of an adopted agent.
+        sweep: Option<Arc<Sweep>>,
     },
     /// Reap a keeper of output pipes that is about to end.
     Reap(Arc<Keeper>),
@@ -273,10 +275,11 @@ impl Job {
                 None => Outcome::Unfinished(Self::FindOutside(to, search)),
             },
             Self::Dig { agent, hole } => Outcome::Dug(agent, hole.dig()),
-            Self::Keep { agent, id } => match keep(tools, &id) {
-                Ok(token) => Outcome::Kept(agent, token),
-                Err(error) => Outcome::Fault(error),
-            },
+            Self::Keep { agent, id, sweep } => {
+                let kept = keep(tools, &id);
+                drop(sweep);
+                kept.map_or_else(Outcome::Fault, |token| Outcome::Kept(agent, token))
+            }
             Self::StoreTimes(times) => done(times.store()),
             Self::Reap(keeper) => {
                 keeper.reap(END_MAX);
@@ -311,8 +314,9 @@ fn sample(tools: &Tools, place: &Place, id: &AgentId) -> Option<Sample> {
     Some(Sample { cpu, output_bytes })
 }
 
-/// Has the pipes of an agent kept, and returns which ones; none if it has none.
-pub(super) fn keep(tools: &Tools, id: &AgentId) -> Result<Option<u64>, Error> {
+/// Has the pipes of an agent kept, and returns which ones; none if it has none. Opening a pipe waits
+/// for as long as another process holds its lock: never on the loop.
+fn keep(tools: &Tools, id: &AgentId) -> Result<Option<u64>, Error> {
     let Some(pipes) = tools.store.pipes(id)? else { return Ok(None) };
     let token = pipes.token;
     tools.keepers.keep(pipes)?;

@@ -15,6 +15,7 @@ use mio::unix::SourceFd;
 use mio::{Interest, Registry};
 use rustix::io::Errno;
 
+use super::job::Tools;
 use super::supervisor::Source;
 use crate::kernel::error::KernelError;
 use crate::kernel::keeper::{Keeper, Order, Report, Streams};
@@ -80,9 +81,22 @@ struct Pair {
 #[derive(Debug)]
 struct Place {
     pair: usize,
+    /// Whether this daemon has only found them with a keeper, and has given them to none.
+    is_found: bool,
     /// Whether this daemon has given them to both.
     is_sure: bool,
     ends: Option<Ends>,
+}
+
+/// Sweeps the keepers when its last owner drops it: the jobs that have adopted pipes kept own it. A
+/// job that never ends leaves the keepers with a few pipes too many until the next daemon.
+#[derive(Debug)]
+pub(super) struct Sweep(pub Arc<Tools>);
+
+impl Drop for Sweep {
+    fn drop(&mut self) {
+        self.0.keepers.sweep();
+    }
 }
 
 /// What a keeper had to tell.
@@ -125,7 +139,7 @@ impl Keepers {
         let mut book = self.book();
         // What epoll refuses the loop polls by the clock.
         book.unpolled.extend(polled.is_err().then_some(number));
-        keeper.had.iter().for_each(|token| book.note(*token, number / 2));
+        keeper.had.iter().for_each(|token| book.note(*token, number / 2, true));
         book.pairs[number / 2].keepers[number % 2] = Some(Arc::new(keeper));
     }
 
@@ -224,10 +238,8 @@ impl Keepers {
             }
         }
         let mut book = self.book();
-        let is_nobodys = |place: &Place| !place.is_sure && place.ends.is_none();
-        let unsure: Vec<u64> =
-            book.whose.iter().filter(|(_, place)| is_nobodys(place)).map(|(token, _)| *token).collect();
-        for token in unsure {
+        let found: Vec<u64> = book.whose.iter().filter(|(_, place)| place.is_found).map(|(token, _)| *token).collect();
+        for token in found {
             if let Some(Place { pair, .. }) = book.whose.remove(&token) {
                 book.pairs[pair].agents -= 1;
             }
@@ -349,17 +361,17 @@ impl Book {
         if self.is_over || !(self.has_room(pair) || self.whose.contains_key(&token)) {
             return None;
         }
-        self.note(token, pair);
+        self.note(token, pair, false);
         Some((pair, [splices, holds]))
     }
 
     /// Notes that a pair has these pipes, or is to have them.
-    fn note(&mut self, token: u64, pair: usize) {
+    fn note(&mut self, token: u64, pair: usize, is_found: bool) {
         let (before, pairs) = (self.whose.remove(&token), &mut self.pairs);
         if before.is_none() {
             pairs[pair].agents += 1;
         }
-        self.whose.insert(token, Place { pair, is_sure: false, ends: before.and_then(|place| place.ends) });
+        self.whose.insert(token, Place { pair, is_found, is_sure: false, ends: before.and_then(|place| place.ends) });
     }
 
     /// Notes that both keepers have these pipes, and holds them, too, if there are descriptors to spare. Returns what is not held.

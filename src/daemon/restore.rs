@@ -298,7 +298,7 @@ impl Supervisor {
             crate::model::stream::Stream::ALL.into_iter().for_each(|it| self.spool_due_in(*key, it, Duration::ZERO));
             if self.bodies.get(key).is_some_and(|body| body.pipes.is_some()) {
                 // Its keeper goes on into the new files.
-                self.hands.take(Job::Keep { agent: *key, id: id.clone() });
+                self.hands.take(Job::Keep { agent: *key, id: id.clone(), sweep: None });
             }
         }
         self.upkeep.fault = restored.fault.take();

@@ -533,7 +533,6 @@ impl Supervisor {
         self.publish(event);
         self.adopt(estate, written);
         self.poll_keepers();
-        self.tools.keepers.sweep();
         self.write_down();
         tracing::info!("listening on {}", self.settings.socket().display());
     }

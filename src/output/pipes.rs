@@ -22,6 +22,13 @@ impl Store {
         self.pipes_in(id.as_str())
     }
 
+    /// Returns which pipes an agent has, without opening one; `None` if it has none.
+    pub fn token(&self, id: &AgentId) -> Option<u64> {
+        let name = format!("{id}/{}", pipe_name(Stream::Stdout));
+        let stat = fs::fstat(self.open_entry(&name, OFlags::PATH).ok()?).ok()?;
+        (FileType::from_raw_mode(stat.st_mode) == FileType::Fifo).then_some(stat.st_ino)
+    }
+
     pub(super) fn pipes_in(&self, dir: &str) -> Result<Option<Pipes>, Error> {
         let Some((token, out)) = self.end(dir, Stream::Stdout)? else { return Ok(None) };
         let Some((_, err)) = self.end(dir, Stream::Stderr)? else { return Ok(None) };
