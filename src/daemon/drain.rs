@@ -146,7 +146,7 @@ impl Supervisor {
     /// Has an agent's pipes forgotten: it is.
     pub(super) fn forget_pipes(&mut self, token: u64) {
         if let Some(ends) = self.tools.keepers.forget(token) {
-            self.disk.act(move || drop(ends));
+            self.hands.take(Job::Close(ends));
         }
     }
 

@@ -10,7 +10,7 @@
 //! | [`Spawners`] | spawn | a program's file, a working directory; one that hangs is replaced |
 //! | diggers | give space and memory back | a lock that a writer holds; a disk |
 //! | limiter | sets limits | reclaim, when a limit is below what is used |
-//! | keepers | give output pipes to keepers | another process that holds the lock of a pipe |
+//! | keepers | give output pipes to keepers, and close them | another process that holds the lock of a pipe |
 //! | readers | what clients read, a step at a time | each other's steps |
 //! | hands | everything else: cgroups that go, who connects | the kernel's lock on cgroups |
 //!
@@ -37,7 +37,7 @@ const ENDERS: usize = 3;
 /// Threads that set limits: one, so they are set in their order.
 const LIMITERS: usize = 1;
 
-/// Threads that open output pipes, which an agent can hold up for as long as it likes.
+/// Threads that open and close output pipes, which an agent can hold up for as long as it likes.
 const KEEPERS: usize = 4;
 
 /// Threads that read for clients.
@@ -113,7 +113,7 @@ impl Hands {
                 &self.ends
             }
             Job::SetLimits { .. } | Job::Tighten(_) | Job::Loosen(..) => &self.limits,
-            Job::Keep { .. } => &self.keeps,
+            Job::Keep { .. } | Job::Close(_) => &self.keeps,
             Job::Read(_) => &self.reads,
             _ => &self.acts,
         };

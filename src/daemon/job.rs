@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use super::end::{self, Quarry};
 use super::guard;
-use super::keepers::{END_MAX, Keepers, Sweep};
+use super::keepers::{END_MAX, Ends, Keepers, Sweep};
 use super::launch::{self, Surroundings};
 use super::notify::Leaves;
 use super::pid_file::PidRead;
@@ -129,6 +129,8 @@ pub(super) enum Job {
         /// Of an adopted agent.
         sweep: Option<Arc<Sweep>>,
     },
+    /// Close the read ends of an agent's output pipes.
+    Close(Ends),
     /// Reap a keeper of output pipes that is about to end.
     Reap(Arc<Keeper>),
     /// Find out who is at the other end of a connection.
@@ -279,6 +281,10 @@ impl Job {
                 let kept = keep(tools, &id);
                 drop(sweep);
                 kept.map_or_else(Outcome::Fault, |token| Outcome::Kept(agent, token))
+            }
+            Self::Close(ends) => {
+                drop(ends);
+                Outcome::Nothing
             }
             Self::StoreTimes(times) => done(times.store()),
             Self::Reap(keeper) => {
