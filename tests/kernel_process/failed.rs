@@ -125,13 +125,13 @@ fn a_stdin_on_procfs_or_behind_its_links_shows_nothing_of_the_supervisor() {
     for (cwd, stdin) in [
         ("/", link.to_str().unwrap()),
         ("/proc/self", "maps"),
-        ("/proc/thread-self", "environ"),
+        ("/proc/thread-self", "smaps"),
         ("/", "/proc/self/task/../smaps_rollup"),
     ] {
         let file = refused(cwd, stdin);
         assert_eq!(told(&file), (Stage::Stdin, libc::EPERM), "{file}");
     }
-    for stdin in ["/proc/self/exe", "/dev/stdin", "/dev/fd/1", "/proc/self/cwd/etc/passwd"] {
+    for stdin in ["/proc/self/exe", "/dev/stdout", "/dev/fd/2", "/proc/self/cwd/etc/passwd"] {
         let link = refused("/", stdin);
         assert_eq!(told(&link), (Stage::Stdin, libc::ELOOP), "{link}");
         assert!(link.remedy.as_deref().unwrap().contains("procfs"), "{link}");
