@@ -21,7 +21,7 @@ use crate::kernel::orphans::Search;
 use crate::kernel::peer::{self, Peer};
 use crate::kernel::program;
 use crate::kernel::rights::Stream;
-use crate::kernel::spawn::{self, Way};
+use crate::kernel::spawn::{self, Memory, Way};
 use crate::kernel::watch::Watches;
 use crate::machine::{AgentKey, Force, Frost, Input, ReplyTo, Sample};
 use crate::model::error::{Code, Error};
@@ -477,6 +477,11 @@ impl SpawnJob {
         if let Some(Ready::Fd(number)) = self.spec.ready {
             let (ours, theirs) = launch::newline_sockets()?;
             (born.newline, launch.passed) = (Some(ours), Some((theirs, number)));
+        }
+        // In a delegated cgroup its user could make one that is killed as a group.
+        let shared = if self.spec.delegate { None } else { cgroups.share_memory(&place) };
+        if shared.is_some() {
+            launch.memory = Memory::Shared;
         }
         attempt.begin_clone(born)?;
         spawn::spawn_shared(&launch, &attempt.newborn)

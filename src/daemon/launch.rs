@@ -16,7 +16,7 @@ use crate::kernel::cgroup::Place;
 use crate::kernel::error::KernelError;
 use crate::kernel::process;
 use crate::kernel::rights::Stream;
-use crate::kernel::spawn::{self, IoPriority, Launch, Resource, Way};
+use crate::kernel::spawn::{self, IoPriority, Launch, Memory, Resource, Way};
 use crate::kernel::user::{self, Account};
 use crate::model;
 use crate::model::error::{Code, Error};
@@ -127,6 +127,7 @@ pub(super) fn prepare(
         umask: spec.umask.unwrap_or_default().bits(),
         no_new_privs: false,
         way: tools.way,
+        memory: Memory::Copied,
     })
 }
 

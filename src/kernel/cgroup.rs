@@ -40,6 +40,7 @@ mod mirror;
 mod oom;
 mod place;
 mod root;
+mod sharing;
 mod survivors;
 mod used;
 
@@ -107,6 +108,8 @@ pub struct Cgroups {
     changing: Mutex<()>,
     /// The subtree that stands still while its processes are moved, and what its freezer is asked for when that is done.
     stilled: Mutex<Option<(Place, Frozen)>>,
+    /// The children that share this process's memory.
+    sharing: sharing::Sharing,
 }
 
 /// A v1 hierarchy.

@@ -12,7 +12,8 @@
 //! reads the stage and errno that the child left <── or it failed, and ended
 //! ```
 //!
-//! No memory is copied (`fork` copies page tables: 40 ms in a process of 1 GiB), nor more descriptors than a child needs
+//! No memory is copied (`fork` copies page tables: 40 ms in a process of 1 GiB) except where a child could take its parent down
+//! with it ([`Memory::Copied`]), nor more descriptors than a child needs
 //! (copying and closing 10,000 costs a millisecond), no pipe is needed to learn what failed,
 //! and no process ever exists outside its leaf.
 //!
@@ -36,6 +37,7 @@ mod entry;
 mod needs;
 mod newborn;
 mod raw;
+mod report;
 mod shed;
 mod taker;
 mod tell;
@@ -44,15 +46,16 @@ use std::cell::RefCell;
 use std::ffi::{CString, OsStr, c_char};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::sync::atomic::{AtomicI32, AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
 use rustix::io::Errno;
 
-use self::child::{Head, Mission, Orders};
+use self::child::{Mission, Orders};
 use self::cradle::Cradle;
 use self::entry::PidEntry;
 pub use self::newborn::Newborn;
 pub(super) use self::raw::set_signal_mask;
+use self::report::Report;
 use super::error::errno_text;
 use super::pidfd::{self, Exit};
 use super::user::Credentials;
@@ -70,6 +73,16 @@ pub enum Way {
     /// It is born where we are and writes itself into the leaf before anything else. The leaf's `cgroup.procs` is the
     /// caller's to put first in [`Launch::enter`].
     EnterItself,
+}
+
+/// Which memory a child has until it executes its program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Memory {
+    /// Ours (`CLONE_VM`): whoever kills all processes that share the child's memory, as the kernel does where a whole cgroup runs out
+    /// of memory (`memory.oom.group`), ends this process too.
+    Shared,
+    /// A copy of ours, which costs the copying of page tables.
+    Copied,
 }
 
 /// A resource limit of a process.
@@ -205,6 +218,8 @@ pub struct Launch {
     pub no_new_privs: bool,
     /// How it comes into its leaf.
     pub way: Way,
+    /// Which memory it has until then.
+    pub memory: Memory,
 }
 
 /// A program that runs.
@@ -287,6 +302,7 @@ fn spawn_laid(launch: &Launch, cradle: &Cradle, newborn: &Newborn) -> Result<Opt
     if let Some(entry) = &pid_entry {
         env.insert(0, entry.pointer());
     }
+    cradle.report.clear();
     let orders = Orders {
         enter: &enter,
         stdio: cradle.places(),
@@ -313,17 +329,17 @@ fn spawn_laid(launch: &Launch, cradle: &Cradle, newborn: &Newborn) -> Result<Opt
         search: &search[..launch.search.len()],
         argv: &argv,
         env: &env,
-        ..Orders::new(Mission::Exec)
+        ..Orders::new(Mission::Exec, &cradle.report)
     };
-    let child = give_birth(cradle, launch.leaf.as_fd(), launch.way, &orders, newborn)?;
+    let child = give_birth(cradle, launch.leaf.as_fd(), (launch.way, launch.memory), &orders, newborn)?;
     if !newborn.come_back() {
         return Ok(None);
     }
     judge(launch, &orders, child).map(Some)
 }
 
-impl Orders<'_> {
-    fn new(mission: Mission) -> Self {
+impl<'a> Orders<'a> {
+    fn new(mission: Mission, report: &'a Report) -> Self {
         Self {
             mission,
             enter: &[],
@@ -347,10 +363,7 @@ impl Orders<'_> {
             search: &[],
             argv: &[],
             env: &[],
-            stage: AtomicU8::new(Stage::Clone as u8),
-            errno: AtomicI32::new(0),
-            which: AtomicUsize::new(0),
-            head: Head::new(),
+            report,
         }
     }
 }
@@ -371,24 +384,28 @@ fn pointers(texts: &[CString]) -> Vec<*const c_char> {
 fn give_birth(
     cradle: &Cradle,
     leaf: BorrowedFd<'_>,
-    way: Way,
+    (way, memory): (Way, Memory),
     orders: &Orders<'_>,
     newborn: &Newborn,
 ) -> Result<Launched, SpawnFailure> {
-    clone_on(&cradle.stack, leaf, way, orders, newborn).map_err(|errno| tell::clone(leaf, errno))
+    clone_on(&cradle.stack, leaf, (way, memory), orders, newborn).map_err(|errno| tell::clone(leaf, errno))
 }
 
 #[allow(unsafe_code)]
 fn clone_on(
     stack: &raw::Stack,
     leaf: BorrowedFd<'_>,
-    way: Way,
+    (way, memory): (Way, Memory),
     orders: &Orders<'_>,
     newborn: &Newborn,
 ) -> Result<Launched, Errno> {
+    let memory = match memory {
+        Memory::Shared => raw::CLONE_VM,
+        Memory::Copied => 0,
+    };
     let [parent_tid, pidfd] = newborn.places();
     let mut args = raw::CloneArgs {
-        flags: raw::CLONE_VM
+        flags: memory
             | raw::CLONE_VFORK
             | raw::CLONE_FILES
             | raw::CLONE_PIDFD
@@ -419,8 +436,9 @@ fn clone_on(
 
 /// Finds out what became of the child, and reaps it if that is nothing.
 fn judge(launch: &Launch, orders: &Orders<'_>, child: Launched) -> Result<Launched, SpawnFailure> {
-    let stage = Stage::ALL.get(usize::from(orders.stage.load(Ordering::Relaxed))).copied().unwrap_or(Stage::Clone);
-    let errno = orders.errno.load(Ordering::Relaxed);
+    let report = orders.report;
+    let stage = Stage::ALL.get(usize::from(report.stage.load(Ordering::Relaxed))).copied().unwrap_or(Stage::Clone);
+    let errno = report.errno.load(Ordering::Relaxed);
     if errno == 0 && stage == Stage::Exec && !ended_before_exec(&child) {
         return Ok(child);
     }
@@ -429,8 +447,8 @@ fn judge(launch: &Launch, orders: &Orders<'_>, child: Launched) -> Result<Launch
     if errno == 0 {
         return Err(tell::killed(stage, ended.map(|ended| ended.status)));
     }
-    let which = orders.which.load(Ordering::Relaxed);
-    Err(tell::failed(launch, stage, which, Errno::from_raw_os_error(errno), orders.head.bytes()))
+    let which = report.which.load(Ordering::Relaxed);
+    Err(tell::failed(launch, stage, which, Errno::from_raw_os_error(errno), report.head()))
 }
 
 /// Says whether a child that came as far as calling `execve` was ended in it.
@@ -484,8 +502,10 @@ pub fn check_clone3() -> Result<(), Error> {
 /// # Kernel
 /// `CLONE_INTO_CGROUP`: Linux 5.7, clone(2). The bug: about 6.14 to 6.18.44.
 pub fn way_that_works(leaf: BorrowedFd<'_>) -> Result<Way, SpawnFailure> {
-    let orders = Orders::new(Mission::Exit);
-    let child = with_cradle(|cradle| give_birth(cradle, leaf, Way::CloneInto, &orders, &Newborn::default()))?;
+    let how = (Way::CloneInto, Memory::Copied);
+    let child = with_cradle(|cradle| {
+        give_birth(cradle, leaf, how, &Orders::new(Mission::Exit, &cradle.report), &Newborn::default())
+    })?;
     match pidfd::wait(child.pidfd.as_fd()).map(|ended| ended.status) {
         Ok(Exit::Signal { .. }) => Ok(Way::EnterItself),
         // With SIGCHLD ignored the kernel reaps for us and tells nothing.

@@ -592,3 +592,18 @@ pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
         std::thread::park_timeout(Duration::from_millis(2));
     }
 }
+
+/// Takes a write lease on a file: an `exec` of it waits until the lease is dropped, or for /proc/sys/fs/lease-break-time.
+#[allow(dead_code, unsafe_code)]
+pub fn lease(path: &Path) -> std::fs::File {
+    use std::os::fd::AsRawFd;
+    let file = std::fs::File::open(path).unwrap();
+    // A break of the lease is reported by a signal that is ignored by default, instead of SIGIO.
+    // SAFETY: both take numbers and touch no memory.
+    let leased = unsafe {
+        libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_WRLCK) == 0
+            && libc::fcntl(file.as_raw_fd(), 10, libc::SIGURG) == 0
+    };
+    assert!(leased, "{}: {}", path.display(), std::io::Error::last_os_error());
+    file
+}

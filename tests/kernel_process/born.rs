@@ -6,11 +6,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 
 use treeherd::kernel::pidfd::{Exit, cgroup_of};
-use treeherd::kernel::spawn::{IoPriority, Resource, Rlimit, Way, get_ready, spawn};
+use treeherd::kernel::spawn::{IoPriority, Memory, Resource, Rlimit, Way, get_ready, spawn};
 use treeherd::kernel::user::{Account, Credentials};
 use treeherd::model::stage::Stage;
 
-use crate::room::{Room, end, shell, sink, text};
+use crate::room::{Room, end, shell, sink, text, until};
 
 fn nobody() -> Credentials {
     Credentials {
@@ -327,4 +327,29 @@ fn a_fifo_or_a_terminal_that_is_stdin_holds_nobody_up_and_becomes_nobodys_termin
     let (_master, terminal) = terminal();
     let stat = shell("exec cat /proc/self/stat", |launch| launch.stdin = Some(terminal));
     assert_eq!(stat.rsplit_once(") ").unwrap().1.split(' ').nth(4), Some("0"), "no controlling terminal");
+}
+
+#[test]
+fn a_child_that_hangs_in_exec_shares_memory_only_where_that_is_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join("program");
+    std::fs::copy("/bin/true", &program).unwrap();
+    for (memory, shares) in [(Memory::Shared, true), (Memory::Copied, false)] {
+        let (room, out) = (Room::new(), sink());
+        let mut launch = room.launch(&[program.to_str().unwrap()], &out);
+        launch.memory = memory;
+        let lease = crate::common::lease(&program);
+        std::thread::scope(|scope| {
+            let spawned = scope.spawn(|| spawn(&launch).unwrap());
+            let child = || room.read("cgroup.procs").trim().parse::<i32>().ok();
+            until("it is born", || child().is_some());
+            const KCMP_VM: i32 = 1;
+            // SAFETY: it takes numbers and touches no memory.
+            #[allow(unsafe_code)]
+            let differs = unsafe { libc::syscall(libc::SYS_kcmp, std::process::id(), child().unwrap(), KCMP_VM, 0, 0) };
+            drop(lease);
+            let status = end(&spawned.join().unwrap()).status;
+            assert_eq!((differs == 0, status), (shares, Exit::Code(0)), "{memory:?}");
+        });
+    }
 }

@@ -4,7 +4,7 @@ use std::ffi::CString;
 use std::os::unix::fs::PermissionsExt;
 
 use treeherd::kernel::pidfd::Exit;
-use treeherd::kernel::spawn::{Launch, Resource, Rlimit, spawn};
+use treeherd::kernel::spawn::{Launch, Memory, Resource, Rlimit, spawn};
 use treeherd::kernel::user::lookup;
 use treeherd::model::stage::{SpawnFailure, Stage};
 
@@ -202,4 +202,35 @@ fn clone_into_a_cgroup_whose_pids_max_is_reached_is_eagain() {
     room.write("pids.max", "0");
     let full = spawn(&room.launch(&["/bin/true"], &out)).unwrap_err();
     assert_eq!(told(&full), (Stage::Clone, libc::EAGAIN));
+}
+
+#[test]
+fn a_child_with_memory_of_its_own_reports_each_stage_as_one_with_shared_memory() {
+    let missing: fn(&mut Launch) = |launch| launch.cwd = c"/no/dir".to_owned();
+    let inverted: fn(&mut Launch) = |launch| {
+        let nofile = Resource::from_name("nofile").unwrap();
+        launch.rlimits = vec![Rlimit { resource: nofile, soft: 9, hard: 8 }];
+    };
+    let changes: [fn(&mut Launch); 5] = [
+        missing,
+        inverted,
+        |launch| launch.stdin = Some(c"/no/file".to_owned()),
+        |_| {},
+        |launch| {
+            launch.search = vec![c"/no/x".to_owned(), c"/etc/passwd".to_owned()];
+        },
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let script = dir.path().join("script");
+    std::fs::write(&script, "#!/no/such/interpreter\n").unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    for change in changes {
+        let [shared, copied] = [Memory::Shared, Memory::Copied].map(|memory| {
+            failure(&[script.to_str().unwrap()], |launch| {
+                launch.memory = memory;
+                change(launch);
+            })
+        });
+        assert_eq!(shared, copied);
+    }
 }

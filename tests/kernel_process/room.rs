@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use treeherd::kernel::pidfd::{self, Ended, Exit};
-use treeherd::kernel::spawn::{self, Launch, Launched, Way, path_candidates};
+use treeherd::kernel::spawn::{self, Launch, Launched, Memory, Way, path_candidates};
 
 /// How long a fact may take to come true before a test fails.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -114,6 +114,7 @@ impl Room {
             umask: 0o022,
             no_new_privs: false,
             way,
+            memory: Memory::Shared,
         }
     }
 }

@@ -27,6 +27,8 @@ pub fn all() -> Vec<Trial> {
         memory_high_holds_without_a_kill,
         a_rule_on_pressure_tightens_memory_high_and_lets_go_of_it,
         an_oom_kill_takes_one_process_or_the_whole_agent,
+        a_group_kill_that_meets_a_child_before_exec_spares_the_daemon,
+        a_group_kill_is_not_enabled_over_a_child_that_shares_the_daemons_memory,
         an_oom_between_agents_within_their_limits_is_their_parents,
         swap_is_used_up_to_its_limit,
         forks_are_refused_in_the_name_of_the_limit_that_was_hit,
@@ -170,6 +172,55 @@ fn an_oom_kill_takes_one_process_or_the_whole_agent() {
     assert_eq!((exit.cause, exit.oom.unwrap().culprit.as_deref()), (Cause::Oom, Some("all")));
     assert_eq!(exit.signal.as_deref(), Some("SIGKILL"), "the main process went with the one that ate");
     assert_eq!(herd.agent_status(&one).unwrap().state, State::Running);
+    herd.finish();
+}
+
+/// Starts an agent whose program cannot start, below another one, and returns when its process is there.
+fn held(herd: &Own, top: &AgentId, program: &Path) -> std::process::Child {
+    let mut command = Command::new(assert_cmd::cargo::cargo_bin!("treeherd"));
+    command.arg("--socket").arg(herd.socket()).args(["spawn", "held", "--parent", top.as_str(), "--"]).arg(program);
+    let asked = command.spawn().unwrap();
+    let procs = cgroup(herd, top).join("level-1/held/run-1/cgroup.procs");
+    until("it is born", || std::fs::read_to_string(&procs).is_ok_and(|pids| !pids.is_empty()));
+    asked
+}
+
+fn a_group_kill_that_meets_a_child_before_exec_spares_the_daemon() {
+    let herd = daemon(&[]);
+    let mut events = herd.follow();
+    let (program, go) = (herd.dir.path().join("program"), herd.dir.path().join("go"));
+    std::fs::copy("/bin/true", &program).unwrap();
+    let lease = lease(&program);
+    let top = herd.group(None, "top");
+    let texts = ["memory_max=24MiB", "memory_swap_max=0", "memory_oom_group=true"];
+    herd.limit(LimitScope::Agent(top.clone()), limits(&texts)).unwrap();
+    let script = format!("until [ -e {} ]; do sleep 0.05; done; exec tail /dev/zero", go.display());
+    let eater = herd.spawn_below(&top, "eater", &script);
+    let mut asked = held(&herd, &top, &program);
+    std::fs::write(go, "").unwrap();
+    let exit = await_event(&mut events, Kind::Failed, &eater).exit.unwrap();
+    assert_eq!(exit.cause, Cause::Oom);
+    assert!(!asked.wait().unwrap().success(), "the child is killed with its group");
+    herd.sleeper(None, "other");
+    drop(lease);
+    herd.finish();
+}
+
+fn a_group_kill_is_not_enabled_over_a_child_that_shares_the_daemons_memory() {
+    let herd = daemon(&[]);
+    let program = herd.dir.path().join("program");
+    std::fs::copy("/bin/true", &program).unwrap();
+    let lease = lease(&program);
+    let top = herd.group(None, "top");
+    herd.limit(LimitScope::Agent(top.clone()), limits(&["memory_max=24MiB"])).unwrap();
+    let mut asked = held(&herd, &top, &program);
+    let enable = || herd.limit(LimitScope::Agent(top.clone()), limits(&["memory_oom_group=true"]));
+    let error = enable().unwrap_err();
+    assert!(error.message.contains("herd/top/level-1/held/run-1 has not started yet"), "{error}");
+    assert_eq!(read(&cgroup(&herd, &top), "memory.oom.group"), "0");
+    drop(lease);
+    assert!(asked.wait().unwrap().success());
+    enable().unwrap();
     herd.finish();
 }
 

@@ -16,6 +16,7 @@ use super::above::Outside;
 use super::dir::Dir;
 use super::inhabitants::own_cgroup;
 use super::mirror::c_name;
+use super::sharing::Sharing;
 use super::{Cgroups, Hierarchy, Place, Removal, claim, is_busy, remove_below};
 use crate::kernel::error::{KernelError, Result};
 use crate::kernel::guardian::{self, Estate};
@@ -73,10 +74,11 @@ impl Cgroups {
         for name in root.split('/') {
             spine = make_or_open(&spine, name)?;
         }
-        match spine.make(Place::herd().name()) {
-            Err(error) if error.errno != Errno::EXIST => return Err(with_remedy(error).into()),
-            _ => {}
-        }
+        let sharing = match spine.make(Place::herd().name()) {
+            Ok(()) => Sharing::default(),
+            Err(error) if error.errno == Errno::EXIST => Sharing::of_old_herd(),
+            Err(error) => return Err(with_remedy(error).into()),
+        };
         let hierarchies = open_hierarchies(&host, &spine)?;
         let [memory_above, pids_above] =
             [Controller::Memory, Controller::Pids].map(|controller| Outside::all(&host, &root, controller));
@@ -92,6 +94,7 @@ impl Cgroups {
             moved,
             changing,
             stilled: Mutex::default(),
+            sharing,
         };
         cgroups.drop_orphaned_mirrors()?;
         for hierarchy in cgroups.each_hierarchy() {

@@ -1,17 +1,17 @@
 //! What the child does between its birth and `execve`.
 //!
-//! It runs on a stack of its own in its parent's memory, and its parent's thread sleeps meanwhile. So: only system calls
+//! It runs on a stack of its own in its parent's memory, or in a copy of it, and its parent's thread sleeps meanwhile. So: only system calls
 //! made by hand, only on what was made ready before; no allocation, no lock, no panic, no libc, no `Drop`. What it has
-//! to tell it leaves in [`Orders`]: the step it is at, and the error number of the step that failed.
+//! to tell it leaves in its [`Report`]: the step it is at, and the error number of the step that failed.
 
-use std::cell::UnsafeCell;
 use std::convert::Infallible;
 use std::ffi::{CStr, c_char, c_void};
-use std::sync::atomic::{AtomicI32, AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
 use super::entry::PidEntry;
 use super::needs::HEAD_MAX;
 use super::raw::{self, Answer};
+use super::report::Report;
 use crate::model::stage::Stage;
 
 /// What the child is to do.
@@ -60,41 +60,13 @@ pub(super) struct Orders<'a> {
     pub search: &'a [*const c_char],
     pub argv: &'a [*const c_char],
     pub env: &'a [*const c_char],
-
-    /// The step that the child is at, as an index into [`Stage::ALL`].
-    pub stage: AtomicU8,
-    /// The error number of the step that failed, 0 if none did.
-    pub errno: AtomicI32,
-    /// Which one of several the step failed at: the index of a descriptor, a limit, a path.
-    pub which: AtomicUsize,
-    /// The first bytes of the file that could not be executed.
-    pub head: Head,
-}
-
-/// Room for the first bytes of a file, which the child fills and its parent reads after it.
-pub(super) struct Head {
-    bytes: UnsafeCell<[u8; HEAD_MAX]>,
-    /// How many were read; none if that is `usize::MAX`.
-    length: AtomicUsize,
-}
-
-impl Head {
-    pub fn new() -> Self {
-        Self { bytes: UnsafeCell::new([0; HEAD_MAX]), length: AtomicUsize::new(usize::MAX) }
-    }
-
-    /// Returns what the child has read, if it has. Only for its parent, once the child has left its memory.
-    pub fn bytes(&self) -> Option<&[u8]> {
-        // SAFETY: the child, the only one that writes there, has ended when its parent goes on (CLONE_VFORK).
-        #[allow(unsafe_code)]
-        let bytes = unsafe { &*self.bytes.get() };
-        bytes.get(..self.length.load(Ordering::Relaxed))
-    }
+    /// Where the child says what it is at, and what failed.
+    pub report: &'a Report,
 }
 
 impl Orders<'_> {
     fn at(&self, stage: Stage) {
-        self.stage.store(stage as u8, Ordering::Relaxed);
+        self.report.stage.store(stage as u8, Ordering::Relaxed);
     }
 }
 
@@ -118,8 +90,8 @@ pub(super) extern "C" fn run(orders: *mut c_void) -> ! {
     }
     let Err((which, errno)) = steps(orders);
     read_head(orders, which);
-    orders.which.store(which, Ordering::Relaxed);
-    orders.errno.store(errno, Ordering::Relaxed);
+    orders.report.which.store(which, Ordering::Relaxed);
+    orders.report.errno.store(errno, Ordering::Relaxed);
     raw::exit(127)
 }
 
@@ -351,19 +323,20 @@ fn open(path: usize) -> Result<usize, Failed> {
 /// Reads the first bytes of a file that could not be executed, with the rights that the program would have had: they say what it
 /// lacks.
 fn read_head(orders: &Orders<'_>, which: usize) {
-    let (true, Some(path)) = (orders.stage.load(Ordering::Relaxed) == Stage::Exec as u8, orders.search.get(which))
+    let (true, Some(path)) =
+        (orders.report.stage.load(Ordering::Relaxed) == Stage::Exec as u8, orders.search.get(which))
     else {
         return;
     };
     // Even a limit of three descriptors leaves one for this.
     cannot_fail(call(libc::SYS_close, [0; 5]));
     let Ok(fd) = open(path.expose_provenance()) else { return };
-    let at = orders.head.bytes.get().expose_provenance();
+    let at = orders.report.head.get().expose_provenance();
     // SAFETY: the buffer is as long as is said, the parent's that sleeps meanwhile, and nobody else's.
     #[allow(unsafe_code)]
     let read = unsafe { raw::syscall(libc::SYS_read, [fd, at, HEAD_MAX, 0, 0]) };
     if let Ok(length) = read {
-        orders.head.length.store(length, Ordering::Relaxed);
+        orders.report.head_length.store(length, Ordering::Relaxed);
     }
 }
 

@@ -11,11 +11,14 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::{self, DupFlags};
 
 use super::raw::Stack;
+use super::report::Page;
 use super::shed::shed_inheritance;
 
 /// What one thread keeps.
 pub(super) struct Cradle {
     pub stack: Stack,
+    /// Where its children report.
+    pub report: Page,
     /// Where a child finds its stdin, stdout and stderr: places from 3 on.
     places: [OwnedFd; 3],
     /// What is in the places between two children.
@@ -32,7 +35,14 @@ impl Cradle {
         let place = || io::fcntl_dupfd_cloexec(&null, 3);
         let places = [place()?, place()?, place()?];
         let oom_score_adj = File::open("/proc/self/oom_score_adj").ok();
-        Ok(Self { stack: Stack::new()?, places, nothing: place()?, has_null: false, oom_score_adj })
+        Ok(Self {
+            stack: Stack::new()?,
+            report: Page::new()?,
+            places,
+            nothing: place()?,
+            has_null: false,
+            oom_score_adj,
+        })
     }
 
     /// Opens the `/dev/null` that the next child reads from, until it opens something else. Each has one of its own: what one
