@@ -444,3 +444,24 @@ fn an_agent_that_holds_the_lock_of_its_pipe_holds_up_no_adoption() {
     herd.terminate(ids(&[&holder, &other]), Some(std::time::Duration::ZERO)).unwrap();
     herd.finish();
 }
+
+#[test]
+fn a_keeper_that_was_held_up_forgets_every_agent_that_was_cleaned_up_meanwhile() {
+    // More orders than a socket holds.
+    const AGENTS: usize = 400;
+    let herd = daemon(&["--max-agents-per-level", "1000", "--max-children", "1000"]);
+    let live = spawn(&herd, "live", "exec sleep 1000");
+    let both = [await_keeper(&herd, None), await_one(&herd, false, None)];
+    let open = |pid: i32| std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+    let before = both.map(open);
+    let agents: Vec<AgentId> = (0..AGENTS).map(|number| spawn(&herd, &format!("a{number}"), "true")).collect();
+    herd.wait(&agents).unwrap();
+    both.iter().for_each(|pid| signal(*pid, "STOP"));
+    herd.cleanup(ids(&agents.iter().collect::<Vec<_>>())).unwrap();
+    both.iter().for_each(|pid| signal(*pid, "CONT"));
+    // Pipes that are ready for agents to come are kept as well.
+    let is_small = |(pid, before): (i32, usize)| open(pid) < before + 100;
+    until("all are forgotten", || both.into_iter().zip(before).all(is_small));
+    herd.terminate(ids(&[&live]), Some(std::time::Duration::ZERO)).unwrap();
+    herd.finish();
+}

@@ -64,6 +64,8 @@ struct Book {
     whose: HashMap<u64, Place>,
     /// Keepers that have ended, by number, until the loop takes notice.
     ended: Vec<(usize, Arc<Keeper>)>,
+    /// The pipes that a keeper, by number, is to forget once its socket takes orders again.
+    owed: HashMap<usize, Vec<u64>>,
     /// Keepers that epoll has not taken, by number, until the loop takes notice.
     unpolled: Vec<usize>,
     /// The herd has ended: none is started any more.
@@ -116,7 +118,8 @@ impl Keepers {
     /// A socket that is somebody else's; what the kernel answered.
     pub fn open(dir: &Path, registry: Registry) -> Result<Self, Error> {
         let pairs = std::iter::repeat_with(Pair::default).take(PAIRS_MAX).collect();
-        let book = Book { pairs, whose: HashMap::new(), ended: Vec::new(), unpolled: Vec::new(), is_over: false };
+        let (whose, owed, ended, unpolled) = (HashMap::new(), HashMap::new(), Vec::new(), Vec::new());
+        let book = Book { pairs, whose, ended, owed, unpolled, is_over: false };
         let keepers = Self { dir: dir.to_owned(), registry, book: Mutex::new(book), starting: Mutex::new(()) };
         for number in 0..2 * PAIRS_MAX {
             if let Some(keeper) = Keeper::find(&keepers.path(number))? {
@@ -210,13 +213,38 @@ impl Keepers {
     /// Has what is in an agent's pipes written, and the pipes closed by their keepers. What the daemon has of them is the caller's to
     /// close.
     pub fn forget(&self, token: u64) -> Option<Ends> {
-        for keeper in self.pair_of(token).into_iter().flatten().flatten() {
-            if let Err(error) = keeper.send(&Order::Forget { token }) {
-                // It has ended, or keeps an agent too many until the next daemon sweeps.
-                tracing::debug!("{error}");
-            }
+        let pair = self.book().pair_that_has(token)?;
+        for number in [2 * pair, 2 * pair + 1] {
+            self.send_owed(number, Some(token));
         }
         self.note_gone(token)
+    }
+
+    /// Sends a keeper what it is to forget. A keeper that is held up takes no more than its socket
+    /// holds: the rest is sent when the socket is writable again, which is polled for until then.
+    fn send_owed(&self, number: usize, another: Option<u64>) {
+        let mut book = self.book();
+        let mut owed = book.owed.remove(&number).unwrap_or_default();
+        let was_full = !owed.is_empty();
+        owed.extend(another);
+        let Some(keeper) = book.pairs.get(number / 2).and_then(|pair| pair.keepers[number % 2].clone()) else { return };
+        let is_full = |token| {
+            let sent = keeper.send(&Order::Forget { token });
+            // One that has ended has nothing left to forget.
+            sent.is_err_and(|error| error.errno == Errno::AGAIN)
+        };
+        while owed.pop_if(|token| !is_full(*token)).is_some() {}
+        if was_full || !owed.is_empty() {
+            let writable = (!owed.is_empty()).then_some(Interest::WRITABLE);
+            let wanted = writable.map_or(Interest::READABLE, |it| it | Interest::READABLE);
+            let fd = keeper.as_fd().as_raw_fd();
+            let polled = self.registry.reregister(&mut SourceFd(&fd), Source::Keeper(number).token(), wanted);
+            // One that epoll has not taken is polled by the clock.
+            polled.unwrap_or_else(|error| tracing::debug!("poll a keeper for writing: {error}"));
+        }
+        if !owed.is_empty() {
+            book.owed.insert(number, owed);
+        }
     }
 
     fn pair_of(&self, token: u64) -> Option<[Option<Arc<Keeper>>; 2]> {
@@ -253,6 +281,7 @@ impl Keepers {
 
     /// Takes in what a keeper has to tell, and at most one end: each keeper that ends wakes the loop once.
     pub fn hear(&self, number: usize) -> Heard {
+        self.send_owed(number, None);
         let keeper = self.book().pairs.get(number / 2).and_then(|pair| pair.keepers[number % 2].clone());
         let mut reports = Vec::new();
         if let Some(keeper) = keeper
