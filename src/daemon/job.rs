@@ -1,8 +1,8 @@
 //! What the hands do: one job is one order of the machine, carried out against the kernel.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 
 use super::end::{self, Quarry};
 use super::guard;
@@ -47,6 +47,15 @@ pub(super) struct Tools {
     pub leaves: Leaves,
     /// Whether the disk of the state directory stalls or is full: nothing is made there in advance then.
     pub is_disk_slow: AtomicBool,
+    /// The guardian's process, once there is one.
+    pub guardian: OnceLock<i32>,
+}
+
+impl Tools {
+    /// Lists this supervisor's own processes that live outside the herd's cgroup.
+    pub fn own_processes(&self) -> Vec<i32> {
+        self.keepers.pids().into_iter().chain(self.guardian.get().copied()).collect()
+    }
 }
 
 /// A job.
@@ -272,7 +281,7 @@ impl Job {
                 let found = agents.into_iter().map(|(key, place)| (key, laggards(cgroups, &place))).collect();
                 Outcome::Laggards { found, reply }
             }
-            Self::FindOutside(to, mut search) => match search.step(&cgroups.herd_path(), &tools.keepers.pids()) {
+            Self::FindOutside(to, mut search) => match search.step(&cgroups.herd_path(), &tools.own_processes()) {
                 Some(found) => Outcome::Outside(to, found),
                 None => Outcome::Unfinished(Self::FindOutside(to, search)),
             },

@@ -27,9 +27,9 @@ impl Supervisor {
     /// Completes the receipts that are still to be answered: the herd has ended, and no hand is waited for.
     pub(super) fn complete_receipts(&mut self) {
         for to in self.receipts.keys().copied().collect::<Vec<_>>() {
-            let (herd, keepers) = (self.tools.cgroups.herd_path(), self.tools.keepers.pids());
+            let (herd, own) = (self.tools.cgroups.herd_path(), self.tools.own_processes());
             let mut search = Search::default();
-            let found = std::iter::repeat_with(|| search.step(&herd, &keepers)).find_map(|found| found);
+            let found = std::iter::repeat_with(|| search.step(&herd, &own)).find_map(|found| found);
             self.complete_receipt(to, found.unwrap_or_default());
         }
     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::channel;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -230,6 +230,7 @@ impl Herdsman {
             leaves: Leaves::default(),
             rulebook: Rulebook::default(),
             is_disk_slow: AtomicBool::new(false),
+            guardian: OnceLock::new(),
         };
         let root = format!("{}/{}", host.cgroup2.display(), settings.cgroup());
         let mut machine = Machine::new(herd, root.clone(), not_offered, clock::wall().0);
@@ -319,7 +320,9 @@ fn set_guardian(supervisor: &Supervisor) -> Result<Option<Guardian>, Error> {
     }
     let state_dir = settings.is_transient.then_some(settings.state_dir());
     let tools = &supervisor.tools;
-    Ok(Some(Guardian::start(&tools.cgroups, settings.ends_with, state_dir, tools.way)?))
+    let guardian = Guardian::start(&tools.cgroups, settings.ends_with, state_dir, tools.way)?;
+    tools.guardian.get_or_init(|| guardian.pid());
+    Ok(Some(guardian))
 }
 
 /// Turns the loop in threads of its own. This one waits; as the main thread it is given orphans, and has no other children.
