@@ -16,7 +16,7 @@ const KERNELS: [&str; 2] = ["6.12", "6.1"];
 
 /// The test binaries that ask nothing of the kernel, or nothing that the others do not, or a whole machine, or what a guest lacks (a
 /// terminal, time for a hundred clients); all others run in guests, too.
-const ELSEWHERE: [&str; 16] = [
+const ELSEWHERE: [&str; 17] = [
     "apply",
     "check",
     "cli_usage",
@@ -30,6 +30,7 @@ const ELSEWHERE: [&str; 16] = [
     "scarce",
     "schema",
     "simulation",
+    "texts",
     "tidy",
     "top",
     "words",
