@@ -51,7 +51,7 @@ fn every_mistake_is_told_with_its_place_its_source_and_a_remedy() {
         "6:1: there is no key \"comand\" for an agent",
         "did you mean command?",
         "9:1: the parent is said twice",
-        "10:8: agent worker: nice: it is -20 to 19",
+        "10:8: agent worker: nice: must be between -20 and 19 (got 40)",
         "   10 │ nice = 40",
         "      │        ^",
         "13:10: the parent of lost, bos, is not in this file",

@@ -372,7 +372,8 @@ fn rlimit(text: &str) -> Result<(Rlimit, RlimitPair), String> {
 fn ionice(text: &str) -> Result<IoNice, String> {
     let (class, level) = text.split_once(':').unwrap_or((text, "0"));
     let class = word::<IoClass>(class)?;
-    let level = level.parse().ok().filter(|level| *level <= 7).ok_or("the level is 0 to 7")?;
+    let wrong = || format!("level must be between 0 and 7 (got {level})");
+    let level = level.parse().ok().filter(|level| *level <= 7).ok_or_else(wrong)?;
     Ok(IoNice { class, level })
 }
 

@@ -13,6 +13,7 @@ pub mod note;
 pub mod pattern;
 pub mod plan;
 pub mod pressure;
+mod range;
 pub mod ready;
 pub mod record;
 pub mod recovery;

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{Code, Error};
 use super::pattern::Pattern;
+use super::range::no_duration_between;
 use super::spec::{AgentSpec, DURATION_MAX};
 use super::stream::Streams;
 
@@ -178,11 +179,11 @@ impl AgentSpec {
                 "with it a run is ready when its main process is named: leave out `ready`".to_owned(),
             ));
         }
-        if self.ready_timeout.is_some_and(|timeout| timeout.is_zero() || timeout > DURATION_MAX) {
-            return Err(("ready_timeout", "it is more than 0 and a year at most".to_owned()));
+        if let Some(given) = self.ready_timeout.filter(|timeout| timeout.is_zero() || *timeout > DURATION_MAX) {
+            return Err(("ready_timeout", no_duration_between("1ns", given)));
         }
-        if self.watchdog.is_some_and(|watchdog| !(WATCHDOG_LEAST..=DURATION_MAX).contains(&watchdog)) {
-            return Err(("watchdog", "it is 10ms, a tick of the kernel, to a year".to_owned()));
+        if let Some(given) = self.watchdog.filter(|watchdog| !(WATCHDOG_LEAST..=DURATION_MAX).contains(watchdog)) {
+            return Err(("watchdog", no_duration_between("10ms", given)));
         }
         Ok(())
     }

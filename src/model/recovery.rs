@@ -8,6 +8,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::range::{no_duration_between, not_between};
 use super::spec::DURATION_MAX;
 use super::time::DurationText;
 
@@ -84,16 +85,22 @@ impl Default for Restart {
 impl Restart {
     pub(super) fn check(&self) -> Result<(), String> {
         if !(1.0..=100.0).contains(&self.factor) {
-            return Err("factor is 1 to 100".to_owned());
+            return Err(format!("factor {}", not_between(1, 100, self.factor)));
         }
         if !(0.0..=1.0).contains(&self.jitter) {
-            return Err("jitter is 0 to 1".to_owned());
+            return Err(format!("jitter {}", not_between(0, 1, self.jitter)));
         }
         if self.delay > self.max_delay {
-            return Err("delay is above max_delay".to_owned());
+            let shown = humantime::format_duration;
+            return Err(format!(
+                "delay must be at most max_delay, {} (got {})",
+                shown(self.max_delay),
+                shown(self.delay)
+            ));
         }
-        if [self.max_delay, self.healthy_after, self.period].iter().any(|duration| *duration > DURATION_MAX) {
-            return Err("a duration is a year at most".to_owned());
+        let durations = [("max_delay", self.max_delay), ("healthy_after", self.healthy_after), ("period", self.period)];
+        if let Some((name, given)) = durations.into_iter().find(|(_, given)| *given > DURATION_MAX) {
+            return Err(format!("{name} {}", no_duration_between("0s", given)));
         }
         Ok(())
     }
@@ -159,11 +166,11 @@ impl Children {
     }
 
     pub(super) fn check(&self) -> Result<(), String> {
-        if self.intensity.is_some_and(|intensity| intensity > CHILD_INTENSITY_MOST) {
-            return Err(format!("intensity is 0 to {CHILD_INTENSITY_MOST}"));
+        if let Some(given) = self.intensity.filter(|intensity| *intensity > CHILD_INTENSITY_MOST) {
+            return Err(format!("intensity {}", not_between(0, CHILD_INTENSITY_MOST, given)));
         }
         if self.period.is_zero() || self.period > DURATION_MAX {
-            return Err("period is more than 0 and a year at most".to_owned());
+            return Err(format!("period {}", no_duration_between("1ns", self.period)));
         }
         Ok(())
     }

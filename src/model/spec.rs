@@ -13,6 +13,7 @@ use super::error::{Code, Error};
 use super::id::{AgentId, Level, Priority, SessionId};
 use super::limits::Limits;
 use super::pressure::PressureRule;
+use super::range::{no_duration_between, not_between};
 use super::ready::Ready;
 pub use super::recovery::{Children, Restart, RestartPolicy, Strategy};
 use super::rule::{self, Rule};
@@ -317,22 +318,23 @@ impl AgentSpec {
             return bad("after", "it cannot start after itself".to_owned());
         }
         if self.after.len() > AFTER_MOST {
-            return bad("after", format!("it names {AFTER_MOST} agents at most"));
+            return bad("after", format!("must name at most {AFTER_MOST} agents (got {})", self.after.len()));
         }
-        if self.oom_score_adj.is_some_and(|adj| !(-1000..=1000).contains(&adj)) {
-            return bad("oom_score_adj", "it is -1000 to 1000".to_owned());
+        if let Some(adj) = self.oom_score_adj.filter(|adj| !(-1000..=1000).contains(adj)) {
+            return bad("oom_score_adj", not_between(-1000, 1000, adj));
         }
-        if self.nice.is_some_and(|nice| !(-20..=19).contains(&nice)) {
-            return bad("nice", "it is -20 to 19".to_owned());
+        if let Some(nice) = self.nice.filter(|nice| !(-20..=19).contains(nice)) {
+            return bad("nice", not_between(-20, 19, nice));
         }
-        if self.ionice.is_some_and(|ionice| ionice.level > 7) {
-            return bad("ionice", "the level is 0 to 7".to_owned());
+        if let Some(ionice) = self.ionice.filter(|ionice| ionice.level > 7) {
+            return bad("ionice", format!("level {}", not_between(0, 7, ionice.level)));
         }
         if !(OUTPUT_MAX_LEAST..=OUTPUT_MAX_MOST).contains(&self.output_max) {
-            return bad("output_max", "it is 64KiB to 1GiB".to_owned());
+            return bad("output_max", not_between(OUTPUT_MAX_LEAST, OUTPUT_MAX_MOST, self.output_max));
         }
         if self.kind.is_empty() || self.kind.len() > 63 || self.kind.chars().any(char::is_control) {
-            return bad("type", "it is 1 to 63 printable characters".to_owned());
+            let shown: String = self.kind.chars().take(40).collect();
+            return bad("type", format!("must have 1 to 63 printable characters (got {shown:?})"));
         }
         if let Some(name) = self.declared_by.as_deref().filter(|name| !is_file_name(name)) {
             let shown: String = name.chars().take(40).collect();
@@ -344,10 +346,10 @@ impl AgentSpec {
             }
         }
         if self.grace > DURATION_MAX {
-            return bad("grace", "it is a year at most".to_owned());
+            return bad("grace", no_duration_between("0s", self.grace));
         }
-        if self.run_timeout.is_some_and(|timeout| timeout.is_zero() || timeout > DURATION_MAX) {
-            return bad("run_timeout", "it is more than 0 and a year at most".to_owned());
+        if let Some(timeout) = self.run_timeout.filter(|timeout| timeout.is_zero() || *timeout > DURATION_MAX) {
+            return bad("run_timeout", no_duration_between("1ns", timeout));
         }
         if self.is_group() && self.run_timeout.is_some() {
             return bad("run_timeout", "a group has no process and no run".to_owned());
@@ -368,7 +370,7 @@ impl AgentSpec {
             return bad("stall", "a group has no process and never does anything".to_owned());
         }
         if self.metadata.values().any(|value| !is_shallow(value, METADATA_DEPTH_MAX)) {
-            return bad("metadata", format!("it is nested more than {METADATA_DEPTH_MAX} deep"));
+            return bad("metadata", format!("must be nested at most {METADATA_DEPTH_MAX} levels deep"));
         }
         self.restart.check().or_else(|why| bad("restart", why))?;
         self.children.check().or_else(|why| bad("children", why))?;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::range::no_duration_between;
 use super::rule::Action;
 use super::spec::DURATION_MAX;
 use super::time::DurationText;
@@ -55,7 +56,7 @@ impl StallRule {
         if (STALL_LEAST..=DURATION_MAX).contains(&self.after) {
             return Ok(());
         }
-        Err("it is 1s to a year: in less than that one wake-up cannot be told from work".to_owned())
+        Err(format!("{}; less could not tell a wake-up from work", no_duration_between("1s", self.after)))
     }
 }
 

@@ -481,7 +481,7 @@ fn example(key: &str) -> &'static str {
         "after" => "use a list of agents, as in after = [\"db\", \"cache\"]",
         "capabilities" | "inherit_env" => "use a list of texts, as in [\"LANG\", \"TERM\"]",
         "metadata" => "as in metadata = { ticket = 17 }",
-        "cwd" | "stdin" => "use an absolute path, as in \"/srv/work\"",
+        "cwd" | "stdin" | "pid_file" => "use an absolute path, as in \"/srv/work\"",
         "env" => "as in env = { MODE = \"fast\" }: names without `=`, values as texts",
         "user" | "group" => "use a name or a number, as a text",
         "rlimits" => "as in rlimits = { nofile = 1024, core = \"0:max\" }",
