@@ -175,3 +175,25 @@ fn bad_rules_are_refused_whole() {
     assert!(herd.spools().is_empty(), "nothing is left");
     herd.finish();
 }
+
+#[test]
+fn patterns_that_take_long_delay_no_answer_and_no_end() {
+    let herd = herd();
+    let mut events = herd.follow();
+    // A line of them takes some 30 ms, and all of them a minute.
+    let lines = "yes $(head -c 1000 /dev/zero | tr '\\0' a) | head -n 2000; exec sleep 1000";
+    let slow = r"[ab]*a[ab]{5000}c";
+    let rule = herd.spawn_with("rule", None, lines, |spec| spec.rules = rules(&[slow]));
+    let ready = herd.spawn_with("ready", None, lines, |spec| {
+        spec.ready = Some(format!("stdout:{slow}").parse().unwrap());
+        spec.ready_timeout = Some(Duration::from_secs(600));
+    });
+    for number in 0..5 {
+        let id = herd.spawn(&format!("short-{number}"), "exit 3");
+        await_event(&mut events, Kind::Failed, &id);
+    }
+    for id in [rule, ready] {
+        assert_eq!(herd.terminate_agent(&id, Some(Duration::ZERO)).unwrap().agents[0].survivors, 0);
+    }
+    herd.finish();
+}

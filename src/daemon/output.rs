@@ -1,11 +1,11 @@
 //! When spool files are looked at: woken by one-shot watches, damped, and never by a timer alone.
 
 use std::os::fd::AsFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::body::{Ear, Watched};
 use super::job::Job;
-use super::rules::Rest;
+use super::rules::{Rest, scans_end};
 use super::supervisor::{Chore, Supervisor, now};
 use crate::kernel::clock;
 use crate::machine::{AgentKey, Input};
@@ -103,7 +103,11 @@ impl Supervisor {
     fn look_for_line(&mut self, key: AgentKey, stream: Stream) -> bool {
         let Some(body) = self.bodies.get_mut(&key) else { return false };
         let (Some((run, scan)), Some(spool)) = (&mut body.scan, &body.spool) else { return false };
-        let looked = scan.look(spool, &self.tools.store, &body.id, stream).unwrap_or_else(|error| {
+        let ends = scans_end(&mut self.scans_end);
+        if Instant::now() >= ends {
+            return true;
+        }
+        let looked = scan.look(spool, &self.tools.store, &body.id, stream, ends).unwrap_or_else(|error| {
             tracing::debug!("look for a line of {}: {error}", body.id);
             Looked::Nothing
         });

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::supervisor::{Chore, Supervisor, now};
 use crate::machine::{AgentKey, Input};
@@ -19,13 +19,16 @@ use crate::model::spec::AgentSpec;
 use crate::model::stream::Stream;
 use crate::model::time::Monotonic;
 use crate::model::units::Bytes;
-use crate::output::{Colours, Match, RuleSet, Sweep, escape};
+use crate::output::{Budget, Colours, Match, RuleSet, Sweep, escape};
 
 /// How much work one look at a stream does, as [`Swept::work`](crate::output::Swept::work) counts it: some 2 ms.
 const LOOK_MOST: u64 = 1 << 20;
 
 /// How much work all looks of one turn do.
 pub(super) const TURN_MOST: u64 = 2 << 20;
+
+/// How long they take at most, but for the line at work then: some patterns take a thousand times as long as others.
+const TURN_TIME_MAX: Duration = Duration::from_millis(10);
 
 /// How long the lines of a rule are gathered before they are told again.
 const GATHERED: Duration = Duration::from_secs(1);
@@ -207,6 +210,11 @@ pub(super) enum Rest {
     Now,
 }
 
+/// Returns when this turn may examine no more output: the time begins with the first examination.
+pub(super) fn scans_end(end: &mut Option<Instant>) -> Instant {
+    *end.get_or_insert_with(|| Instant::now() + TURN_TIME_MAX)
+}
+
 impl Supervisor {
     /// A run has begun: its output is looked at, what was written meanwhile included.
     pub(super) fn watch_output(&mut self, key: AgentKey, run: Run, set: Option<Arc<RuleSet>>) {
@@ -226,14 +234,15 @@ impl Supervisor {
         if watcher.over.is_none() && run != Some(watcher.run) {
             return Rest::Nothing;
         }
-        if self.rules_room == 0 {
+        let ends = scans_end(&mut self.scans_end);
+        if self.rules_room == 0 || Instant::now() >= ends {
             return Rest::Now;
         }
         let over = watcher.over;
         let Watcher { scans, tallies, .. } = watcher.as_mut();
         let Some(scan) = &mut scans[stream as usize] else { return Rest::Nothing };
         let until = over.map_or(u64::MAX, |over| over.ends[stream as usize]);
-        let budget = LOOK_MOST.min(self.rules_room);
+        let budget = Budget { work: LOOK_MOST.min(self.rules_room), until: ends };
         let note = |it: Match<'_>| tallies[it.rule].note(stream, it);
         let rest = match scan.look(spool, &self.tools.store, &body.id, budget, until, note) {
             Ok(looked) => {

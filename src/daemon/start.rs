@@ -496,6 +496,7 @@ impl Parts {
             reads: super::largest::Reads::default(),
             triggers: super::pressure::Triggers::default(),
             rules_room: 0,
+            scans_end: None,
             rule_lines: 0,
             limit_hits: BTreeMap::new(),
             mailbox: Mailbox::new(inbox),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mio::{Events, Poll, Token};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
@@ -240,6 +240,8 @@ pub(super) struct Supervisor {
     pub triggers: Triggers,
     /// How many bytes of output may still be looked at in this turn.
     pub rules_room: u64,
+    /// When this turn may examine no more output, once it has begun to.
+    pub scans_end: Option<Instant>,
     /// How many lines rules have found and told.
     pub rule_lines: u64,
     /// How often limits were hit and that was told, by their names.
@@ -293,7 +295,7 @@ impl Supervisor {
     /// Sleeps until something happens, and does what follows from it.
     pub fn turn(&mut self, events: &mut Events) -> Result<(), Error> {
         let timeout = self.timeout();
-        self.rules_room = TURN_MOST;
+        (self.rules_room, self.scans_end) = (TURN_MOST, None);
         let is_behind = self.behind_since().is_some();
         self.disk.begin_turn(is_behind);
         self.detection.before_poll();

@@ -66,7 +66,7 @@ mod tests;
 
 pub use lines::{Colours, Line, Lines, PARTIAL_MOST, escape};
 pub use read::{Cursor, Gone, Piece, Read, Tail};
-pub use rules::{LINE_MOST, Match, RuleSet, Sweep, Swept};
+pub use rules::{Budget, LINE_MOST, Match, RuleSet, Sweep, Swept};
 pub use scan::{Looked, Scan};
 pub use spool::{CAP_DEFAULT, CAP_LEAST, Dug, Hole, Serviced, Spool, Times};
 pub use store::{Inlet, Pipes, Store};

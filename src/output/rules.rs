@@ -6,6 +6,7 @@
 //! before the gap is looked at as it is, and what is left of the line in which the gap ends is passed over.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use memchr::memchr;
 use regex::bytes::RegexSet;
@@ -104,6 +105,15 @@ pub struct Sweep {
     passes_over: bool,
 }
 
+/// How much one call of [`Sweep::look`] may do.
+#[derive(Clone, Copy, Debug)]
+pub struct Budget {
+    /// How much work, as [`Swept::work`] counts it.
+    pub work: u64,
+    /// When it ends, whatever is left: what a line costs depends on the patterns. The line at work then is finished.
+    pub until: Instant,
+}
+
 /// What one call of [`Sweep::look`] has come to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Swept {
@@ -128,7 +138,7 @@ impl Sweep {
         self.next
     }
 
-    /// Looks on, until some `budget` of work is done and not beyond the offset `until`, and tells every line that a rule has found.
+    /// Examines the stream until the `budget` is used up, not beyond the offset `until`, and reports every line that a rule matches.
     ///
     /// # Errors
     /// Those of [`Spool::read`]; what was looked at before stays so.
@@ -137,13 +147,13 @@ impl Sweep {
         spool: &Spool,
         store: &Store,
         id: &AgentId,
-        budget: u64,
+        budget: Budget,
         until: u64,
         mut each: impl FnMut(Match<'_>),
     ) -> Result<Swept, Error> {
         let mut looked = Swept { at_end: self.next >= until, ..Swept::default() };
-        while !looked.at_end && looked.work < budget {
-            let room = (budget - looked.work).min(until - self.next).min(PIECE);
+        while !looked.at_end && looked.work < budget.work {
+            let room = (budget.work - looked.work).min(until - self.next).min(PIECE);
             let mut cursor = Cursor::default();
             cursor.set(self.stream, Some(self.next));
             let read = spool.read(store, id, &mut cursor, usize::try_from(room).unwrap_or(0))?;
@@ -154,8 +164,13 @@ impl Sweep {
                 // Behind a gap there may be more than there was room for.
                 let length =
                     usize::try_from(until - self.next).map_or(piece.bytes.len(), |left| left.min(piece.bytes.len()));
-                looked.work += length as u64 + LINE_WORK * self.take(&piece.bytes[..length], &mut each);
-                bytes += length as u64;
+                let (used, lines) = self.take(&piece.bytes[..length], budget.until, &mut each);
+                looked.work += used as u64 + LINE_WORK * lines;
+                bytes += used as u64;
+                if used < length {
+                    looked.gone += self.next - before - bytes;
+                    return Ok(looked);
+                }
             }
             self.skip_to(cursor.get(self.stream).unwrap_or(before).min(until), &mut each);
             looked.gone += self.next - before - bytes;
@@ -188,11 +203,11 @@ impl Sweep {
         self.next - self.open.len() as u64
     }
 
-    /// Looks at bytes that follow those before. Returns how many lines they end.
-    fn take(&mut self, bytes: &[u8], each: &mut impl FnMut(Match<'_>)) -> u64 {
+    /// Examines bytes that follow those before, for as long as it may. Returns how many, and how many lines they end.
+    fn take(&mut self, bytes: &[u8], until: Instant, each: &mut impl FnMut(Match<'_>)) -> (usize, u64) {
         let mut rest = bytes;
         let mut lines = 0;
-        while !rest.is_empty() {
+        while !rest.is_empty() && (lines == 0 || Instant::now() < until) {
             let newline = memchr(b'\n', rest);
             let (part, used) = newline.map_or((rest, rest.len()), |at| (&rest[..at], at + 1));
             if !self.passes_over {
@@ -203,7 +218,7 @@ impl Sweep {
             lines += u64::from(newline.is_some());
             rest = &rest[used..];
         }
-        lines
+        (bytes.len() - rest.len(), lines)
     }
 
     /// Adds a part to the present line and looks at it if it is all there, or as long as it may be; says whether the rest of

@@ -1,9 +1,11 @@
 //! Looking for a line, once.
 
+use std::time::Instant;
+
 use regex::bytes::Regex;
 
 use super::lines::Lines;
-use super::read::Cursor;
+use super::read::{Cursor, Piece};
 use super::spool::Spool;
 use super::store::Store;
 use crate::model::error::Error;
@@ -13,6 +15,9 @@ use crate::model::stream::Stream;
 
 /// How much one look reads, in bytes: at 5 ms between looks 50 MB/s, and a fraction of a millisecond each.
 const LOOK_MOST: usize = 256 << 10;
+
+/// How much is examined between two looks at the clock, in bytes.
+const SLICE: usize = 4 << 10;
 
 /// A search for one line. A line longer than [`PARTIAL_MOST`](super::PARTIAL_MOST) is looked at in parts of that length; what
 /// was given back before it was looked at is not found.
@@ -41,11 +46,18 @@ impl Scan {
         Self { regex: pattern.compile(), cursor: from, lines: Default::default() }
     }
 
-    /// Looks at what is new in a stream.
+    /// Examines what is new in a stream, for as long as it may.
     ///
     /// # Errors
     /// Those of [`Spool::read`].
-    pub fn look(&mut self, spool: &Spool, store: &Store, id: &AgentId, stream: Stream) -> Result<Looked, Error> {
+    pub fn look(
+        &mut self,
+        spool: &Spool,
+        store: &Store,
+        id: &AgentId,
+        stream: Stream,
+        until: Instant,
+    ) -> Result<Looked, Error> {
         if self.cursor.get(stream).is_none() {
             return Ok(Looked::Nothing);
         }
@@ -55,12 +67,15 @@ impl Scan {
         self.cursor.set(stream, cursor.get(stream));
         let mut is_found = false;
         for piece in &read.pieces {
-            self.lines[stream as usize].feed(piece, |line| is_found |= self.regex.is_match(&line.bytes));
+            for (number, bytes) in piece.bytes.chunks(SLICE).enumerate() {
+                let slice = Piece { offset: piece.offset + (number * SLICE) as u64, bytes: bytes.to_vec(), ..*piece };
+                self.lines[stream as usize].feed(&slice, |line| is_found |= self.regex.is_match(&line.bytes));
+                if is_found || Instant::now() >= until {
+                    self.cursor.set(stream, Some(slice.offset + bytes.len() as u64));
+                    return Ok(if is_found { Looked::Found } else { Looked::More });
+                }
+            }
         }
-        Ok(match (is_found, read.at_end) {
-            (true, _) => Looked::Found,
-            (false, false) => Looked::More,
-            (false, true) => Looked::Nothing,
-        })
+        Ok(if read.at_end { Looked::Nothing } else { Looked::More })
     }
 }

@@ -10,12 +10,16 @@ fn set(rules: &[&str]) -> Arc<RuleSet> {
     Arc::new(RuleSet::new(&rules).unwrap())
 }
 
+fn budget(work: u64) -> Budget {
+    Budget { work, until: std::time::Instant::now() + std::time::Duration::from_secs(60) }
+}
+
 /// Looks at all that there is, so many bytes at a time; returns rule, offset and line of what was found, and what was gone.
 fn scan(world: &World, spool: &Spool, scan: &mut Sweep, step: u64) -> (Vec<(usize, u64, String)>, u64) {
     let (mut found, mut gone) = (Vec::new(), 0);
     loop {
         let note = |it: Match<'_>| found.push((it.rule, it.offset, String::from_utf8_lossy(it.line).into_owned()));
-        let looked = scan.look(spool, &world.store, &world.id, step, u64::MAX, note).unwrap();
+        let looked = scan.look(spool, &world.store, &world.id, budget(step), u64::MAX, note).unwrap();
         gone += looked.gone;
         if looked.at_end {
             return (found, gone);
@@ -102,7 +106,7 @@ fn a_look_ends_where_it_is_told_to_though_a_gap_is_before_it() {
     for until in [start - 10, start + 10, end] {
         let mut scanned = Sweep::new(set(&["a"]), Stdout, 0);
         let mut found = 0;
-        let looked = scanned.look(&spool, &world.store, &world.id, 1 << 30, until, |_| found += 1).unwrap();
+        let looked = scanned.look(&spool, &world.store, &world.id, budget(1 << 30), until, |_| found += 1).unwrap();
         assert!(looked.at_end, "{looked:?}");
         assert_eq!((scanned.next(), looked.gone), (until, start.min(until)));
         assert_eq!(
