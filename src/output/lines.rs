@@ -22,14 +22,27 @@ pub struct Line {
 }
 
 /// Cuts the pieces of one stream of one agent into lines.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Lines {
     /// The line whose end is not there yet; its bytes are never empty.
     partial: Option<Line>,
+    /// The longest line, in bytes.
+    max: usize,
+}
+
+impl Default for Lines {
+    fn default() -> Self {
+        Self::cut_at(PARTIAL_MOST)
+    }
 }
 
 impl Lines {
-    /// Takes the next piece and hands over every line that is complete, or as long as [`PARTIAL_MOST`].
+    /// Begins with nothing. A line longer than `max` bytes is handed over in parts of that length.
+    pub(super) fn cut_at(max: usize) -> Self {
+        Self { partial: None, max }
+    }
+
+    /// Takes the next piece and hands over every line that is complete, or as long as it may be.
     /// What stood open before a gap is handed over first, as it is.
     pub fn feed(&mut self, piece: &Piece, mut each: impl FnMut(Line)) {
         if self.partial.as_ref().is_some_and(|open| open.offset + open.bytes.len() as u64 != piece.offset) {
@@ -44,7 +57,7 @@ impl Lines {
                 bytes: Vec::new(),
                 is_complete: false,
             });
-            let room = PARTIAL_MOST - open.bytes.len();
+            let room = self.max - open.bytes.len();
             let within = &rest[..rest.len().min(room + 1)];
             let newline = memchr(b'\n', within);
             let taken = newline.unwrap_or(rest.len().min(room));
@@ -59,7 +72,7 @@ impl Lines {
                 }
             }
             // A full one waits for one byte more: it may be its newline.
-            if newline.is_some() || (open.bytes.len() == PARTIAL_MOST && !rest.is_empty()) {
+            if newline.is_some() || (open.bytes.len() == self.max && !rest.is_empty()) {
                 self.finish(&mut each);
             }
         }

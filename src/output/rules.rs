@@ -20,7 +20,7 @@ use crate::model::rule::{Rule, compile};
 use crate::model::stream::Stream;
 
 /// How much of a line is looked at, in bytes.
-pub const LINE_MOST: usize = 16 << 10;
+pub const LINE_MOST: usize = 8 << 10;
 
 /// How much is read in one go, in bytes.
 const PIECE: u64 = 64 << 10;

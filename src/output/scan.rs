@@ -6,6 +6,7 @@ use regex::bytes::Regex;
 
 use super::lines::Lines;
 use super::read::{Cursor, Piece};
+use super::rules::LINE_MOST;
 use super::spool::Spool;
 use super::store::Store;
 use crate::model::error::Error;
@@ -19,7 +20,7 @@ const LOOK_MOST: usize = 256 << 10;
 /// How much is examined between two looks at the clock, in bytes.
 const SLICE: usize = 4 << 10;
 
-/// A search for one line. A line longer than [`PARTIAL_MOST`](super::PARTIAL_MOST) is looked at in parts of that length; what
+/// A search for one line. A line longer than [`LINE_MOST`] is looked at in parts of that length; what
 /// was given back before it was looked at is not found.
 #[derive(Clone, Debug)]
 pub struct Scan {
@@ -43,7 +44,7 @@ impl Scan {
     /// Begins a search, from these offsets on in the streams that have one.
     #[must_use]
     pub fn new(pattern: &Pattern, from: Cursor) -> Self {
-        Self { regex: pattern.compile(), cursor: from, lines: Default::default() }
+        Self { regex: pattern.compile(), cursor: from, lines: [Lines::cut_at(LINE_MOST), Lines::cut_at(LINE_MOST)] }
     }
 
     /// Examines what is new in a stream, for as long as it may.
