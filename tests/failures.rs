@@ -180,7 +180,10 @@ fn the_next_daemon_looks_for_stalls_too() {
 fn a_stall_that_is_too_short_or_nobodys_is_refused() {
     let herd = herd();
     let hasty = herd.refused_with("a", |spec| stall(spec, 999, Action::Notice));
-    assert!(hasty.code == Code::BadValue && hasty.message.contains("stall: must be between 1s and a year (got 999ms)"), "{hasty}");
+    assert!(
+        hasty.code == Code::BadValue && hasty.message.contains("stall: must be between 1s and a year (got 999ms)"),
+        "{hasty}"
+    );
     let mut group = AgentSpec::group(name("g"));
     stall(&mut group, 1000, Action::Notice);
     let refused = herd.refused(None, group);

@@ -737,11 +737,7 @@ mod level_management {
     fn a_herd_is_ended_though_its_state_directory_is_gone() {
         let herd = herd();
         herd.sleeper(None, "a");
-        // What is deleted of it is re-created meanwhile.
-        let state = herd.dir.path().join("state");
-        while let Err(error) = std::fs::remove_dir_all(&state) {
-            assert_eq!(error.kind(), std::io::ErrorKind::DirectoryNotEmpty, "{error}");
-        }
+        delete(herd.dir.path().join("state"));
         herd.finish();
     }
 

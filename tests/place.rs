@@ -157,7 +157,7 @@ fn a_herd_in_an_agent_ends_with_the_agent() {
     assert!(!lives(inner) && !lives(supervisor));
     assert!(receipt.processes >= 3, "the supervisor, its guardian and its agent: {}", receipt.processes);
     // What was killed with its guardian has nobody to clear up.
-    std::fs::remove_dir_all(format!("/run/treeherd-run-{supervisor}")).unwrap();
+    delete(format!("/run/treeherd-run-{supervisor}"));
     herd.finish();
 }
 

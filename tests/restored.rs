@@ -113,7 +113,7 @@ fn each_file_that_is_deleted_alone_is_there_again() {
     for (round, deleted) in names.into_iter().chain(["agents/a/stdout"]).enumerate() {
         let path = state(&own).join(deleted);
         if path.is_dir() {
-            std::fs::remove_dir_all(&path).unwrap()
+            delete(&path)
         } else {
             std::fs::remove_file(&path).unwrap()
         }
@@ -142,9 +142,12 @@ fn a_state_directory_that_cannot_be_re_created_is_reported_and_is_there_when_it_
     let own = daemon(&[]);
     let id = own.sleeper(None, "a");
     let mut events = own.follow();
-    // A file in the place of the directory.
-    std::fs::remove_dir_all(state(&own)).unwrap();
-    std::fs::write(state(&own), "").unwrap();
+    // A file in the place of the directory, at once.
+    let other = own.dir.path().join("other");
+    std::fs::write(&other, "").unwrap();
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    renameat_with(CWD, &other, CWD, state(&own), RenameFlags::EXCHANGE).unwrap();
+    delete(&other);
     let stalled = await_kind(&mut events, Kind::StateStalled);
     assert!(stalled.message.contains("no directory"), "{}", stalled.message);
     own.terminate(ids(&[&id]), None).unwrap();

@@ -514,6 +514,13 @@ pub fn leftovers(cgroup: &str) -> Vec<PathBuf> {
     points.chain(own).map(|point| point.join(cgroup)).filter(|path| path.exists()).collect()
 }
 
+/// Deletes a directory that a supervisor uses: what is deleted of it may be re-created meanwhile.
+pub fn delete(dir: impl AsRef<Path>) {
+    while let Err(error) = std::fs::remove_dir_all(&dir) {
+        assert_eq!(error.kind(), std::io::ErrorKind::DirectoryNotEmpty, "{error}");
+    }
+}
+
 /// Reads a process's state letter; none if it does not exist.
 pub fn process_state(pid: i32) -> Option<char> {
     let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
