@@ -56,9 +56,11 @@ fn each_strategy_starts_anew_whom_it_names_and_nobody_else() {
         let named = |what: &str| format!("{what}-{strategy}");
         let first = herd.sleeper(Some(&parent), &named("first"));
         let flag = herd.dir.path().join(named("flag"));
-        // It fails when it is told to, and then runs.
-        let script =
-            format!("test -e {0} && exec sleep 1000; while ! test -e {0}; do sleep 0.01; done; exit 3", flag.display());
+        // Its first run fails when it is told to, and its second one runs on.
+        let script = format!(
+            "mkdir {0}-first || exec sleep 1000; while ! test -e {0}; do sleep 0.01; done; exit 3",
+            flag.display()
+        );
         let failing = herd.spawn_with(&named("failing"), Some(&parent), &script, |spec| {
             (spec.restart.policy, spec.restart.delay) = (RestartPolicy::OnFailure, Duration::ZERO);
         });
