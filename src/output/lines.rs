@@ -1,5 +1,7 @@
 //! For whoever shows output to people: pieces become lines, bytes become text that does nothing to a terminal.
 
+use std::ops::Range;
+
 use memchr::memchr;
 
 use super::read::Piece;
@@ -44,12 +46,17 @@ impl Lines {
 
     /// Takes the next piece and hands over every line that is complete, or as long as it may be.
     /// What stood open before a gap is handed over first, as it is.
-    pub fn feed(&mut self, piece: &Piece, mut each: impl FnMut(Line)) {
-        if self.partial.as_ref().is_some_and(|open| open.offset + open.bytes.len() as u64 != piece.offset) {
+    pub fn feed(&mut self, piece: &Piece, each: impl FnMut(Line)) {
+        self.feed_part(piece, 0..piece.bytes.len(), each);
+    }
+
+    /// Takes a part of the next piece, as [`Lines::feed`] takes all of it.
+    pub(super) fn feed_part(&mut self, piece: &Piece, part: Range<usize>, mut each: impl FnMut(Line)) {
+        let mut offset = piece.offset + part.start as u64;
+        if self.partial.as_ref().is_some_and(|open| open.offset + open.bytes.len() as u64 != offset) {
             self.finish(&mut each);
         }
-        let mut rest = piece.bytes.as_slice();
-        let mut offset = piece.offset;
+        let mut rest = &piece.bytes[part];
         while !rest.is_empty() {
             let open = self.partial.get_or_insert_with(|| Line {
                 offset,

@@ -157,23 +157,18 @@ impl Sweep {
             let mut cursor = Cursor::default();
             cursor.set(self.stream, Some(self.next));
             let read = spool.read(store, id, &mut cursor, usize::try_from(room).unwrap_or(0))?;
-            let before = self.next;
-            let mut bytes = 0;
             for piece in &read.pieces {
-                self.skip_to(piece.offset.min(until), &mut each);
+                looked.gone += self.skip_to(piece.offset.min(until), &mut each);
                 // Behind a gap there may be more than there was room for.
                 let length =
                     usize::try_from(until - self.next).map_or(piece.bytes.len(), |left| left.min(piece.bytes.len()));
                 let (used, lines) = self.take(&piece.bytes[..length], budget.until, &mut each);
                 looked.work += used as u64 + LINE_WORK * lines;
-                bytes += used as u64;
                 if used < length {
-                    looked.gone += self.next - before - bytes;
                     return Ok(looked);
                 }
             }
-            self.skip_to(cursor.get(self.stream).unwrap_or(before).min(until), &mut each);
-            looked.gone += self.next - before - bytes;
+            looked.gone += self.skip_to(cursor.get(self.stream).unwrap_or(self.next).min(until), &mut each);
             looked.at_end = read.at_end || self.next >= until;
         }
         Ok(looked)

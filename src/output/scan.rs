@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use regex::bytes::Regex;
 
-use super::lines::Lines;
-use super::read::{Cursor, Piece};
+use super::lines::{Line, Lines};
+use super::read::Cursor;
 use super::rules::LINE_MOST;
 use super::spool::Spool;
 use super::store::Store;
@@ -68,11 +68,12 @@ impl Scan {
         self.cursor.set(stream, cursor.get(stream));
         let mut is_found = false;
         for piece in &read.pieces {
-            for (number, bytes) in piece.bytes.chunks(SLICE).enumerate() {
-                let slice = Piece { offset: piece.offset + (number * SLICE) as u64, bytes: bytes.to_vec(), ..*piece };
-                self.lines[stream as usize].feed(&slice, |line| is_found |= self.regex.is_match(&line.bytes));
+            for start in (0..piece.bytes.len()).step_by(SLICE) {
+                let end = piece.bytes.len().min(start + SLICE);
+                let note = |line: Line| is_found |= self.regex.is_match(&line.bytes);
+                self.lines[stream as usize].feed_part(piece, start..end, note);
                 if is_found || Instant::now() >= until {
-                    self.cursor.set(stream, Some(slice.offset + bytes.len() as u64));
+                    self.cursor.set(stream, Some(piece.offset + end as u64));
                     return Ok(if is_found { Looked::Found } else { Looked::More });
                 }
             }
