@@ -15,7 +15,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::dir::{Dir, Step, walk};
-use super::inhabitants::processes_below;
+use super::inhabitants::{comm_and_state, processes_below};
 use super::{Cgroups, Hierarchy, Place, Removal, remove_below, root};
 use crate::kernel::controllers::fill_cpuset;
 use crate::kernel::error::{KernelError, Result};
@@ -247,10 +247,8 @@ impl Made {
 }
 
 fn is_zombie(pid: i32) -> bool {
-    read_text(format!("/proc/{pid}/stat"))
-        .ok()
-        .and_then(|stat| Some(matches!(stat.get(stat.rfind(')')? + 1..)?.trim_start().chars().next()?, 'Z' | 'X')))
-        .unwrap_or(true)
+    let stat = read_text(format!("/proc/{pid}/stat")).ok();
+    stat.and_then(|stat| comm_and_state(&stat)).is_none_or(|(_, state)| matches!(state, 'Z' | 'X'))
 }
 
 /// Turns a name into what the kernel takes; names of ours never contain a zero byte.

@@ -8,6 +8,8 @@ use std::convert::Infallible;
 use std::ffi::{CStr, c_char, c_void};
 use std::sync::atomic::Ordering;
 
+use rustix::fs::PROC_SUPER_MAGIC;
+
 use super::entry::PidEntry;
 use super::needs::HEAD_MAX;
 use super::raw::{self, Answer};
@@ -69,9 +71,6 @@ impl Orders<'_> {
         self.report.stage.store(stage as u8, Ordering::Relaxed);
     }
 }
-
-/// `<linux/magic.h>`.
-const PROC_SUPER_MAGIC: i64 = 0x9fa0;
 
 /// How late a timer of the program may be, in nanoseconds: the kernel's own default of 50 µs.
 const TIMER_SLACK: usize = 50_000;
