@@ -140,7 +140,8 @@ fn a_herd_in_somebody_elses_program_leaves_that_program_as_it_is() {
         let file = |name: &str| std::fs::read_to_string(format!("/proc/self/{name}")).unwrap();
         let kept = ["Umask", "Groups", "Cpus_allowed_list", "SigIgn", "SigBlk", "CapInh"];
         let kept = |line: &&str| line.split_once(':').is_some_and(|(name, _)| kept.contains(&name));
-        // This thread's: the C library's `setgroups` signals every other thread, which blocks that signal meanwhile.
+        // This thread's: the C library's `setgroups` signals every other thread, which blocks that
+        // signal meanwhile.
         let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
         let status: Vec<_> = status.lines().filter(kept).map(str::to_owned).collect();
         (status, file("limits"), file("coredump_filter"), file("oom_score_adj"), file("personality"))

@@ -1,4 +1,5 @@
-//! Agents whose cgroup is delegated to their user: they make cgroups of their own, and all of it ends with them.
+//! Agents whose cgroup is delegated to their user: they make cgroups of their own, and all of it
+//! ends with them.
 #![allow(clippy::unwrap_used)]
 
 mod common;

@@ -283,7 +283,8 @@ fn hang(herd: &Own, id: &str, mut send_one: impl FnMut(BorrowedFd<'_>)) {
 fn ends_well(herd: &Own, id: &str) {
     let mut events = herd.follow();
     let mut refusals = Vec::new();
-    // A program that was given up may start all the same before it is killed, and its id is taken then.
+    // A program that was given up may start all the same before it is killed, and its id is taken
+    // then.
     let started = loop {
         let spec = AgentSpec::new(name(&format!("{id}-{}", refusals.len())), ["true"]);
         match herd.spawn_child_agent(None, spec) {

@@ -56,7 +56,7 @@ fn each_strategy_starts_anew_whom_it_names_and_nobody_else() {
         let named = |what: &str| format!("{what}-{strategy}");
         let first = herd.sleeper(Some(&parent), &named("first"));
         let flag = herd.dir.path().join(named("flag"));
-        // Its first run fails when it is told to, and its second one runs on.
+        // Its first run fails when the file is there, and its second one runs on.
         let script = format!(
             "mkdir {0}-first || exec sleep 1000; while ! test -e {0}; do sleep 0.01; done; exit 3",
             flag.display()

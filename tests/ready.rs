@@ -342,7 +342,8 @@ fn a_newline_on_a_descriptor_makes_ready_and_less_does_not() {
     herd.finish();
 }
 
-/// A pipe could be locked by the run (`splice` from a socket that has nothing), and who reads it would wait uninterruptibly.
+/// A pipe could be locked by the run (`splice` from a socket that has nothing), and who reads it
+/// would wait uninterruptibly.
 #[test]
 fn the_descriptor_of_a_newline_is_nothing_that_the_run_can_lock() {
     let herd = herd();

@@ -213,7 +213,8 @@ fn reader(herd: &Own) -> std::io::BufReader<UnixStream> {
     std::io::BufReader::new(UnixStream::connect(herd.socket()).unwrap())
 }
 
-/// Starts a daemon that gets one inotify watch: a user namespace has a bound of its own, which holds for this daemon alone.
+/// Starts a daemon that gets one inotify watch: a user namespace has a bound of its own, which
+/// holds for this daemon alone.
 fn daemon_without_watches() -> Option<Own> {
     let scarce = "echo 1 > /proc/sys/user/max_inotify_watches && exec \"$@\"";
     let prefix = ["unshare", "--user", "--map-root-user", "sh", "-c", scarce, "sh"];

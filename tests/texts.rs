@@ -1,4 +1,5 @@
-//! Every text that a user can meet, as it stands. `cargo insta review` shows what a change makes of each.
+//! Every text that a user can meet, as it stands. `cargo insta review` shows what a change makes of
+//! each.
 #![allow(clippy::unwrap_used)]
 use std::fmt::Write;
 use std::process::{Command, Output};

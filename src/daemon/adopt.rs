@@ -374,8 +374,9 @@ impl Supervisor {
         }
     }
 
-    /// Thaws the cgroups of the children of one agent, which no pause freezes: the daemon before may
-    /// have died while it set a limit there. Of agents the machine knows what their freezers are to be.
+    /// Thaws the cgroups of the children of one agent, which no pause freezes: the daemon before
+    /// may have died while it set a limit there. Of agents the machine knows what their freezers
+    /// are to be.
     fn thaw_groups(&self, heirs: &[Heir]) {
         let has_level = |heir: &&Heir| heir.found.is_some_and(|found| found.has_level);
         let levels = heirs.iter().filter(has_level).map(Heir::level_below);

@@ -329,8 +329,8 @@ fn sample(tools: &Tools, place: &Place, id: &AgentId) -> Option<Sample> {
     Some(Sample { cpu, output_bytes })
 }
 
-/// Has the pipes of an agent kept, and returns which ones; none if it has none. Opening a pipe waits
-/// for as long as another process holds its lock: never on the loop.
+/// Has the pipes of an agent kept, and returns which ones; none if it has none. Opening a pipe
+/// waits for as long as another process holds its lock: never on the loop.
 fn keep(tools: &Tools, id: &AgentId) -> Result<Option<u64>, Error> {
     let Some(pipes) = tools.store.pipes(id)? else { return Ok(None) };
     let token = pipes.token;

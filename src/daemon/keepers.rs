@@ -33,9 +33,9 @@ pub(super) const END_MAX: Duration = Duration::from_secs(2);
 /// The daemon holds pipes itself until it has used this part of the descriptors that it may have.
 const HELD_PART: u64 = 4;
 
-/// The read ends of an agent's pipes, as the daemon holds them. Closing them waits for the keeper that
-/// splices, and for any process that holds a pipe's lock: never on the loop, and never on the thread of
-/// the disk.
+/// The read ends of an agent's pipes, as the daemon holds them. Closing them waits for the keeper
+/// that splices, and for any process that holds a pipe's lock: never on the loop, and never on the
+/// thread of the disk.
 #[derive(Debug)]
 #[must_use]
 pub(super) struct Ends([OwnedFd; 2]);

@@ -131,7 +131,8 @@ pub(super) fn prepare(
     })
 }
 
-/// Delegates a run's cgroup to the user that the agent becomes, and returns the place in it where the main process lives.
+/// Delegates a run's cgroup to the user that the agent becomes, and returns the place in it where
+/// the main process lives.
 fn delegate(tools: &Tools, place: &Place, user: Option<&user::Credentials>) -> Result<(Place, OwnedFd), KernelError> {
     let main = tools.cgroups.delegate(place, user.map(|user| (user.uid, user.gid)))?;
     let leaf = tools.cgroups.open_dir(&main)?;
@@ -175,10 +176,11 @@ fn environment(spec: &AgentSpec, who: &Account, surroundings: &Surroundings) -> 
     env.iter().map(entry).collect()
 }
 
-/// Makes the socket pair on which a run reports with a newline that it is ready: our end, and the run's.
+/// Makes the socket pair on which a run reports with a newline that it is ready: our end, and the
+/// run's.
 ///
-/// It is no pipe: the run could hold the kernel's lock of a pipe (a `splice` from a socket that has nothing), and our read would wait
-/// for it.
+/// It is no pipe: the run could hold the kernel's lock of a pipe (a `splice` from a socket that has
+/// nothing), and our read would wait for it.
 pub(super) fn newline_sockets() -> Result<(Stream, OwnedFd), SpawnFailure> {
     let failed = |errno| at(Stage::Prepare, KernelError::new("make", "a socket pair", errno).into());
     let (ours, theirs) =

@@ -245,7 +245,8 @@ impl Supervisor {
         }
     }
 
-    /// Says whether memory is accounted for below an agent's own cgroup, which is delegated to its user.
+    /// Says whether memory is accounted for below an agent's own cgroup, which is delegated to its
+    /// user.
     fn counts_delegated_memory(&self, owner: Option<AgentKey>) -> bool {
         let is_delegated = owner.and_then(|owner| self.machine.spec_of(owner)).is_some_and(|spec| spec.delegate);
         is_delegated && self.tools.cgroups.host().binding(Controller::Memory) == &Binding::V2

@@ -28,10 +28,12 @@ use crate::model::error::{Code, Error};
 use crate::model::id::Run;
 use crate::model::spec::AgentSpec;
 
-/// The delay between a report of a change in a directory and the read of a file in it: programs create a file first, and write it then.
+/// The delay between a report of a change in a directory and the read of a file in it: programs
+/// create a file first, and write it then.
 const DAMPING: Duration = Duration::from_millis(10);
 
-/// The longest such delay. The delay doubles with each read of one file, since others may write in its directory all the time.
+/// The longest such delay. The delay doubles with each read of one file, since others may write in
+/// its directory all the time.
 const DAMPING_MAX: Duration = Duration::from_millis(640);
 
 /// How often a file is read whose directory cannot be watched: it may not be there yet.
@@ -205,8 +207,9 @@ impl Supervisor {
         }
     }
 
-    /// Something was written in directories of files that are waited for. What else is reported within [`DAMPING`] is read after it:
-    /// anybody who may write in such a directory can make reports without end.
+    /// Something was written in directories of files that are waited for. What else is reported
+    /// within [`DAMPING`] is read after it: anybody who may write in such a directory can make
+    /// reports without end.
     pub(super) fn pid_files_came(&mut self) {
         let Some(watches) = self.pid_files.watches.clone() else { return };
         let mut facts = Vec::new();

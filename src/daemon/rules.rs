@@ -27,7 +27,8 @@ const LOOK_MOST: u64 = 1 << 20;
 /// How much work all looks of one turn do.
 pub(super) const TURN_MOST: u64 = 2 << 20;
 
-/// How long they take at most, but for the line at work then: some patterns take a thousand times as long as others.
+/// How long they take at most, but for the line at work then: some patterns take a thousand times
+/// as long as others.
 const TURN_TIME_MAX: Duration = Duration::from_millis(10);
 
 /// How long the lines of a rule are gathered before they are told again.

@@ -329,7 +329,8 @@ fn remove_below(top: &Dir, path: &str) -> Result<Removal> {
         Err(error) if error.is_gone() => return Ok(Removal::Removed),
         Err(error) => return Err(error),
     };
-    // Whoever may make cgroups in there makes none from now on. On v1 there is no such file, and nobody who may.
+    // A user to whom it is delegated makes no cgroup from now on. v1 has no such file, and no
+    // delegation.
     dir.write("cgroup.max.descendants", "0").unwrap_or_default();
     let mut is_empty = true;
     walk(dir, &mut |step| match step {

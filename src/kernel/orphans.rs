@@ -37,8 +37,9 @@ pub struct Search {
 }
 
 impl Search {
-    /// Examines some orphans, and returns those found when it has examined all: those that are not below this cgroup, as
-    /// `/proc/PID/cgroup` shows paths, and are not among those known. None where orphans are not given to this process.
+    /// Examines some orphans, and returns those found when it has examined all: those that are not
+    /// below this cgroup, as `/proc/PID/cgroup` shows paths, and are not among those known. None
+    /// where orphans are not given to this process.
     ///
     /// # Kernel
     /// `/proc/PID/task/TID/children`, proc_pid_task(5): `CONFIG_PROC_CHILDREN`.

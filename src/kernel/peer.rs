@@ -52,7 +52,8 @@ pub enum Origin {
 /// EMFILE, ENFILE, ENOMEM: the peer may live, and cannot be identified.
 ///
 /// # Kernel
-/// SO_PEERCRED, unix(7). SO_PEERPIDFD: Linux 6.5; of a peer that has ended EINVAL or ESRCH before 6.17.
+/// SO_PEERCRED, unix(7). SO_PEERPIDFD: Linux 6.5; of a peer that has ended EINVAL or ESRCH before
+/// 6.17.
 pub fn peer(stream: impl AsFd, accepted: Monotonic, find: impl FnOnce(u64) -> Result<Option<String>>) -> Result<Peer> {
     let failed = |option: &str, client: &str, errno: nix::errno::Errno| {
         KernelError::new(format!("read {option} of"), client, Errno::from_raw_os_error(errno as i32))

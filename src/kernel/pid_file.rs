@@ -41,8 +41,8 @@ pub fn become_reader(user: &Credentials) -> Result<()> {
 /// Reads the number of a process from a regular file; `None` if there is none in it yet.
 ///
 /// # Errors
-/// Those of opening and reading it. EPERM, ELOOP: it is on procfs, or a link of procfs leads to it, which would show the agent's
-/// user something of this process.
+/// Those of opening and reading it. EPERM, ELOOP: it is on procfs, or a link of procfs leads to it,
+/// which would show the agent's user something of this process.
 pub fn read(path: &Path) -> Result<Option<i32>> {
     let failed = |errno| KernelError::new("read", path.display().to_string(), errno);
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;

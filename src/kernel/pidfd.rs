@@ -349,8 +349,9 @@ pub fn has_ended(pidfd: BorrowedFd<'_>) -> Result<bool> {
     ready.map(|ready| ready > 0).map_err(|errno| KernelError::new("poll", object(pidfd), errno))
 }
 
-/// Returns the path of a process in the cgroup2 hierarchy, `/` for its root; `None` if the process is gone or hidden
-/// (`hidepid`), or the host has no cgroup2. A cgroup that has been removed is shown with ` (deleted)` at its end.
+/// Returns the path of a process in the cgroup2 hierarchy, `/` for its root; `None` if the process
+/// is gone or hidden (`hidepid`), or the host has no cgroup2. A cgroup that has been removed is
+/// shown with ` (deleted)` at its end.
 ///
 /// # Errors
 /// EMFILE, ENFILE, ENOMEM.

@@ -140,7 +140,8 @@ pub fn capabilities() -> Result<Vec<Capability>> {
     Ok(list.map(|(name, bit, without)| Capability { name, present: ours.contains(*bit), without }).collect())
 }
 
-/// Reads a file of `/proc` that shows bytes which a process chose, such as its name: what is no UTF-8 becomes U+FFFD.
+/// Reads a file of `/proc` that shows bytes which a process chose, such as its name: what is no
+/// UTF-8 becomes U+FFFD.
 pub(super) fn read_text(path: impl AsRef<Path>) -> std::io::Result<String> {
     Ok(String::from_utf8_lossy(&std::fs::read(path)?).into_owned())
 }

@@ -174,9 +174,9 @@ pub fn usual_group() -> Option<u32> {
 /// lives on it.
 ///
 /// # Errors
-/// [`Code::InUse`]: somebody answers on the socket. [`Code::BadValue`]: the path is too long for a socket.
-/// [`Code::Unsupported`], [`Code::Kernel`]: others may replace what is in its directory, something that is no socket is in the way
-/// (and stays), or a call failed.
+/// [`Code::InUse`]: somebody answers on the socket. [`Code::BadValue`]: the path is too long for a
+/// socket. [`Code::Unsupported`], [`Code::Kernel`]: others may replace what is in its directory,
+/// something that is no socket is in the way (and stays), or a call failed.
 ///
 /// # Kernel
 /// unix(7).
@@ -235,7 +235,8 @@ pub fn inherited() -> Result<Option<UnixListener>, Error> {
 
 /// Binds a socket, and gives its file this mode, whatever the umask is, and this group if we may.
 ///
-/// The file is opened once and changed by that descriptor: a path that is resolved again could lead to another file by then.
+/// The file is opened once and changed by that descriptor: a path that is resolved again could lead
+/// to another file by then.
 ///
 /// # Kernel
 /// unix(7): the file gets the mode of the socket itself, less the umask.
@@ -274,7 +275,8 @@ pub(super) fn bind_at(
     Ok(())
 }
 
-/// Refuses the directory of a socket in which others can replace it: who connects would be served by them.
+/// Refuses the directory of a socket in which others can replace it: who connects would be served
+/// by them.
 fn check_directory(path: &Path) -> Result<(), Error> {
     let directory = path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let shown = directory.display();

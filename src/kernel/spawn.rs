@@ -12,9 +12,9 @@
 //! reads the stage and errno that the child left <── or it failed, and ended
 //! ```
 //!
-//! No memory is copied (`fork` copies page tables: 40 ms in a process of 1 GiB) except where a child could take its parent down
-//! with it ([`Memory::Copied`]), nor more descriptors than a child needs
-//! (copying and closing 10,000 costs a millisecond), no pipe is needed to learn what failed,
+//! No memory is copied (`fork` copies page tables: 40 ms in a process of 1 GiB) except where a
+//! child could take its parent down with it ([`Memory::Copied`]), nor more descriptors than a child
+//! needs (copying and closing 10,000 costs a millisecond), no pipe is needed to learn what failed,
 //! and no process ever exists outside its leaf.
 //!
 //! Not here: which limits the leaf has, how long a spawn may take. **A spawn blocks its thread until `exec`**, and a child
@@ -78,8 +78,8 @@ pub enum Way {
 /// Which memory a child has until it executes its program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Memory {
-    /// Ours (`CLONE_VM`): whoever kills all processes that share the child's memory, as the kernel does where a whole cgroup runs out
-    /// of memory (`memory.oom.group`), ends this process too.
+    /// Ours (`CLONE_VM`). A kill of all processes that share the child's memory ends this process
+    /// too: the kernel does that where a whole cgroup runs out of memory (`memory.oom.group`).
     Shared,
     /// A copy of ours, which costs the copying of page tables.
     Copied,

@@ -95,8 +95,8 @@ pub struct AgentSpec {
     /// The group to run as, by name or number; the user's own by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
-    /// Whether its cgroup is delegated to its user, who then makes cgroups below it with limits of its own; it cannot exceed those of
-    /// the agent, and all that runs there ends with the agent.
+    /// Whether its cgroup is delegated to its user, who then makes cgroups below it with limits of
+    /// its own; it cannot exceed those of the agent, and all that runs there ends with the agent.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub delegate: bool,
     /// A file to read standard input from, opened with the agent's own rights; `/dev/null` by default.

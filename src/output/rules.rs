@@ -110,7 +110,8 @@ pub struct Sweep {
 pub struct Budget {
     /// How much work, as [`Swept::work`] counts it.
     pub work: u64,
-    /// When it ends, whatever is left: what a line costs depends on the patterns. The line at work then is finished.
+    /// When it ends, whatever is left: what a line costs depends on the patterns. The line at work
+    /// then is finished.
     pub until: Instant,
 }
 
@@ -138,7 +139,8 @@ impl Sweep {
         self.next
     }
 
-    /// Examines the stream until the `budget` is used up, not beyond the offset `until`, and reports every line that a rule matches.
+    /// Examines the stream until the `budget` is used up, not beyond the offset `until`, and
+    /// reports every line that a rule matches.
     ///
     /// # Errors
     /// Those of [`Spool::read`]; what was looked at before stays so.
@@ -198,7 +200,8 @@ impl Sweep {
         self.next - self.open.len() as u64
     }
 
-    /// Examines bytes that follow those before, for as long as it may. Returns how many, and how many lines they end.
+    /// Examines bytes that follow those before, for as long as it may. Returns how many, and how
+    /// many lines they end.
     fn take(&mut self, bytes: &[u8], until: Instant, each: &mut impl FnMut(Match<'_>)) -> (usize, u64) {
         let mut rest = bytes;
         let mut lines = 0;

@@ -20,8 +20,8 @@ const LOOK_MOST: usize = 256 << 10;
 /// How much is examined between two looks at the clock, in bytes.
 const SLICE: usize = 4 << 10;
 
-/// A search for one line. A line longer than [`LINE_MOST`] is looked at in parts of that length; what
-/// was given back before it was looked at is not found.
+/// A search for one line. A line longer than [`LINE_MOST`] is examined in parts of that length;
+/// what was given back before that is not found.
 #[derive(Clone, Debug)]
 pub struct Scan {
     regex: Regex,

@@ -600,7 +600,8 @@ pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// Takes a write lease on a file: an `exec` of it waits until the lease is dropped, or for /proc/sys/fs/lease-break-time.
+/// Takes a write lease on a file: an `exec` of it waits until the lease is dropped, or for
+/// /proc/sys/fs/lease-break-time.
 #[allow(dead_code, unsafe_code)]
 pub fn lease(path: &Path) -> std::fs::File {
     use std::os::fd::AsRawFd;

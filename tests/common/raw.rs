@@ -37,8 +37,8 @@ impl Raw {
         }
     }
 
-    /// Sends a request and returns the answer. A connection that is refused may be closed before anything is
-    /// sent over it; the refusal is there all the same.
+    /// Sends a request and returns the answer. A connection that is refused may be closed before
+    /// anything is sent over it; the refusal is there all the same.
     pub fn ask(&mut self, text: &str) -> Value {
         match self.stream.write_all(format!("{text}\n").as_bytes()) {
             Err(error) if error.kind() == ErrorKind::BrokenPipe => {}

@@ -175,7 +175,8 @@ fn an_oom_kill_takes_one_process_or_the_whole_agent() {
     herd.finish();
 }
 
-/// Starts an agent whose program cannot start, below another one, and returns when its process is there.
+/// Starts an agent whose program cannot start, below another one, and returns when its process is
+/// there.
 fn held(herd: &Own, top: &AgentId, program: &Path) -> std::process::Child {
     let mut command = Command::new(assert_cmd::cargo::cargo_bin!("treeherd"));
     command.arg("--socket").arg(herd.socket()).args(["spawn", "held", "--parent", top.as_str(), "--"]).arg(program);

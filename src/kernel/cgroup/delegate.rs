@@ -20,11 +20,12 @@ use crate::model::limits::Controller;
 /// The cgroup of the main process.
 pub const MAIN: &str = "main";
 
-/// How deep the cgroups below a delegated one may be nested: a herd of ten levels takes 24. Each level costs whoever removes them a
-/// descriptor.
+/// How deep the cgroups below a delegated one may be nested: a herd of ten levels takes 24. Each
+/// level costs the removal a descriptor.
 const DEPTH_MAX: u32 = 64;
 
-/// How many cgroups there may be below a delegated one: a host has 65,535 of those that account for memory, for everybody together.
+/// How many cgroups there may be below a delegated one: a host has 65,535 of those that account for
+/// memory, for everybody together.
 const CGROUPS_MAX: u32 = 1024;
 
 /// The files besides the directory itself that belong to whom a cgroup is delegated.
@@ -34,14 +35,17 @@ const FILES: [&str; 3] = ["cgroup.procs", "cgroup.subtree_control", "cgroup.thre
 const MARKS: [&str; 2] = ["trusted.delegate", "user.delegate"];
 
 impl Cgroups {
-    /// Delegates the cgroup of a run, in which nothing is yet, to a user, with every controller that cgroup2 has here. Returns the
-    /// place of the main process, below it. Without an owner the cgroups stay this process's user's.
+    /// Delegates the cgroup of a run, in which nothing is yet, to a user, with every controller
+    /// that cgroup2 has here. Returns the place of the main process, below it. Without an owner the
+    /// cgroups stay this process's user's.
     ///
     /// # Errors
-    /// What the kernel answered; EBUSY if a process is in a cgroup above it, against the no-internal-processes rule.
+    /// What the kernel answered; EBUSY if a process is in a cgroup above it, against the
+    /// no-internal-processes rule.
     ///
     /// # Kernel
-    /// cgroup-v2.rst, "Model of Delegation", "Delegation Containment"; `cgroup.max.depth`, `cgroup.max.descendants`: 4.14.
+    /// cgroup-v2.rst, "Model of Delegation", "Delegation Containment"; `cgroup.max.depth`,
+    /// `cgroup.max.descendants`: 4.14.
     pub fn delegate(&self, place: &Place, owner: Option<(u32, u32)>) -> Result<Place> {
         let is_native = |controller: &Controller| self.host.binding(*controller) == &Binding::V2;
         self.enable_for(place, Controller::ALL.into_iter().filter(is_native).collect())?;

@@ -155,7 +155,8 @@ impl Dir {
         format!("{file} of {}", self.label)
     }
 
-    /// Reads as many pids in `cgroup.procs` as the kernel lists in one piece, as [`Dir::pids`] does.
+    /// Reads as many pids in `cgroup.procs` as the kernel lists in one piece, as [`Dir::pids`]
+    /// does.
     pub fn some_pids(&self) -> Result<Vec<i32>> {
         pids_in(self.read_first("cgroup.procs"))
     }

@@ -16,7 +16,8 @@ use crate::kernel::process::read_text;
 /// How many descriptors of processes are open at once while a subtree is signalled.
 const SIGNAL_BATCH: usize = 256;
 
-/// In how many cgroups of a subtree some of its processes are looked for: agents may make any number.
+/// In how many cgroups of a subtree some of its processes are looked for: agents may make any
+/// number.
 const SOME_CGROUPS_MAX: usize = 64;
 
 /// The most laggards that are named.
@@ -51,8 +52,8 @@ impl Cgroups {
         }
     }
 
-    /// Lists some processes of a subtree: of 64 cgroups at most, and of each as many as the kernel lists in one piece, which is a
-    /// few hundred. It takes no longer for 50,000 processes.
+    /// Lists some processes of a subtree: of 64 cgroups at most, and of each as many as the kernel
+    /// lists in one piece, which is a few hundred. It takes no longer for 50,000 processes.
     ///
     /// # Errors
     /// What the kernel answered; [`KernelError::is_gone`] if there is no such cgroup.

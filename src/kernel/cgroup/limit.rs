@@ -90,8 +90,9 @@ impl Cgroups {
     /// where it was; what it takes from now on counts.
     ///
     /// # Errors
-    /// As [`Cgroups::make`]; [`WrongState`](crate::model::error::Code::WrongState) if a group kill would end this process too, as long
-    /// as a child that shares its memory is on the way to `exec` there; EAGAIN if others move processes into the subtree faster than those are moved.
+    /// As [`Cgroups::make`]; [`WrongState`](crate::model::error::Code::WrongState) if a group kill
+    /// would end this process too, as long as a child that shares its memory is on the way to
+    /// `exec` there; EAGAIN if others move processes into the subtree faster than those are moved.
     pub fn set_limits(&self, place: &Place, limits: &Limits) -> std::result::Result<(), Error> {
         self.check_offered(limits)?;
         let _alone = self.end_sharing(place, limits)?;

@@ -83,8 +83,9 @@ impl Cgroups {
     }
 }
 
-/// Returns how many processes of an agent's own runs were killed. Where its cgroup hands memory down, for an agent below it or because it
-/// is delegated, they are counted in the cgroups of its runs, and only for its whole subtree once those are removed.
+/// Returns how many processes of an agent's own runs were killed. Where its cgroup hands memory
+/// down, for an agent below it or because it is delegated, they are counted in the cgroups of its
+/// runs, and only for its whole subtree once those are removed.
 fn kills_in_runs(home: &Dir, own: &str) -> Result<u64> {
     let kills = |text: &str| flat(text, "oom_kill").unwrap_or(0);
     if !home.read("cgroup.subtree_control")?.split_whitespace().any(|name| name == Controller::Memory.name()) {

@@ -1,9 +1,12 @@
-//! Which children on their way to `exec` share this process's memory, and below which cgroups none may.
+//! Which children on their way to `exec` share this process's memory, and below which cgroups none
+//! may.
 //!
-//! The kernel kills all processes that share the memory of a victim of the OOM killer. It passes over a child that has not
-//! executed its program yet, except where it kills a whole cgroup (`memory.oom.group`): there it would kill this process too.
+//! The kernel kills all processes that share the memory of a victim of the OOM killer. It passes
+//! over a child that has not executed its program yet, except where it kills a whole cgroup
+//! (`memory.oom.group`): there it would kill this process too.
 //!
-//! The invariant: no child that shares memory is in a cgroup that is killed as a whole, nor in one below it. v1 has no group kill.
+//! The invariant: no child that shares memory is in a cgroup that is killed as a whole, nor in one
+//! below it. v1 has no group kill.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -14,7 +17,8 @@ use super::{Cgroups, Place};
 use crate::model::error::{Code, Error};
 use crate::model::limits::{Knob, Limits, Setting};
 
-/// How long a group kill waits for the children that share memory: many times as long as the way to `exec` takes.
+/// How long a group kill waits for the children that share memory: many times as long as the way to
+/// `exec` takes.
 const EXEC_MAX: Duration = Duration::from_secs(1);
 
 /// What is known of children that share memory.
@@ -53,11 +57,12 @@ impl Sharing {
 }
 
 impl Cgroups {
-    /// Notes that a child which is to be born in a leaf shares this process's memory; `None` if it must not, because it could be
-    /// killed together with its cgroup or one above it.
+    /// Notes that a child which is to be born in a leaf shares this process's memory; `None` if it
+    /// must not, because it could be killed together with its cgroup or one above it.
     ///
     /// # Kernel
-    /// cgroup-v2.rst, "Memory Interface Files", `memory.oom.group`; `__oom_kill_process` in mm/oom_kill.c.
+    /// cgroup-v2.rst, "Memory Interface Files", `memory.oom.group`; `__oom_kill_process` in
+    /// mm/oom_kill.c.
     pub fn share_memory(&self, leaf: &Place) -> Option<Shared<'_>> {
         let mut state = self.sharing.state();
         let is_enabling = state.enabling.iter().any(|place| leaf.is_within(place));
@@ -76,8 +81,8 @@ impl Cgroups {
         }
     }
 
-    /// Makes way for limits: if they enable a group kill, no child below the place shares memory any more, until what is returned
-    /// is dropped.
+    /// Makes way for limits: if they enable a group kill, no child below the place shares memory
+    /// any more, until what is returned is dropped.
     ///
     /// # Errors
     /// [`Code::WrongState`]: a child does so for longer than [`EXEC_MAX`].

@@ -1,8 +1,9 @@
 //! What the child does between its birth and `execve`.
 //!
-//! It runs on a stack of its own in its parent's memory, or in a copy of it, and its parent's thread sleeps meanwhile. So: only system calls
-//! made by hand, only on what was made ready before; no allocation, no lock, no panic, no libc, no `Drop`. What it has
-//! to tell it leaves in its [`Report`]: the step it is at, and the error number of the step that failed.
+//! It runs on a stack of its own in its parent's memory, or in a copy of it, and its parent's
+//! thread sleeps meanwhile. So: only system calls made by hand, only on what was made ready before;
+//! no allocation, no lock, no panic, no libc, no `Drop`. What it has to tell it leaves in its
+//! [`Report`]: the step it is at, and the error number of the step that failed.
 
 use std::convert::Infallible;
 use std::ffi::{CStr, c_char, c_void};
@@ -300,8 +301,9 @@ pub(super) const ON_PROCFS: usize = 1;
 
 /// Opens a file that the agent named, to read from it without blocking.
 ///
-/// Until `exec` this process is still the supervisor to procfs: its files would show the agent the supervisor's memory, and its
-/// magic links would open what the supervisor has open, past the permissions of the directories on the way.
+/// Until `exec` this process is still the supervisor to procfs: its files would show the agent the
+/// supervisor's memory, and its magic links would open what the supervisor has open, past the
+/// permissions of the directories on the way.
 fn open(path: usize) -> Result<usize, Failed> {
     const RESOLVE_NO_MAGICLINKS: u64 = 2;
     let flags = libc::O_RDONLY | libc::O_NOCTTY | libc::O_NONBLOCK;
@@ -310,7 +312,8 @@ fn open(path: usize) -> Result<usize, Failed> {
     let at = how.as_ptr().expose_provenance();
     let fd =
         call(libc::SYS_openat2, [int(libc::AT_FDCWD), path, at, size_of_val(&how), 0]).map_err(|errno| (0, errno))?;
-    // The kernel's `struct statfs` on 64 bits: 15 words, the first one is the type of the file system.
+    // The kernel's `struct statfs` on 64 bits: 15 words, the first one is the type of the file
+    // system.
     let mut about = [0i64; 15];
     let at = about.as_mut_ptr().expose_provenance();
     // SAFETY: the kernel writes at most the 120 bytes of the buffer, which is this function's own.

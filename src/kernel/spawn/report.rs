@@ -1,4 +1,5 @@
-//! What a child reports about its way to `exec`, in a page that it shares with its parent even where it shares no other memory.
+//! What a child reports about its way to `exec`, in a page that it shares with its parent even
+//! where it shares no other memory.
 
 use std::cell::UnsafeCell;
 use std::ops::Deref;
@@ -37,7 +38,8 @@ impl Report {
 
     /// Returns what the child has read, if it has. Only for its parent, once the child has ended.
     pub fn head(&self) -> Option<&[u8]> {
-        // SAFETY: the child, the only one that writes there, has ended when its parent goes on (CLONE_VFORK).
+        // SAFETY: the child, the only one that writes there, has ended when its parent goes on
+        // (CLONE_VFORK).
         #[allow(unsafe_code)]
         let bytes = unsafe { &*self.head.get() };
         bytes.get(..self.head_length.load(Ordering::Relaxed))
@@ -61,7 +63,8 @@ impl Page {
 
     /// Forgets what the child before has reported.
     pub fn clear(&self) {
-        // SAFETY: the mapping is this thread's, large enough and aligned to a page; no child that writes to it is left.
+        // SAFETY: the mapping is this thread's, large enough and aligned to a page; no child that
+        // writes to it is left.
         #[allow(unsafe_code)]
         unsafe {
             self.0.write(Report::new());
