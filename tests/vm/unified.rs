@@ -359,8 +359,8 @@ fn a_quota_of_siblings_holds_for_them_together_and_changes_live() {
     let narrow = share();
     assert!(narrow < 0.3, "20% together, they used {narrow}");
     herd.limit(LimitScope::Siblings(Level(1)), limits(&["cpu_max=max"])).unwrap();
-    let wide = share();
-    assert!(wide > 0.5, "all that there is, they used {wide}");
+    // What they may use now they get only while the host gives the guest its processor.
+    until("they use more than half of the processor", || share() > 0.5);
     herd.finish();
 }
 
